@@ -1,0 +1,84 @@
+"""Policy-gradient losses over the sampled tokens.
+
+Shapes: B episodes, A actions, left-aligned; ``mask_BA`` is True where an action exists. Each loss
+returns ``(loss, metrics)``. The loss is a sum over the actions divided by ``num_actions``: pass the
+action count of the *whole optimizer step* there (over accumulation and ranks), because a mean of
+minibatch means would weight short responses more. Metrics are means over this minibatch.
+"""
+
+import torch
+from torch import Tensor
+
+from rlmodules.functional.advantages import masked_mean
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum where ``mask`` is True; NaN elsewhere stays out of value and gradient alike."""
+    return torch.where(mask, x, torch.zeros_like(x)).sum()
+
+
+def clipped_surrogate_loss(
+    *,
+    logprobs_BA: Tensor,
+    old_logprobs_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    num_actions: float,
+    clip_ratio: float,
+) -> Loss:
+    """PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7), to be minimised.
+
+    ``ratio = exp(logprob - old_logprob)``;
+    ``loss = -sum min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) / num_actions``.
+
+    Metrics: ``clip_fraction``, the share of actions whose clipped term is the smaller one;
+    ``approx_kl``, the k3 estimate of KL(old || new); ``ratio``, its mean.
+    """
+    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, torch.zeros_like(logprobs_BA))
+    ratio = log_ratio.exp()
+    unclipped = ratio * advantages_BA
+    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_BA
+    loss = -masked_sum(torch.minimum(unclipped, clipped), mask_BA) / num_actions
+    with torch.no_grad():
+        metrics = {
+            "clip_fraction": masked_mean((clipped < unclipped).float(), mask_BA),
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask_BA),
+            "ratio": masked_mean(ratio, mask_BA),
+        }
+    return loss, metrics
+
+
+def clipped_value_loss(
+    *,
+    values_BA: Tensor,
+    old_values_BA: Tensor,
+    returns_BA: Tensor,
+    mask_BA: Tensor,
+    num_actions: float,
+    value_clip: float,
+) -> Loss:
+    """Squared error of the critic, clipped to a trust region around its old prediction.
+
+    ``loss = sum 1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / num_actions``
+    (the form of OpenAI's baselines, kept by Ziegler et al. 2019).
+
+    Metrics: ``value_clip_fraction``, the share of actions for which the clipped error is larger.
+    """
+    clipped = old_values_BA + (values_BA - old_values_BA).clamp(-value_clip, value_clip)
+    error, clipped_error = (values_BA - returns_BA) ** 2, (clipped - returns_BA) ** 2
+    loss = 0.5 * masked_sum(torch.maximum(error, clipped_error), mask_BA) / num_actions
+    with torch.no_grad():
+        fraction = masked_mean((clipped_error > error).float(), mask_BA)
+    return loss, {"value_clip_fraction": fraction}
+
+
+def entropy_bonus(*, entropy_BA: Tensor, mask_BA: Tensor, num_actions: float) -> Loss:
+    """``-sum entropy / num_actions``: minimising it keeps the policy exploring.
+
+    Metrics: ``entropy``, the mean in nats a token.
+    """
+    loss = -masked_sum(entropy_BA, mask_BA) / num_actions
+    with torch.no_grad():
+        return loss, {"entropy": masked_mean(entropy_BA, mask_BA)}
