@@ -1,0 +1,29 @@
+"""Data: environments, rollouts and prompts. Never imports ``rlmodules``."""
+
+from datamodules.environments import (
+    Environment,
+    Observation,
+    StepResult,
+    TextGenerationEnv,
+    Trajectory,
+)
+from datamodules.experience import Experience, Minibatch, TokenBatch
+from datamodules.prompts import Prompt, load_prompts
+from datamodules.rewards import RewardError, RewardFunction
+from datamodules.rollouts import RolloutDataModule
+
+__all__ = [
+    "Environment",
+    "Experience",
+    "Minibatch",
+    "Observation",
+    "Prompt",
+    "RewardError",
+    "RewardFunction",
+    "RolloutDataModule",
+    "StepResult",
+    "TextGenerationEnv",
+    "TokenBatch",
+    "Trajectory",
+    "load_prompts",
+]

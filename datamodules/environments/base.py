@@ -1,0 +1,100 @@
+"""What an environment is: observations in, responses out, a reward at the end.
+
+An environment object holds one episode at a time. Many episodes at once are many cheap ``fork``s
+of one environment, played together by ``RolloutDataModule``; finished ones are scored as one batch.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Observation:
+    """What the policy sees before it acts."""
+
+    input_ids: Tensor
+    """[T], the whole context so far: prompt, earlier responses and the environment's answers."""
+    attention_mask: Tensor
+    """[T], all ones: an observation carries no padding."""
+    prompt: str
+    """The episode's prompt as text."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the data file says of this prompt besides its text."""
+
+
+@dataclass
+class StepResult:
+    """What one step led to."""
+
+    reward: float
+    done: bool
+    next_observation: Observation | None
+    """None once the episode is over."""
+    info: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Trajectory:
+    """One whole episode: ``actions[k]`` answered ``observations[k]`` and earned ``rewards[k]``."""
+
+    observations: list[Observation]
+    actions: list[Tensor]
+    """Token ids as they were sampled, [A_k] each; never tokenized again."""
+    rewards: list[float]
+    logprobs: list[Tensor]
+    """Of the actions' tokens, under the policy that sampled them, [A_k] each."""
+    done: bool
+    total_reward: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Environment(ABC):
+    """Base of all environments: implement ``reset``, ``respond``, and ``score`` for the reward."""
+
+    stop_sequences: tuple[str, ...] = ()
+    """Strings that end a response."""
+    max_length: int | None = None
+    """Most tokens that prompt and response may have together."""
+    temperature: float = 1.0
+    """Sampling temperature that this environment was made for; 1.0 leaves it to the policy."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of distinct starting states."""
+
+    @abstractmethod
+    def reset(self, index: int | None = None) -> Observation:
+        """Start an episode from starting state ``index``; from the next one in turn if None."""
+
+    @abstractmethod
+    def respond(self, tokens: Tensor) -> StepResult:
+        """Take one whole response [A]. The reward of a finished episode is left to ``score``."""
+
+    def score(self, episodes: "Sequence[Environment]") -> list[tuple[float, dict[str, float]]]:
+        """Final reward and metrics of finished episodes, forks of this one, as one batch.
+
+        May run in a worker thread while the policy is evaluated.
+        """
+        return [(0.0, {}) for _ in episodes]
+
+    def step(self, action: Tensor | int) -> StepResult:
+        """Take an action alone, its reward included."""
+        return self._scored(self.respond(torch.as_tensor(action).reshape(-1)))
+
+    def fork(self) -> "Environment":
+        """Another episode of the same task, sharing all that is not the episode's own."""
+        return copy.copy(self)
+
+    def _scored(self, result: StepResult) -> StepResult:
+        if result.done:
+            reward, metrics = self.score([self])[0]
+            result.reward += reward
+            result.metrics.update(metrics)
+        return result

@@ -1,0 +1,161 @@
+"""Write a continuation or an answer; a reward function judges it at the end."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.environments.base import Environment, Observation, StepResult
+from datamodules.prompts import Prompt, as_prompt, encode_prompt, prompt_text
+from datamodules.rewards import RewardFunction, as_reward, length_reward
+
+
+class TextGenerationEnv(Environment):
+    """One prompt, one response. Takes it token by token or whole.
+
+    Args:
+        tokenizer: of the policy.
+        prompts: strings, chat messages (lists of ``{"role": ..., "content": ...}``) or ``Prompt``s.
+        max_length: most tokens that prompt and response may have together.
+        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``; default: length.
+        stop_sequences: strings that end the response. They count only in the response, and the text
+            that is rewarded ends before them.
+        temperature: sampling temperature the rewards were made for. 1.0 leaves it to the policy;
+            another value must be the policy's own, which ``RolloutDataModule`` checks.
+
+    Raises:
+        ValueError: no prompts, an empty stop sequence, or a prompt that fills ``max_length``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str | list[Mapping[str, str]] | Prompt],
+        max_length: int = 512,
+        reward_fn: RewardFunction | None = None,
+        stop_sequences: Sequence[str] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if not prompts:
+            raise ValueError("prompts is empty: an environment needs at least one")
+        if any(not stop for stop in stop_sequences or ()):
+            raise ValueError(
+                "env.stop_sequences holds an empty string: it would end every response"
+            )
+        if temperature <= 0:
+            raise ValueError(f"env.temperature={temperature} must be positive")
+        self.tokenizer = tokenizer
+        self.prompts = [as_prompt(prompt) for prompt in prompts]
+        self.max_length = max_length
+        self.reward_fn = as_reward(reward_fn or length_reward)
+        self.stop_sequences = tuple(stop_sequences or ())
+        self.temperature = temperature
+        self._next = 0
+        self._done = True
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def reset(self, index: int | None = None) -> Observation:
+        """Start over with prompt ``index``, or with the next one in turn."""
+        if index is None:
+            index, self._next = self._next, (self._next + 1) % len(self.prompts)
+        self._prompt = self.prompts[index]
+        self._prompt_ids = encode_prompt(self.tokenizer, self._prompt)
+        if len(self._prompt_ids) >= self.max_length:
+            raise ValueError(
+                f"prompt {index} has {len(self._prompt_ids)} tokens, which leaves no room for a"
+                f" response within env.max_length={self.max_length}: raise it or shorten the"
+                f" prompt {prompt_text(self.tokenizer, self._prompt)[:80]!r}"
+            )
+        self._response: list[int] = []
+        self._stopped = False
+        self._done = False
+        return self._observation()
+
+    def step(self, action: Tensor | int) -> StepResult:
+        """Take the next token, or (given several tokens) the whole response.
+
+        Raises:
+            RuntimeError: the episode is over.
+            ValueError: a whole response does not fit ``max_length``.
+        """
+        action = torch.as_tensor(action).reshape(-1)
+        if len(action) != 1:
+            return self._scored(self.respond(action))
+        self._require_running()
+        self._response.append(int(action))
+        ended = self._ended_by_token()
+        truncated = not ended and len(self._prompt_ids) + len(self._response) >= self.max_length
+        return self._scored(self._result(done=ended or truncated, truncated=truncated))
+
+    def respond(self, tokens: Tensor) -> StepResult:
+        """Take one whole response [A]; ``score`` gives its reward."""
+        self._require_running()
+        tokens = torch.as_tensor(tokens).reshape(-1)
+        total = len(self._prompt_ids) + len(tokens)
+        if total > self.max_length:
+            raise ValueError(
+                f"prompt and response have {total} tokens, env.max_length is {self.max_length}:"
+                " raise it, or lower max_new_tokens"
+            )
+        self._response = tokens.tolist()
+        ended = self._ended_by_token(whole=True)
+        return self._result(done=True, truncated=not ended)
+
+    def score(self, episodes: Sequence["TextGenerationEnv"]) -> list[tuple[float, dict]]:
+        """One call of the reward function for all episodes."""
+        rewards = self.reward_fn(
+            [prompt_text(self.tokenizer, episode._prompt) for episode in episodes],
+            [episode.response for episode in episodes],
+            [episode._metadata() for episode in episodes],
+        )
+        return [(reward, {}) for reward in rewards]
+
+    @property
+    def response(self) -> str:
+        """The response so far as text, up to a stop sequence, without special tokens."""
+        text = self.tokenizer.decode(self._response, skip_special_tokens=True)
+        ends = [text.find(stop) for stop in self.stop_sequences if stop in text]
+        return text[: min(ends)] if ends else text
+
+    def render(self) -> str:
+        """Prompt and response so far, as text."""
+        return prompt_text(self.tokenizer, self._prompt) + self.response
+
+    def _observation(self) -> Observation:
+        ids = torch.cat([self._prompt_ids, torch.tensor(self._response, dtype=torch.long)])
+        text = prompt_text(self.tokenizer, self._prompt)
+        return Observation(ids, torch.ones_like(ids), text, self._metadata())
+
+    def _metadata(self) -> dict:
+        chat = {} if isinstance(self._prompt.content, str) else {"messages": self._prompt.content}
+        return self._prompt.metadata | chat
+
+    def _result(self, *, done: bool, truncated: bool) -> StepResult:
+        self._done = done
+        return StepResult(
+            reward=0.0,
+            done=done,
+            next_observation=None if done else self._observation(),
+            info={"truncated": truncated},
+            metrics={"response_length": float(len(self._response))},
+        )
+
+    def _ended_by_token(self, whole: bool = False) -> bool:
+        """Whether the response ends in EOS or holds a stop sequence (looked for in its tail)."""
+        if not self._response:
+            return False
+        if self._response[-1] == self.tokenizer.eos_token_id:
+            return True
+        if not self.stop_sequences:
+            return False
+        # A token has at least a byte, and shares a character with at most 4 others.
+        tail = max(len(stop.encode()) for stop in self.stop_sequences) + 4
+        text = self.tokenizer.decode(self._response if whole else self._response[-tail:])
+        return any(stop in text for stop in self.stop_sequences)
+
+    def _require_running(self) -> None:
+        if self._done:
+            raise RuntimeError("the episode is over: call reset() before the next step")

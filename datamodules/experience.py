@@ -1,0 +1,163 @@
+"""The batches that travel between environment, data module and algorithm.
+
+``Trajectory`` (an episode as it was played) -> ``Experience`` (all episodes of an iteration, scored
+and evaluated) -> ``Minibatch`` (a few of them, padded to their own longest).
+
+Shapes: B episodes, T tokens of the longest, A actions (tokens the policy sampled) of the longest,
+N actions altogether. Sequences are padded on the right, so that under a causal model no padding can
+reach a real token and no attention mask is needed. Per-action tensors are left-aligned [B, A] with
+a mask; flat ones [N] hold the same numbers in row order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from datamodules.environments.base import Trajectory
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded sequences, and where in them the policy's own tokens stand."""
+
+    input_ids: Tensor
+    """[B, T]"""
+    rows: Tensor
+    """[N], the episode of each action."""
+    columns: Tensor
+    """[N], the position of each action's token in its sequence, at least 1."""
+    mask: Tensor
+    """[B, A], True where an action exists."""
+
+    @classmethod
+    def collate(cls, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> "TokenBatch":
+        """Pad ``sequences`` [T_i] whose sampled tokens stand at ``positions`` [A_i]."""
+        counts = torch.tensor([len(position) for position in positions])
+        return cls(
+            input_ids=pad_sequence(list(sequences), batch_first=True),
+            rows=torch.repeat_interleave(torch.arange(len(counts)), counts),
+            columns=torch.cat(list(positions)),
+            mask=torch.arange(int(counts.max()))[None, :] < counts[:, None],
+        )
+
+    @property
+    def actions(self) -> Tensor:
+        """[N], the sampled tokens themselves."""
+        return self.input_ids[self.rows, self.columns]
+
+    def before_actions(self, hidden_BTH: Tensor) -> Tensor:
+        """[N, H], the hidden state that each action was predicted from: one position earlier."""
+        return hidden_BTH[self.rows, self.columns - 1]
+
+    def scatter(self, flat_N: Tensor) -> Tensor:
+        """[N] -> [B, A], zeros under the mask; differentiable."""
+        out = flat_N.new_zeros(self.mask.shape)
+        return out.masked_scatter(self.mask, flat_N)
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return TokenBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one ``training_step`` takes."""
+
+    tokens: TokenBatch
+    old_logprobs: Tensor
+    """[B, A], of the policy that sampled."""
+    advantages: Tensor
+    """[B, A]"""
+    values: Tensor | None
+    """[B, A], the critic's prediction at sampling time."""
+    returns: Tensor | None
+    """[B, A], what the critic should have predicted."""
+    num_actions: float
+    """What sums over actions are divided by: the optimizer step's action count, for one rank and
+    one accumulated minibatch."""
+
+    def to(self, device: torch.device | str) -> "Minibatch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Minibatch(**{k: v.to(device) if hasattr(v, "to") else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Experience:
+    """All episodes of one iteration, ready to be learned from. Lives on the CPU."""
+
+    sequences: list[Tensor]
+    """Token ids of each episode, [T_i]."""
+    positions: list[Tensor]
+    """Where the policy's own tokens stand in it, [A_i]."""
+    mask: Tensor
+    """[B, A]"""
+    old_logprobs: Tensor
+    """[B, A]"""
+    advantages: Tensor
+    """[B, A]"""
+    values: Tensor | None = None
+    """[B, A]; algorithms without a critic leave it out, and ``returns`` with it."""
+    returns: Tensor | None = None
+    """[B, A]"""
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def num_actions(self, rows: Sequence[int]) -> int:
+        """Actions in these episodes together."""
+        return sum(len(self.positions[row]) for row in rows)
+
+    def minibatch(self, rows: Sequence[int], num_actions: float) -> Minibatch:
+        """These episodes, padded to their own longest."""
+        tokens = TokenBatch.collate(
+            [self.sequences[row] for row in rows], [self.positions[row] for row in rows]
+        )
+        cut = (list(rows), slice(tokens.mask.shape[1]))
+        take = lambda x: None if x is None else x[cut]  # noqa: E731
+        return Minibatch(
+            tokens=tokens,
+            old_logprobs=take(self.old_logprobs),
+            advantages=take(self.advantages),
+            values=take(self.values),
+            returns=take(self.returns),
+            num_actions=num_actions,
+        )
+
+    def cpu(self) -> "Experience":
+        """A detached copy on the CPU."""
+        move = lambda x: x.detach().cpu() if isinstance(x, Tensor) else x  # noqa: E731
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and lists only, for a checkpoint that ``weights_only=True`` can read."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """An episode as one token sequence [T] and the positions [A] that the policy sampled.
+
+    The last observation holds all that came before it, so nothing is tokenized again: each action
+    stands right behind the observation that it answered.
+    """
+    last = trajectory.observations[-1].input_ids
+    sequence = torch.cat([last, trajectory.actions[-1]])
+    positions = []
+    for observation, action in zip(trajectory.observations, trajectory.actions, strict=True):
+        start = len(observation.input_ids)
+        assert torch.equal(sequence[start : start + len(action)], action), "context was rewritten"
+        positions.append(torch.arange(start, start + len(action)))
+    return sequence, torch.cat(positions)
+
+
+def action_rewards(trajectories: Sequence[Trajectory], mask: Tensor) -> Tensor:
+    """[B, A]: each action's reward on its last token, zeros elsewhere."""
+    rewards = torch.zeros(mask.shape)
+    for row, trajectory in enumerate(trajectories):
+        end = -1
+        for action, reward in zip(trajectory.actions, trajectory.rewards, strict=True):
+            end += len(action)
+            rewards[row, end] += reward
+    return rewards

@@ -1,0 +1,146 @@
+"""Prompts: where they come from, and how they become tokens.
+
+A prompt is plain text, continued as it stands, or a conversation, which goes through the chat
+template exactly once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+ASSETS = Path(__file__).parent / "assets"
+READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+PACKAGE = "package:"
+"""Prefix of files that this project carries: ``package:openings_train.txt``."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text or chat messages, with the other columns of its row."""
+
+    content: str | list[dict[str, str]]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def as_prompt(prompt: str | Sequence[Mapping[str, str]] | Prompt) -> Prompt:
+    """Wrap text or messages.
+
+    Raises:
+        ValueError: neither text nor messages with ``role`` and ``content``.
+    """
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    try:
+        return Prompt([{"role": m["role"], "content": m["content"]} for m in prompt])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"a prompt must be text or a list of messages with 'role' and 'content', not {prompt!r}"
+        ) from error
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text that the policy continues."""
+    if isinstance(prompt.content, str):
+        return prompt.content
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the prompts are conversations, but the tokenizer has no chat template:"
+            " use an instruction-tuned model or plain text prompts"
+        )
+    return tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:
+    """Token ids [T]. A chat template writes its own special tokens, so none are added to it."""
+    text = prompt_text(tokenizer, prompt)
+    plain = isinstance(prompt.content, str)
+    ids = tokenizer(text, add_special_tokens=plain)["input_ids"]
+    if (
+        plain
+        and ids
+        and ids[-1] == tokenizer.eos_token_id
+        and not text.endswith(tokenizer.eos_token)
+    ):
+        ids = ids[:-1]  # some tokenizers close every text; the policy is to go on
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def load_prompts(
+    path: str, *, column: str | None = None, split: str = "train", chat: bool = False
+) -> list[Prompt]:
+    """Read prompts from a file or a Hugging Face dataset.
+
+    Args:
+        path: a .txt (one a line), .yaml (a list), .csv, .json, .jsonl or .parquet file, the id of a
+            Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
+        column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
+        split: of a Hugging Face dataset.
+        chat: make each plain text the user's message of a conversation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
+    """
+    rows = _read(path, split)
+    prompts = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            row = {"prompt": row}
+        key = _column(row, column, path)
+        content = row[key]
+        if (
+            content is None
+            or len(content) == 0
+            or (isinstance(content, str) and not content.strip())
+        ):
+            raise ValueError(f"{path}, row {number}: the column {key!r} is empty")
+        if chat and isinstance(content, str):
+            content = [{"role": "user", "content": content}]
+        metadata = {name: value for name, value in row.items() if name != key}
+        prompts.append(Prompt(as_prompt(content).content, metadata))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts")
+    return prompts
+
+
+def _read(path: str, split: str) -> Sequence[Any]:
+    file = ASSETS / path.removeprefix(PACKAGE) if path.startswith(PACKAGE) else Path(path)
+    suffix = file.suffix.lower()
+    if suffix in (".txt", ".yaml", ".yml", *READERS):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"data.path={path!r}: there is no such file ({file.absolute()})"
+            )
+        if suffix == ".txt":
+            return [line for line in file.read_text().splitlines() if line.strip()]
+        if suffix in (".yaml", ".yml"):
+            rows = yaml.safe_load(file.read_text())
+            if not isinstance(rows, list):
+                raise ValueError(f"{path} must hold a list, not {type(rows).__name__}")
+            return rows
+    import datasets  # heavy: only where it is needed
+
+    try:
+        if suffix in READERS:
+            return datasets.load_dataset(READERS[suffix], data_files=str(file), split="train")
+        return datasets.load_dataset(path, split=split)
+    except Exception as error:
+        raise ValueError(f"data.path={path!r} could not be read: {error}") from error
+
+
+def _column(row: Mapping[str, Any], column: str | None, path: str) -> str:
+    for name in (column,) if column else ("prompt", "question", "text", "query"):
+        if name in row:
+            return name
+    raise ValueError(
+        f"{path} has no column {column or 'prompt'!r}; it has {sorted(row)}:"
+        " name the one that holds the prompt in data.prompt_column"
+    )

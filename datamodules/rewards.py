@@ -1,0 +1,229 @@
+"""Reward functions ``(prompts, responses, metadata=None) -> list[float]``, checked and timed.
+
+Every reward runs behind ``RewardFunction``: what it raises, a wrong number of results, NaN or
+infinity, and a call that does not come back become a ``RewardError`` that shows the culprit.
+"""
+
+import importlib
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Metadata = Sequence[dict[str, Any]] | None
+RawReward = Callable[..., Sequence[float]]
+
+
+class RewardError(RuntimeError):
+    """A reward function failed; the message names it, the prompt and the response."""
+
+
+class RewardFunction:
+    """A batch reward function whose results can be relied on.
+
+    Args:
+        fn: ``(prompts, responses, metadata=None) -> list[float]``.
+        timeout_s: seconds that one call may take; None waits for ever.
+        name: shown in errors; default: the function's own.
+    """
+
+    def __init__(
+        self, fn: RawReward, *, timeout_s: float | None = None, name: str | None = None
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"a reward must be callable, not {type(fn).__name__}")
+        if timeout_s is not None and timeout_s <= 0:
+            raise ValueError(f"reward.timeout_s={timeout_s} must be positive, or null for no limit")
+        self.fn = fn
+        self.timeout_s = timeout_s
+        self.name = name or getattr(fn, "__qualname__", type(fn).__name__)
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
+    ) -> list[float]:
+        """Rewards of a batch.
+
+        Raises:
+            RewardError: it raised, hung, or returned something other than one finite number each.
+        """
+        try:
+            rewards = self._call_in_time(prompts, responses, metadata)
+        except RewardError:
+            raise
+        except Exception as error:
+            index = self._culprit(prompts, responses, metadata)
+            raise self._error(
+                f"raised {type(error).__name__}: {error}", prompts, responses, index
+            ) from error
+        try:
+            rewards = [float(reward) for reward in rewards]
+        except (TypeError, ValueError) as error:
+            what = f"returned {rewards!r} instead of one number for each response"
+            raise self._error(what, prompts, responses, 0) from error
+        if len(rewards) != len(responses):
+            what = f"returned {len(rewards)} rewards for {len(responses)} responses"
+            raise self._error(what, prompts, responses, 0)
+        for index, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                raise self._error(f"returned {reward}", prompts, responses, index)
+        return rewards
+
+    def _call_in_time(self, prompts: Any, responses: Any, metadata: Metadata) -> Any:
+        if self.timeout_s is None:
+            return self.fn(prompts, responses, metadata=metadata)
+        outcome: dict[str, Any] = {}
+
+        def run() -> None:
+            try:
+                outcome["value"] = self.fn(prompts, responses, metadata=metadata)
+            except BaseException as error:  # handed over to the caller below
+                outcome["error"] = error
+
+        # A daemon: a call that hangs must not keep the interpreter alive.
+        thread = threading.Thread(target=run, daemon=True, name=f"reward {self.name}")
+        thread.start()
+        thread.join(self.timeout_s)
+        if thread.is_alive():
+            what = f"did not return within reward.timeout_s={self.timeout_s:g} seconds"
+            raise self._error(what, prompts, responses, 0)
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]
+
+    def _culprit(self, prompts: Any, responses: Any, metadata: Metadata) -> int:
+        """The first response that fails by itself too; the first of all if none does."""
+        for index in range(len(responses)):
+            one = slice(index, index + 1)
+            try:
+                self._call_in_time(
+                    prompts[one], responses[one], metadata[one] if metadata else None
+                )
+            except Exception:
+                return index
+        return 0
+
+    def _error(self, what: str, prompts: Any, responses: Any, index: int) -> RewardError:
+        where = f"response {index + 1} of {len(responses)}"
+        if not responses:
+            return RewardError(f"the reward function {self.name} {what} (an empty batch)")
+        return RewardError(
+            f"the reward function {self.name} {what}\n  at {where}\n"
+            f"  prompt:   {prompts[index]!r}\n  response: {responses[index]!r}"
+        )
+
+
+def as_reward(fn: RawReward) -> RewardFunction:
+    """``fn`` behind its checks."""
+    return fn if isinstance(fn, RewardFunction) else RewardFunction(fn)
+
+
+def length_reward(
+    prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
+) -> list[float]:
+    """Longer is better: a hundredth for each word, at most 1."""
+    return [min(len(response.split()) / 100, 1.0) for response in responses]
+
+
+def length(timeout_s: float | None = None) -> RewardFunction:
+    """``reward=length``."""
+    return RewardFunction(length_reward, timeout_s=timeout_s)
+
+
+def sentiment(timeout_s: float | None = None) -> RewardFunction:
+    """``reward=sentiment``: VADER's compound score of the response, -1 to 1."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+
+    def compound(prompts: Any, responses: Sequence[str], metadata: Metadata = None) -> list[float]:
+        return [analyzer.polarity_scores(response)["compound"] for response in responses]
+
+    return RewardFunction(compound, timeout_s=timeout_s, name="sentiment")
+
+
+def function(path: str, timeout_s: float | None = None) -> RewardFunction:
+    """``reward=function reward.path=my_pkg.my_module:my_fn``.
+
+    Raises:
+        ValueError: the path has no such form, or nothing callable stands there.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"reward.path={path!r} must have the form my_pkg.my_module:my_fn")
+    try:
+        fn = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"reward.path={path!r} cannot be imported ({error}); the module must be importable from"
+            " the folder that train.py is started in"
+        ) from error
+    return RewardFunction(fn, timeout_s=timeout_s, name=path)
+
+
+def model(
+    path: str,
+    *,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    label: int | None = None,
+    device: str | None = None,
+    timeout_s: float | None = None,
+) -> RewardFunction:
+    """``reward=model reward.path=DIR``: a sequence-classification checkpoint.
+
+    Args:
+        path: folder or hub id. One output is the reward itself; with several, ``label`` names the
+            one whose log-probability is.
+        batch_size: texts that are scored at once.
+        max_length: tokens kept of each text, its end; default: what the tokenizer allows.
+        device: default: a GPU where there is one.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left")
+        scorer = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"reward.path={path!r} is no sequence-classification checkpoint: {error}"
+        ) from error
+    labels = scorer.config.num_labels
+    if labels > 1 and (label is None or not 0 <= label < labels):
+        raise ValueError(
+            f"reward.path={path!r} has {labels} outputs: set reward.label to the wanted one of"
+            f" {scorer.config.id2label}"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    scorer.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def text(prompt: str, response: str, meta: dict[str, Any]) -> str:
+        if "messages" in meta:
+            answer = {"role": "assistant", "content": response}
+            return tokenizer.apply_chat_template([*meta["messages"], answer], tokenize=False)
+        return prompt + response
+
+    @torch.no_grad()
+    def score(
+        prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
+    ) -> list[float]:
+        meta = metadata or [{}] * len(prompts)
+        texts = [text(p, r, m) for p, r, m in zip(prompts, responses, meta, strict=True)]
+        rewards: list[float] = []
+        for start in range(0, len(texts), batch_size):
+            batch = tokenizer(
+                texts[start : start + batch_size],
+                add_special_tokens="messages" not in meta[start],  # the template wrote its own
+                padding=True,
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_tensors="pt",
+            ).to(scorer.device)
+            logits = scorer(**batch).logits.float()
+            rewards += (logits[:, 0] if labels == 1 else logits.log_softmax(-1)[:, label]).tolist()
+        return rewards
+
+    return RewardFunction(score, timeout_s=timeout_s, name=f"model {path}")
