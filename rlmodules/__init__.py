@@ -1,0 +1,19 @@
+"""Reinforcement learning and preference training of language models, as Lightning modules."""
+
+from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
+from rlmodules.ppo import PPO, AdaptiveKLController, PPOConfig
+from rlmodules.sampling import SamplingParams, sample
+from rlmodules.trainers import PPOTrainer
+
+__all__ = [
+    "PPO",
+    "AdaptiveKLController",
+    "LoraConfig",
+    "ModelConfig",
+    "PPOConfig",
+    "PPOModel",
+    "PPOTrainer",
+    "SamplingParams",
+    "ValueHead",
+    "sample",
+]

@@ -1,0 +1,114 @@
+"""What every algorithm's LightningModule shares: its checkpoints, its gradients, its metrics.
+
+A base class, because Lightning's hooks are methods; it holds nothing that belongs to an algorithm.
+"""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rlmodules.metrics import Means
+
+
+class NonFiniteGradientError(RuntimeError):
+    """The gradient holds NaN or infinity; no step was taken with it."""
+
+
+class AlgorithmModule(L.LightningModule):
+    """Saves only what was trained, refuses non-finite gradients, and averages metrics exactly.
+
+    Attributes:
+        train_metrics: means over the epoch so far; part of the checkpoint, so that a run that was
+            interrupted logs the same numbers.
+    """
+
+    strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train_metrics = Means()
+
+    # -------------------------------------------------------------- gradients
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by norm, and log the norm that clipping has to compute anyway."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if all(p.grad is None for p in parameters):
+            return
+        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and not torch.isfinite(norm):
+            raise NonFiniteGradientError(
+                f"the gradient norm is {norm.item()} in epoch {self.current_epoch}; the weights are"
+                " those before this step. Lower algo.learning_rate, or use"
+                " trainer.precision=32-true, and resume with ckpt_path=last"
+            )
+        self.train_metrics.add({"train/grad_norm": norm})
+
+    # ------------------------------------------------------------ checkpoints
+
+    def iteration_state(self) -> dict[str, Any]:
+        """Plain values that a checkpoint in the middle of an epoch needs besides the weights."""
+        return {"train_metrics": self.train_metrics.state_dict()}
+
+    def load_iteration_state(self, state: dict[str, Any]) -> None:
+        self.train_metrics.load_state_dict(state["train_metrics"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained; the rest comes from where it came from."""
+        kept, state = self._trained_keys(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
+        checkpoint["iteration_state"] = self.iteration_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the checkpoint is of another model.
+        """
+        expected, found = self._trained_keys(), set(checkpoint["state_dict"])
+        if expected != found:
+            raise ValueError(
+                "the checkpoint is of another model: it lacks"
+                f" {sorted(expected - found)[:3]} and has {sorted(found - expected)[:3]} besides."
+                " Use the model and model.lora.* settings that it was made with:"
+                f" {checkpoint.get('hyper_parameters', {}).get('model_config')}"
+            )
+        self.load_iteration_state(checkpoint["iteration_state"])
+
+    def _trained_keys(self) -> set[str]:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return trained | {key for key in self.state_dict() if key.endswith("_extra_state")}
+
+    # ---------------------------------------------------------------- helpers
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Sum over all processes, on the CPU."""
+        strategy = self.trainer.strategy
+        return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
+
+    def inference(self):
+        """The Trainer's precision (autocast, where it is mixed), which loaders run outside of."""
+        return self.trainer.precision_plugin.forward_context()
+
+
+class Stopwatch:
+    """Seconds since it was last started."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began

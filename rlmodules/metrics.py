@@ -1,0 +1,50 @@
+"""Metrics of one iteration: sums and counts that survive a checkpoint and add up over processes."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class Means:
+    """Running means by name."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, float | Tensor], weight: float = 1.0) -> None:
+        """Add one observation of each; ``weight`` is how many elements it is the mean of."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
+            self.counts[name] = self.counts.get(name, 0.0) + weight
+
+    def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over all processes; ``reduce`` sums a tensor over them."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        pairs = [[self.sums[name], self.counts[name]] for name in names]
+        totals = reduce(torch.tensor(pairs, dtype=torch.float64))
+        return {name: (s / c).item() for name, (s, c) in zip(names, totals, strict=True)}
+
+    def clear(self) -> None:
+        self.sums.clear()
+        self.counts.clear()
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+def distinct_bigrams(texts: Iterable[str]) -> float:
+    """Different word pairs over all word pairs (distinct-2, Li et al. 2016, arXiv:1510.03055).
+
+    Falls when texts repeat themselves or each other. 1 where there is no pair at all.
+    """
+    words = [text.lower().split() for text in texts]
+    pairs = [pair for w in words for pair in itertools.pairwise(w)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -1,0 +1,107 @@
+"""The value head, and the model that PPO trains: a causal language model with a value per token.
+
+Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rlmodules.functional.logprobs import Projection
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformer below the vocabulary projection, with any LoRA layers inside it.
+
+    Raises:
+        ValueError: the model has no separate backbone.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
+    if body is None or body is inner:
+        raise ValueError(f"{type(inner).__name__} has no separate backbone: not a causal LM?")
+    return body
+
+
+def projection(model: nn.Module) -> Projection:
+    """How ``model`` turns its last hidden state into logits."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = inner.get_output_embeddings()
+    config = inner.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    if scale is None:
+        scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    return Projection(
+        weight=head.weight,
+        bias=getattr(head, "bias", None),
+        scale=float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+@torch.no_grad()
+def check_projection(model: nn.Module) -> None:
+    """Compare ``projection`` over ``backbone`` with the model's own logits on three tokens.
+
+    Raises:
+        ValueError: they differ, so the architecture treats its logits in a way not known here.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor([[3, 5, 7]], device=device)
+    ours = projection(model).logits(backbone(model)(input_ids=ids, use_cache=False)[0])
+    theirs = model(input_ids=ids, use_cache=False).logits.float()
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"{type(model).__name__}: logits computed from its hidden states differ from its own by"
+            f" up to {(ours - theirs).abs().max():.3g}; this architecture is not supported yet"
+        )
+
+
+class ValueHead(nn.Module):
+    """hidden -> ReLU -> one scalar, per token. Starts out predicting exactly 0 everywhere.
+
+    Computes in float32 whatever the precision of the backbone: returns need the digits.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [...]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.hidden.weight.dtype)
+            return self.output(torch.relu(self.hidden(hidden))).squeeze(-1).float()
+
+
+class PPOModel(nn.Module):
+    """Any causal language model, LoRA adapters included, with a ``ValueHead`` on its backbone."""
+
+    def __init__(self, base_model: nn.Module) -> None:
+        super().__init__()
+        check_projection(base_model)
+        self.base_model = base_model
+        self.value_head = ValueHead(base_model.config.get_text_config().hidden_size)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, V] and values [B, T]. Training never calls this: it needs neither whole."""
+        hidden = self.hidden_states(input_ids, attention_mask)
+        return projection(self.base_model).logits(hidden), self.value_head(hidden)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Last hidden states [B, T, H]. Right-padded causal batches need no ``attention_mask``."""
+        return hidden_states(self.base_model, input_ids, attention_mask)
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Last hidden states [B, T, H]; positions count real tokens, whatever the padding side."""
+    inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
+    if attention_mask is not None:
+        inputs["attention_mask"] = attention_mask
+        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return backbone(model)(**inputs)[0]

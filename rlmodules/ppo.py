@@ -1,0 +1,337 @@
+"""Proximal Policy Optimization of a language model (Schulman et al. 2017, arXiv:1707.06347).
+
+The recipe is that of RLHF (Ziegler et al. 2019, arXiv:1909.08593): every token is an action, the
+score of the whole response is the reward of its last token, and each token is charged for its
+divergence from a frozen reference. We deviate in three places: losses are sums over tokens divided
+by the token count of the whole optimizer step (not means of means); the critic shares the policy's
+backbone and can be warmed up with the policy frozen; a KL early stop skips the rest of an
+iteration's updates.
+
+One iteration, from top to bottom: ``act`` and ``evaluate`` play and judge the episodes (called by
+``RolloutDataModule``), ``experience`` turns them into advantages, ``training_step`` learns from
+them, ``on_train_epoch_end`` adapts the KL coefficient and logs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.experience import Experience, Minibatch, action_rewards
+from rlmodules import policy
+from rlmodules.functional import (
+    KL_ESTIMATORS,
+    adapt_kl_coefficient,
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    entropy_bonus,
+    explained_variance,
+    gae,
+    kl_estimate,
+    masked_mean,
+    token_logprobs,
+    whiten,
+)
+from rlmodules.models import ModelConfig, PPOModel, load_model, load_tokenizer, projection
+from rlmodules.online import OnlineModule
+from rlmodules.sampling import SamplingParams
+
+
+@dataclass
+class PPOConfig:
+    """Settings of PPO; the Python API and the schema of ``conf/algo/ppo.yaml`` alike."""
+
+    model_name: str = "google/gemma-2-2b"
+    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-5
+    """Of the policy (AdamW)."""
+    batch_size: int = 16
+    """Episodes an iteration, over all processes."""
+    mini_batch_size: int = 4
+    """Episodes a backward pass, over all processes."""
+    gradient_accumulation_steps: int = 1
+    """Backward passes an optimizer step."""
+
+    ppo_epochs: int = 4
+    """Passes over each iteration's episodes."""
+    gamma: float = 0.99
+    """Discount factor a token."""
+    lam: float = 0.95
+    """Lambda of GAE: 0 trusts the critic alone, 1 the returns alone."""
+    clip_ratio: float = 0.2
+    """The surrogate ignores gains from ratios beyond 1 ± this."""
+    value_clip: float = 0.2
+    """The critic's loss ignores gains from moves beyond ± this."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    kl_penalty_coef: float = 0.01
+    """Initial price of a nat of KL, in units of reward."""
+    kl_target: float = 0.01
+    """KL to the reference that the controller steers to, in nats a token."""
+    kl_horizon: int = 10000
+    """Episodes over which a constant full error moves the coefficient by 20%."""
+    kl_estimator: str = "k1"
+    """Estimator of the penalty: k1, k2 or k3."""
+
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    value_coef: float = 0.5
+    """Weight of the critic's loss."""
+
+    max_new_tokens: int = 128
+    """Longest response, in tokens."""
+    temperature: float = 0.7
+    """Sampling temperature; it is part of the policy that is trained."""
+    top_p: float = 0.9
+    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
+
+    num_iterations: int = 100
+    """Iterations: rollout, then updates."""
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    eval_every: int = 5
+    """Iterations between evaluations on held-out prompts."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
+
+    value_learning_rate: float | None = None
+    """Of the value head; None takes ``learning_rate``."""
+    weight_decay: float = 0.0
+    """Of AdamW, on the policy."""
+    value_warmup_iterations: int = 0
+    """First iterations in which only the value head learns and the policy stays as it is."""
+    whiten_advantages: bool = True
+    """Shift and scale each iteration's advantages to mean 0 and variance 1."""
+    missing_eos_penalty: float | None = None
+    """Taken off the reward of a response that neither EOS nor a stop string ended."""
+    reward_clip: float | None = None
+    """Rewards are clipped to ± this; the logged reward is not."""
+    target_kl: float | None = None
+    """Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator not in KL_ESTIMATORS:
+            raise ValueError(f"algo.kl_estimator={self.kl_estimator!r}: use one of {KL_ESTIMATORS}")
+        window = self.mini_batch_size * self.gradient_accumulation_steps
+        if window < 1 or self.batch_size < 1 or self.batch_size % window:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
+                f" gradient_accumulation_steps = {self.mini_batch_size} x"
+                f" {self.gradient_accumulation_steps}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"algo.temperature={self.temperature} must be positive: PPO needs a policy that"
+                " explores"
+            )
+        at_least_1 = ("ppo_epochs", "max_new_tokens", "num_iterations", "save_every", "eval_every")
+        positive = ("learning_rate", "clip_ratio", "value_clip", "max_grad_norm", "kl_target")
+        not_negative = ("kl_penalty_coef", "entropy_coef", "value_coef", "value_warmup_iterations")
+        _require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        _require(self, (*positive, "kl_horizon"), lambda x: x > 0, "positive")
+        _require(self, (*not_negative, "weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        _require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
+        _require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+        optional = ("value_learning_rate", "reward_clip", "target_kl")
+        _require(self, optional, lambda x: x is None or x > 0, "positive, or null")
+
+
+def _require(config: PPOConfig, names: Sequence[str], holds, what: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"algo.{name}={getattr(config, name)!r} must be {what}")
+
+
+class AdaptiveKLController(nn.Module):
+    """The coefficient of the KL penalty, steered so that the KL comes to its target."""
+
+    def __init__(self, init_kl_coef: float, target: float, horizon: float) -> None:
+        super().__init__()
+        self.value = init_kl_coef  # a plain number: half precision must not round it
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Take the KL (nats a token) measured on ``num_sequences`` episodes of all processes."""
+        self.value = adapt_kl_coefficient(
+            self.value,
+            kl,
+            target=self.target,
+            horizon=self.horizon,
+            num_sequences=num_sequences,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
+class PPO(OnlineModule):
+    """PPO over any causal language model.
+
+    Args:
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
+        model, tokenizer: used instead of loading what ``model_config`` names.
+
+    Raises:
+        ValueError: ``config.model_name`` and ``model_config.name`` differ.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        config = PPOConfig(**config) if isinstance(config, dict) else config
+        model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
+        base_model = load_model(model_config) if model is None else model
+        sampling = SamplingParams(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+        super().__init__(base_model, tokenizer or load_tokenizer(model_config), sampling)
+        self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
+        self.config = config
+        self.policy = PPOModel(base_model)
+        self.kl_controller = AdaptiveKLController(
+            config.kl_penalty_coef, config.kl_target, config.kl_horizon
+        )
+        self._kl_exceeded = False
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.policy.base_model
+
+    def value_fn(self, hidden_NH: Tensor) -> Tensor:
+        return self.policy.value_head(hidden_NH)
+
+    def experience(self, rollout: Any) -> Experience:
+        """Rewards with the KL penalty -> advantages and returns; notes the rollout's metrics."""
+        c, seen, played = self.config, rollout.evaluation, rollout.trajectories
+        scores = action_rewards(played, seen.mask)
+        if c.reward_clip is not None:
+            scores = scores.clamp(-c.reward_clip, c.reward_clip)
+        if c.missing_eos_penalty is not None:
+            cut = torch.tensor([t.metrics["finish_reason"] == "length" for t in played])
+            last = seen.mask.sum(1) - 1
+            scores[torch.arange(len(played)), last] -= c.missing_eos_penalty * cut
+        penalty = kl_estimate(seen.logprobs, seen.ref_logprobs, c.kl_estimator)
+        rewards = scores - self.kl_controller.value * penalty
+        advantages, returns = gae(rewards, seen.values, seen.mask, gamma=c.gamma, lam=c.lam)
+
+        self.note_rollout(rollout)
+        total = self.sum_over_ranks
+        explained = explained_variance(seen.values, returns, seen.mask, reduce=total)
+        self.rollout_metrics |= {
+            "rollout/kl_coef": self.kl_controller.value,
+            "rollout/kl_penalty": masked_mean(penalty, seen.mask, reduce=total).item(),
+            "rollout/value": masked_mean(seen.values, seen.mask, reduce=total).item(),
+            "rollout/return": masked_mean(returns, seen.mask, reduce=total).item(),
+            "rollout/explained_variance": explained.item(),
+        }
+        if c.whiten_advantages:
+            advantages = whiten(advantages, seen.mask, reduce=total)
+        self.update_clock.start()
+        return Experience(
+            sequences=seen.sequences,
+            positions=seen.positions,
+            mask=seen.mask,
+            old_logprobs=seen.logprobs,
+            advantages=advantages,
+            values=seen.values,
+            returns=returns,
+        )
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""
+        if self._kl_exceeded:
+            return torch.zeros((), device=self.device, requires_grad=True)  # reaches no weight
+        c, tokens = self.config, batch.tokens
+        shared = {"mask_BA": tokens.mask, "num_actions": batch.num_actions}
+        warming_up = self.current_epoch < c.value_warmup_iterations
+        with torch.set_grad_enabled(not warming_up):
+            hidden = policy.action_hidden(self.base_model, tokens)
+        value_loss, metrics = clipped_value_loss(
+            values_BA=tokens.scatter(self.policy.value_head(hidden)),
+            old_values_BA=batch.values,
+            returns_BA=batch.returns,
+            value_clip=c.value_clip,
+            **shared,
+        )
+        loss = c.value_coef * value_loss
+        if not warming_up:
+            head = projection(self.base_model)
+            logprobs, entropy = token_logprobs(
+                hidden, head, tokens.actions, temperature=c.temperature
+            )
+            policy_loss, policy_metrics = clipped_surrogate_loss(
+                logprobs_BA=tokens.scatter(logprobs),
+                old_logprobs_BA=batch.old_logprobs,
+                advantages_BA=batch.advantages,
+                clip_ratio=c.clip_ratio,
+                **shared,
+            )
+            bonus, entropy_metrics = entropy_bonus(entropy_BA=tokens.scatter(entropy), **shared)
+            loss = loss + policy_loss + c.entropy_coef * bonus
+            metrics |= policy_metrics | entropy_metrics | {"policy_loss": policy_loss.detach()}
+            self._watch_kl(metrics["approx_kl"], batch_idx)
+        metrics |= {"value_loss": value_loss.detach(), "loss": loss.detach()}
+        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        return loss
+
+    def _watch_kl(self, approx_kl: Tensor, batch_idx: int) -> None:
+        """Note that the policy has moved too far; only whole accumulation windows are skipped."""
+        if self.config.target_kl is None:
+            return
+        exceeded = bool(approx_kl > self.config.target_kl)
+        exceeded = self.trainer.strategy.reduce_boolean_decision(exceeded, all=False)
+        window_ends = (batch_idx + 1) % self.config.gradient_accumulation_steps == 0
+        self._kl_exceeded = exceeded and window_ends
+
+    def on_train_epoch_end(self) -> None:
+        """Steer the KL coefficient and log what the iteration was like."""
+        metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
+        self.kl_controller.update(metrics["rollout/kl"], self.num_episodes)
+        tokens = metrics["rollout/response_length"] * self.num_episodes * self.config.ppo_epochs
+        metrics |= self.train_metrics.compute(self.sum_over_ranks) | {
+            "train/learning_rate": self.optimizers().param_groups[0]["lr"],
+            "train/stopped_early": float(self._kl_exceeded),
+            "time/update_s": seconds,
+            "time/update_tokens_per_s": tokens / seconds,
+            "iteration": float(self.current_epoch + 1),
+        }
+        self.log_dict(metrics)
+        self.train_metrics.clear()
+        self._kl_exceeded = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        c = self.config
+        weights = [p for p in self.base_model.parameters() if p.requires_grad]
+        head = list(self.policy.value_head.parameters())
+        groups = [
+            {"params": weights, "lr": c.learning_rate, "weight_decay": c.weight_decay},
+            {"params": head, "lr": c.value_learning_rate or c.learning_rate, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, fused=True)
+
+    def iteration_state(self) -> dict[str, Any]:
+        return super().iteration_state() | {"kl_exceeded": self._kl_exceeded}
+
+    def load_iteration_state(self, state: dict[str, Any]) -> None:
+        super().load_iteration_state(state)
+        self._kl_exceeded = state["kl_exceeded"]

@@ -1,0 +1,99 @@
+"""Every public config as a schema in Hydra's ConfigStore, so that typos and wrong types fail."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from rlmodules.models import ModelConfig
+from rlmodules.ppo import PPOConfig
+from rlmodules.trainers import device_options
+
+
+@dataclass
+class RolloutDataSchema:
+    """Arguments of ``datamodules.RolloutDataModule``."""
+
+    _target_: str = "datamodules.RolloutDataModule"
+    env: Any = MISSING
+    prompts: list[Any] | None = None
+    path: str | None = None
+    eval_prompts: list[Any] | None = None
+    eval_path: str | None = None
+    eval_size: int = 64
+    prompt_column: str | None = None
+    split: str = "train"
+    chat: bool = False
+    batch_size: int = MISSING
+    mini_batch_size: int = MISSING
+    epochs: int = MISSING
+    gradient_accumulation_steps: int = MISSING
+    eval_batch_size: int = 32
+    seed: int = MISSING
+    _convert_: str = "all"
+
+
+@dataclass
+class TextEnvSchema:
+    """Arguments of ``datamodules.TextGenerationEnv`` that a config can give."""
+
+    _target_: str = "datamodules.TextGenerationEnv"
+    _partial_: bool = True
+    max_length: int = 512
+    stop_sequences: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    reward_fn: Any = MISSING
+
+
+@dataclass
+class RewardSchema:
+    """Arguments that every reward takes."""
+
+    _target_: str = MISSING
+    timeout_s: float | None = 60.0
+
+
+@dataclass
+class FunctionRewardSchema(RewardSchema):
+    """``reward=function``."""
+
+    _target_: str = "datamodules.rewards.function"
+    path: str = MISSING
+
+
+@dataclass
+class ModelRewardSchema(RewardSchema):
+    """``reward=model``."""
+
+    _target_: str = "datamodules.rewards.model"
+    path: str = MISSING
+    batch_size: int = 16
+    max_length: int | None = None
+    label: int | None = None
+    device: str | None = None
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "algo": {"ppo": PPOConfig},
+    "model": {"base": ModelConfig},
+    "data": {"rollouts": RolloutDataSchema},
+    "env": {"text": TextEnvSchema},
+    "reward": {
+        "base": RewardSchema,
+        "function": FunctionRewardSchema,
+        "model": ModelRewardSchema,
+    },
+}
+
+
+def register() -> None:
+    """Make the schemas known as ``GROUP/schema/NAME``, and the resolvers that YAML uses."""
+    store = ConfigStore.instance()
+    for group, nodes in SCHEMAS.items():
+        for name, node in nodes.items():
+            store.store(group=f"{group}/schema", name=name, node=node, package=group)
+    for name in ("accelerator", "devices"):
+        OmegaConf.register_new_resolver(
+            name, lambda device, name=name: device_options(device)[name], replace=True
+        )
