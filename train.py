@@ -1,0 +1,73 @@
+"""Compose a run from ``conf/``, train, and return the metric that a sweep optimises.
+
+python train.py algo=ppo model=hf model.name=google/gemma-2-2b algo.num_iterations=50
+python train.py -m algo=ppo algo.learning_rate=1e-5,3e-5 seed=0,1
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rlmodules import schemas
+from rlmodules.callbacks import AtomicCheckpointIO, newest_checkpoint
+from rlmodules.models import resolve_precision
+
+schemas.register()
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run; returns ``optimized_metric``, or None where there is no such metric."""
+    L.seed_everything(cfg.seed, verbose=False)
+    ckpt_path = cfg.ckpt_path
+    if ckpt_path == "last":
+        ckpt_path = newest_checkpoint(cfg.paths.output_root)
+        print(f"Resuming from {ckpt_path}")
+    elif ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: there is no such file")
+
+    config, model_config = OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model)
+    datamodule = instantiate(cfg.data)
+    module = get_class(cfg.module)(config, model_config)
+    trainer = instantiate(
+        cfg.trainer,
+        precision=resolve_precision(cfg.trainer.precision),
+        callbacks=[instantiate(callback) for callback in cfg.callbacks.values() if callback],
+        logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
+        plugins=[AtomicCheckpointIO()],
+    )
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    if trainer.is_global_zero:
+        OmegaConf.save(resolved, Path(cfg.paths.output_dir) / "config.yaml")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(resolved)
+
+    if ckpt_path is None:
+        trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    metric = trainer.callback_metrics.get(cfg.optimized_metric)
+    return None if metric is None else float(metric)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    try:
+        return train(cfg)
+    except (ValueError, OSError, RuntimeError, InstantiationException) as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        log = Path(cfg.paths.output_dir) / "error.txt"
+        log.write_text(traceback.format_exc())
+        sys.exit(f"\n{type(cause).__name__}: {cause}\n(the traceback is in {log})")
+
+
+if __name__ == "__main__":
+    main()
