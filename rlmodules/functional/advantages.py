@@ -44,7 +44,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce:
     """
     variance = masked_var(returns, mask, reduce=reduce)
     residual = masked_var(returns - values, mask, reduce=reduce)
-    return torch.where(variance > 0, 1 - residual / variance, torch.nan)
+    # Equal returns leave a variance of mere rounding.
+    rounding = 1e-12 * masked_mean(returns**2, mask, reduce=reduce)
+    return torch.where(variance > rounding, 1 - residual / variance, torch.nan)
 
 
 def gae(
@@ -71,7 +73,7 @@ def gae(
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         # Padding holds zeros throughout, so it hands zeros on to the last real action.
-        next_advantage = (delta + gamma * lam * next_advantage) * mask_BA[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values

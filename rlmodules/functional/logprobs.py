@@ -113,7 +113,9 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs[chunk] = chosen - log_z[chunk]
             if with_entropy:
                 probs = (logits - log_z[chunk, None]).exp_()
-                entropy[chunk] = log_z[chunk] - torch.linalg.vecdot(probs, logits)
+                # The sum of the probabilities is not exactly 1: with it, large logits cancel.
+                total = log_z[chunk] * probs.sum(-1)
+                entropy[chunk] = total - torch.linalg.vecdot(probs, logits)
         kept = logits if len(tokens) <= rows and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, weight, bias, tokens, log_z, entropy, kept)
         ctx.shape, ctx.rows, ctx.with_entropy = shape, rows, with_entropy

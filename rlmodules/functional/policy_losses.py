@@ -66,6 +66,8 @@ def clipped_value_loss(
 
     Metrics: ``value_clip_fraction``, the share of actions for which the clipped error is larger.
     """
+    # NaN under the mask must go before the square: its gradient would be NaN times 0.
+    values_BA = torch.where(mask_BA, values_BA, torch.zeros_like(values_BA))
     clipped = old_values_BA + (values_BA - old_values_BA).clamp(-value_clip, value_clip)
     error, clipped_error = (values_BA - returns_BA) ** 2, (clipped - returns_BA) ** 2
     loss = 0.5 * masked_sum(torch.maximum(error, clipped_error), mask_BA) / num_actions
