@@ -6,6 +6,7 @@ python train.py -m algo=ppo algo.learning_rate=1e-5,3e-5 seed=0,1
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import hydra
@@ -15,12 +16,15 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
 
 from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, newest_checkpoint
 from rlmodules.models import resolve_precision
 
 schemas.register()
+transformers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, about torch's pytree
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -51,7 +55,7 @@ def train(cfg: DictConfig) -> float | None:
 
     if ckpt_path is None:
         trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     metric = trainer.callback_metrics.get(cfg.optimized_metric)
     return None if metric is None else float(metric)
 

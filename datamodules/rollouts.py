@@ -95,7 +95,10 @@ class RolloutDataModule(L.LightningDataModule):
         train, held_out = self._load()
         make = partial(self.env, tokenizer=self.trainer.lightning_module.tokenizer)
         self.env = make(prompts=train)
-        self.eval_env = make(prompts=held_out) if held_out else None
+        if held_out:
+            self.eval_env = make(prompts=held_out)
+        else:
+            self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> "RolloutStream":
         return RolloutStream(self)

@@ -197,21 +197,25 @@ class PPO(OnlineModule):
     ) -> None:
         config = PPOConfig(**config) if isinstance(config, dict) else config
         model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
-        base_model = load_model(model_config) if model is None else model
+        with torch.random.fork_rng():  # new adapters and heads are a function of the seed
+            torch.manual_seed(config.seed)
+            actor_critic = PPOModel(load_model(model_config) if model is None else model)
         sampling = SamplingParams(
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
         )
-        super().__init__(base_model, tokenizer or load_tokenizer(model_config), sampling)
+        tokenizer = tokenizer or load_tokenizer(model_config)
+        super().__init__(actor_critic.base_model, tokenizer, sampling)
         self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
         self.config = config
-        self.policy = PPOModel(base_model)
+        self.policy = actor_critic
         self.kl_controller = AdaptiveKLController(
             config.kl_penalty_coef, config.kl_target, config.kl_horizon
         )
         self._kl_exceeded = False
+        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
 
     @property
     def base_model(self) -> nn.Module:

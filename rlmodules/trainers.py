@@ -109,7 +109,7 @@ class PPOTrainer:
             **device_options(c.device),
             **self.trainer_options,
         }
-        L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path)
+        L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
         names = sorted({name for row in report.history for name in row})
         return {n: [row[n] for row in report.history if n in row] for n in names}
 

@@ -78,7 +78,8 @@ class RunReport(Checkpoint):
             if key in self.after:
                 old, new = self.before[key], self.after[key]
                 table.add_row(label, f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
-        console.print(table)
+        if self.after:
+            console.print(table)
         console.print(
             f"{len(self.history)} iterations in {seconds:.0f} s;"
             f" {_mean(self.history, 'time/rollout_tokens_per_s'):.0f} tokens/s sampled,"
@@ -105,7 +106,8 @@ class RunReport(Checkpoint):
             ("samples", "held-out samples at each evaluation"),
             ("checkpoints", "continue with ckpt_path=last"),
         ):
-            console.print(f"  {self.dirpath / name}  [dim]{what}[/]", soft_wrap=True)
+            if (self.dirpath / name).exists():
+                console.print(f"  {self.dirpath / name}  [dim]{what}[/]", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "before": self.before, "after": self.after}
