@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +83,13 @@ class SaveOnStop(Checkpoint):
     def __init__(self, dirpath: str) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self._signal: int | None = None
-        self._previous: dict[int, Any] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # From here on our handlers stand in for Lightning's, which would stop between two
+        # accumulated minibatches; when fit ends, it puts back those that it had found.
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not in the main thread: whoever started it handles signals
-                return
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self,
