@@ -24,7 +24,8 @@ from rlmodules.models import resolve_precision
 
 schemas.register()
 transformers_logging.disable_progress_bar()
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, about torch's pytree
+for message in (".*LeafSpec.*", ".*is_gradient_checkpointing.*"):  # Lightning on torch, PEFT
+    warnings.filterwarnings("ignore", message=message)
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -44,7 +44,7 @@ class PPOTrainer:
         model: a causal language model to train instead of loading ``config.model_name``.
         model_config: how to load it (type, LoRA, attention).
         output_dir: checkpoints and metrics; default ``outputs/DATE/TIME``.
-        trainer_options: passed on to ``lightning.Trainer``.
+        trainer_options: passed on to ``lightning.Trainer``; ``callbacks`` come beside our own.
     """
 
     def __init__(
@@ -92,6 +92,9 @@ class PPOTrainer:
         )
         report = RunReport(self.output_dir)
         checkpoints = self.output_dir / "checkpoints"
+        callbacks = [report, every(checkpoints, c), SaveOnStop(checkpoints)]
+        if self.trainer_options.get("enable_progress_bar", True):
+            callbacks.append(IterationBar())
         options = {
             "max_epochs": num_iterations or c.num_iterations,
             "gradient_clip_val": c.max_grad_norm,
@@ -99,7 +102,6 @@ class PPOTrainer:
             "check_val_every_n_epoch": c.eval_every,
             "precision": resolve_precision("auto"),
             "logger": CSVLogger(self.output_dir, name="", version=""),
-            "callbacks": [IterationBar(), report, every(checkpoints, c), SaveOnStop(checkpoints)],
             "plugins": [AtomicCheckpointIO()],
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
@@ -108,6 +110,7 @@ class PPOTrainer:
             "enable_model_summary": False,
             **device_options(c.device),
             **self.trainer_options,
+            "callbacks": [*callbacks, *self.trainer_options.get("callbacks", [])],
         }
         L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
         names = sorted({name for row in report.history for name in row})

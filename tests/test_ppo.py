@@ -103,7 +103,7 @@ def weights(module: PPO) -> torch.Tensor:
 def test_the_config_has_exactly_the_contracts_fields_and_defaults():
     ours = asdict(PPOConfig())
     assert {name: ours[name] for name in SEED_DEFAULTS} == SEED_DEFAULTS
-    assert [f.name for f in fields(PPOConfig)][0] == "model_name"
+    assert next(f.name for f in fields(PPOConfig)) == "model_name"
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,14 @@ def test_before_any_update_policy_and_reference_agree_and_ratios_are_one():
 def test_every_metric_a_ppo_user_watches_is_logged():
     c = config(num_iterations=1)
     _, history = run(c)
-    wanted = {
-        *("rollout/" + m for m in "reward reward_std kl kl_penalty kl_coef value return".split()),
-        *("rollout/" + m for m in "response_length eos_fraction cut_mass".split()),
-        "rollout/explained_variance",
-        *("train/" + m for m in "policy_loss value_loss entropy clip_fraction approx_kl".split()),
-        *("train/" + m for m in "grad_norm learning_rate value_clip_fraction".split()),
-        "time/rollout_tokens_per_s",
-        "time/update_tokens_per_s",
-    }
+    names = """
+        rollout/reward rollout/reward_std rollout/kl rollout/kl_penalty rollout/kl_coef
+        rollout/value rollout/return rollout/response_length rollout/eos_fraction rollout/cut_mass
+        rollout/explained_variance train/policy_loss train/value_loss train/entropy
+        train/clip_fraction train/value_clip_fraction train/approx_kl train/grad_norm
+        train/learning_rate time/rollout_tokens_per_s time/update_tokens_per_s
+    """
+    wanted = set(names.split())
     assert wanted <= set(history[0])
     assert 0 < history[0]["rollout/cut_mass"] < 1  # top_p is 0.9
 
@@ -246,7 +245,7 @@ def test_evaluated_log_probabilities_are_those_the_sampler_saw():
 
 
 def test_the_reward_lands_on_the_last_token_and_the_kl_on_each():
-    """Advantages with gamma = lam = 1 and a zero critic are rewards-to-go, to be counted by hand."""
+    """With gamma = lam = 1 and a zero critic, returns are rewards-to-go, counted by hand."""
     c = config(gamma=1.0, lam=1.0, whiten_advantages=False, kl_penalty_coef=0.5)
     module = PPO(c)
     rollout = trajectories_of(module, PROMPTS, [1, 2, 3, 4])

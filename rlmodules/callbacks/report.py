@@ -8,7 +8,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
+from rich.control import strip_control_codes
 from rich.table import Table
+from rich.text import Text
 
 from rlmodules.callbacks.samples import SampleTable
 
@@ -92,11 +94,7 @@ class RunReport(Checkpoint):
             for column in ("prompt", "before", "after"):
                 table.add_column(column, overflow="fold")
             for old, new in list(zip(samples.before, samples.latest, strict=False))[:3]:
-                table.add_row(
-                    old["prompt"],
-                    f"{old['response']}\n[dim]reward {old['reward']:.2f}[/]",
-                    f"{new['response']}\n[dim]reward {new['reward']:.2f}[/]",
-                )
+                table.add_row(_shown(old["prompt"]), *map(_sample, (old, new)))
             console.print(table)
         console.print("Where things are:")
         for name, what in (
@@ -145,6 +143,15 @@ def plot(history: list[dict[str, float]], before: dict[str, float], path: Path) 
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best")
     figure.savefig(path, dpi=120)
+
+
+def _shown(text: str) -> Text:
+    """What a model wrote is neither markup nor control codes to the terminal."""
+    return Text(strip_control_codes(text))
+
+
+def _sample(row: dict[str, Any]) -> Text:
+    return _shown(row["response"]).append(f"\nreward {row['reward']:.2f}", style="dim")
 
 
 def _plain(trainer: L.Trainer, prefix: str) -> dict[str, float]:

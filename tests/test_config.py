@@ -1,0 +1,130 @@
+"""Every configuration composes; mistakes are refused with the field's name."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import datamodules
+from rlmodules import ModelConfig, PPOConfig, schemas
+
+CONF = Path(__file__).parent.parent / "conf"
+REFUSED = (ConfigCompositionException, HydraException, OmegaConfBaseException, ValueError)
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.stem != "README"
+)
+NEEDS = {  # what the user must give besides
+    "model=hf": ["model.name=random:tiny"],
+    "reward=function": ["reward.path=tests.rewards:fn"],
+    "reward=model": ["reward.path=some/folder"],
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_hydra():
+    schemas.register()
+    yield
+    GlobalHydra.instance().clear()
+
+
+def composed(*overrides, tmp_path="/tmp"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides, f"paths.output_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes_and_resolves(option):
+    cfg = composed(option, *NEEDS.get(option, []))
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(OmegaConf.to_object(cfg.model), ModelConfig)
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in ("algo", "logger")])
+def test_every_part_instantiates(option, tmp_path):
+    cfg = composed(option, "model=tiny", tmp_path=tmp_path)
+    module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
+    assert module.config.seed == cfg.seed
+    assert isinstance(instantiate(cfg.data), datamodules.RolloutDataModule)
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    trainer = instantiate(cfg.trainer, precision="32-true", callbacks=callbacks, logger=loggers)
+    assert trainer.max_epochs == cfg.algo.num_iterations
+    assert trainer.gradient_clip_val == cfg.algo.max_grad_norm
+    assert trainer.check_val_every_n_epoch == cfg.algo.eval_every
+
+
+def test_the_algorithms_settings_arrive_as_a_real_config_and_reach_everyone():
+    cfg = composed("algo.batch_size=8", "algo.mini_batch_size=2", "algo.ppo_epochs=3", "seed=5")
+    config = OmegaConf.to_object(cfg.algo)
+    assert isinstance(config, PPOConfig)
+    assert (config.batch_size, config.seed, config.model_name) == (8, 5, "wheel:smollm2")
+    assert (cfg.data.batch_size, cfg.data.mini_batch_size, cfg.data.epochs) == (8, 2, 3)
+    assert cfg.data.seed == 5
+
+
+def test_the_environment_gets_the_chosen_reward():
+    cfg = composed("reward=length", "reward.timeout_s=3", "model=tiny")
+    env = instantiate(cfg.data).env
+    assert env.keywords["reward_fn"].name == "length_reward"
+    assert env.keywords["reward_fn"].timeout_s == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("algo.learning_rat=1e-5", "learning_rat"),
+        ("algo.batch_size=many", "batch_size"),
+        ("algo.learning_rate=fast", "learning_rate"),
+        ("model.lora.rank=8", "rank"),
+        ("model.dtypo=float32", "dtypo"),
+        ("env.max_lenght=5", "max_lenght"),
+        ("env.max_length=long", "max_length"),
+        ("data.eval_size=some", "eval_size"),
+        ("reward.timeout=3", "timeout"),
+        ("trainer.precison=32", "precison"),
+        ("nosuchgroup=1", "nosuchgroup"),
+        ("algo=ppoo", "ppoo"),
+        ("reward=sentimental", "sentimental"),
+    ],
+)
+def test_a_typo_or_a_wrong_type_is_refused_while_composing(override, named):
+    with pytest.raises(REFUSED, match=named):
+        composed(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("algo.kl_estimator=k9", "kl_estimator"),
+        ("algo.mini_batch_size=7", "mini_batch_size"),
+        ("algo.temperature=0", "temperature"),
+        ("model.dtype=float12", "dtype"),
+        ("model.lora.r=-1", "lora.r"),
+        ("model.attn_implementation=fast", "attn_implementation"),
+        ("algo.device=gpuu", "device"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_the_config_itself(override, named):
+    with pytest.raises(REFUSED, match=named):
+        cfg = composed(override)
+        OmegaConf.to_object(cfg.algo)
+        OmegaConf.to_object(cfg.model)
+        OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_every_field_of_every_config_has_a_reader():
+    """No option is accepted and then ignored: its name is read somewhere outside its schema."""
+    files = [CONF.parent / "train.py"]
+    for folder in ("rlmodules", "datamodules", "conf"):
+        paths = (CONF.parent / folder).glob("**/*.*")
+        files += [path for path in paths if path.suffix in (".py", ".yaml")]
+    text = "\n".join(path.read_text() for path in files)
+    readers = {PPOConfig: ("c.", "config.", "algo."), ModelConfig: ("config.", "value.")}
+    for config, owners in readers.items():
+        for name in config.__dataclass_fields__:
+            assert any(f"{owner}{name}" in text for owner in owners), f"{config.__name__}.{name}"
