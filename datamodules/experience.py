@@ -62,26 +62,38 @@ class TokenBatch:
         return TokenBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-@dataclass(frozen=True)
 class Minibatch:
-    """What one ``training_step`` takes."""
+    """What one ``training_step`` takes.
 
-    tokens: TokenBatch
-    old_logprobs: Tensor
-    """[B, A], of the policy that sampled."""
-    advantages: Tensor
-    """[B, A]"""
-    values: Tensor | None
-    """[B, A], the critic's prediction at sampling time."""
-    returns: Tensor | None
-    """[B, A], what the critic should have predicted."""
-    num_actions: float
-    """What sums over actions are divided by: the optimizer step's action count, for one rank and
-    one accumulated minibatch."""
+    Not a dataclass: Lightning looks inside those, and under ``precision=bf16-true`` would round
+    advantages and log-probabilities to bfloat16.
+
+    Args:
+        tokens: the episodes.
+        old_logprobs: [B, A], of the policy that sampled.
+        advantages: [B, A].
+        values: [B, A], the critic's prediction at sampling time; None without a critic.
+        returns: [B, A], what the critic should have predicted; None without a critic.
+        num_actions: what sums over actions are divided by: the optimizer step's action count, for
+            one rank and one accumulated minibatch.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenBatch,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        values: Tensor | None,
+        returns: Tensor | None,
+        num_actions: float,
+    ) -> None:
+        self.tokens, self.num_actions = tokens, num_actions
+        self.old_logprobs, self.advantages = old_logprobs, advantages
+        self.values, self.returns = values, returns
 
     def to(self, device: torch.device | str) -> "Minibatch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Minibatch(**{k: v.to(device) if hasattr(v, "to") else v for k, v in values.items()})
+        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in vars(self).items()}
+        return Minibatch(**moved)
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
 
 def action_rewards(trajectories: Sequence[Trajectory], mask: Tensor) -> Tensor:
     """[B, A]: each action's reward on its last token, zeros elsewhere."""
-    rewards = torch.zeros(mask.shape)
+    rewards = torch.zeros(mask.shape, dtype=torch.float32)
     for row, trajectory in enumerate(trajectories):
         end = -1
         for action, reward in zip(trajectory.actions, trajectory.rewards, strict=True):

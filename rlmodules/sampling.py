@@ -183,7 +183,8 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _stream(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float32)
 
 
 def _left_pad(prompts: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

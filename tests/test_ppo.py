@@ -372,3 +372,16 @@ def test_a_response_that_may_not_fit_the_environment_is_refused_not_cut():
 def test_an_empty_rollout_part_does_not_disturb_validation():
     module = PPO(config())
     assert module.validation_step(Rollout([], None, {}), 0) == []
+
+
+def test_in_pure_bf16_everything_but_the_weights_stays_float32():
+    c = config(num_iterations=2)
+    module = PPO(c, ModelConfig(name="random:tiny", dtype="bfloat16"))
+    seen = []
+    experience = module.experience
+    module.experience = lambda rollout: seen.append(experience(rollout)) or seen[-1]
+    _, history = run(c, module, precision="bf16-true")
+    assert next(module.base_model.parameters()).dtype == torch.bfloat16
+    for name in ("old_logprobs", "advantages", "values", "returns"):
+        assert getattr(seen[0], name).dtype == torch.float32
+    assert history[0]["train/ratio"] == pytest.approx(1, abs=0.2)
