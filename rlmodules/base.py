@@ -3,7 +3,6 @@
 A base class, because Lightning's hooks are methods; it holds nothing that belongs to an algorithm.
 """
 
-import math
 import time
 from typing import Any
 
@@ -42,9 +41,12 @@ class AlgorithmModule(L.LightningModule):
     ) -> None:
         """Clip by norm, and log the norm that clipping has to compute anyway."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if all(p.grad is None for p in parameters):
+        parameters = [p for p in parameters if p.grad is not None]
+        if not parameters:
             return
-        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if gradient_clip_val is not None and norm > gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None and not torch.isfinite(norm):
             raise NonFiniteGradientError(

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**27
-"""Size that one chunk of float32 logits may have: 128 MiB, 682 rows of a 49k vocabulary."""
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+"""Size that one chunk of float32 logits may have: 64 MiB are 341 rows of a 49k vocabulary; a GPU
+needs more rows to be busy."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = True,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of ``tokens_N`` and entropy of ``softmax(logits / temperature)``, in nats.
 
     Args:
         hidden_NH: hidden state that predicts each token, contiguous (a 3-D slice is slow on CPUs).
         with_entropy: False saves a pass over the logits and returns None for the entropy.
+        chunk_bytes: size of a chunk of float32 logits; default: ``CHUNK_BYTES``.
 
     Returns:
         ``(logprobs_N, entropy_N)`` in float32, differentiable in hidden states, weight and bias.
@@ -65,6 +67,7 @@ def token_logprobs(
         dtype = torch.get_autocast_dtype(device)
         hidden_NH, weight = hidden_NH.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    chunk_bytes = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
     rows = max(1, chunk_bytes // (4 * weight.shape[0]))
     with torch.autocast(device, enabled=False):
         logprobs, entropy = _TokenLogprobs.apply(
@@ -79,13 +82,23 @@ def token_logprobs(
     return logprobs, entropy if with_entropy else None
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple) -> Tensor:
+def _softmax_parts(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits less their row's maximum, their exponentials, the maximum, the exponentials' sum.
+
+    Each pass over [n, V] counts: on a CPU they cost as much as the matrix product.
+    """
     scale, softcap, temperature = shape
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    if softcap is None:
-        factor = scale / temperature
-        return logits if factor == 1.0 else logits.mul_(factor)
-    return logits.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
+    if softcap is not None:
+        logits.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
+    elif scale != temperature:
+        logits.mul_(scale / temperature)
+    top = logits.amax(-1, keepdim=True)
+    shifted = logits.sub_(top)
+    exps = shifted.exp()
+    return shifted, exps, top, exps.sum(-1, keepdim=True)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -103,50 +116,48 @@ class _TokenLogprobs(torch.autograd.Function):
         rows: int,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
-        log_z, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
-        logits = None
+        entropy = torch.zeros_like(logprobs)
+        parts = None
         for start in range(0, len(tokens), rows):
             chunk = slice(start, start + rows)
-            logits = _scaled_logits(hidden[chunk], weight, bias, shape)
-            log_z[chunk] = logits.logsumexp(-1)
-            chosen = logits.gather(1, tokens[chunk, None]).squeeze(1)
-            logprobs[chunk] = chosen - log_z[chunk]
+            parts = shifted, exps, _, total = _softmax_parts(hidden[chunk], weight, bias, shape)
+            log_total = total.squeeze(1).log()
+            chosen = shifted.gather(1, tokens[chunk, None]).squeeze(1)
+            logprobs[chunk] = chosen - log_total
             if with_entropy:
-                probs = (logits - log_z[chunk, None]).exp_()
-                # The sum of the probabilities is not exactly 1: with it, large logits cancel.
-                total = log_z[chunk] * probs.sum(-1)
-                entropy[chunk] = total - torch.linalg.vecdot(probs, logits)
-        kept = logits if len(tokens) <= rows and any(ctx.needs_input_grad) else None
-        ctx.save_for_backward(hidden, weight, bias, tokens, log_z, entropy, kept)
+                entropy[chunk] = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
+        one_chunk = len(tokens) <= rows and any(ctx.needs_input_grad)
+        kept = parts if one_chunk and parts is not None else ()
+        ctx.save_for_backward(hidden, weight, bias, tokens, entropy, *kept)
         ctx.shape, ctx.rows, ctx.with_entropy = shape, rows, with_entropy
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple:
-        hidden, weight, bias, tokens, log_z, entropy, kept = ctx.saved_tensors
+        hidden, weight, bias, tokens, entropy, *kept = ctx.saved_tensors
         scale, softcap, temperature = ctx.shape
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = grad_bias = None
+        # Through temperature and scale; a soft cap's own slope comes below.
+        slope = scale / temperature
+        grad_logprobs, grad_entropy = grad_logprobs * slope, grad_entropy * slope
         for start in range(0, len(tokens), ctx.rows):
             chunk = slice(start, start + ctx.rows)
-            logits = kept
-            if logits is None:
-                logits = _scaled_logits(hidden[chunk], weight, bias, ctx.shape)
-            logp = logits - log_z[chunk, None]
-            grad = logp.exp()
+            parts = kept or _softmax_parts(hidden[chunk], weight, bias, ctx.shape)
+            shifted, exps, top, total = parts
+            gain = grad_logprobs[chunk, None]
             if ctx.with_entropy:
-                slope = grad_entropy[chunk, None]
-                grad.mul_(
-                    logp.add_(entropy[chunk, None]).mul_(slope).add_(grad_logprobs[chunk, None])
-                )
+                # -p (gain + grad_H (log p + H)), as exps * (offset + factor * shifted)
+                factor = -grad_entropy[chunk, None] / total
+                offset = factor * (entropy[chunk, None] - total.log()) - gain / total
+                grad = torch.addcmul(offset, shifted, factor).mul_(exps)
             else:
-                grad.mul_(grad_logprobs[chunk, None])
-            grad.neg_().scatter_add_(1, tokens[chunk, None], grad_logprobs[chunk, None])
+                grad = exps * (-gain / total)
+            grad.scatter_add_(1, tokens[chunk, None], gain)
             if softcap is not None:
-                grad.mul_(1 - (logits * (temperature / softcap)).square_())
-            if scale != temperature:
-                grad.mul_(scale / temperature)
+                capped = (shifted + top).mul_(temperature / softcap)
+                grad.mul_(1 - capped.square_())
             grad = grad.to(weight.dtype)
             if need_hidden:
                 grad_hidden[chunk] = grad @ weight
