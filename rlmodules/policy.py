@@ -117,9 +117,8 @@ def evaluate(
     sequences, positions = [list(column) for column in zip(*pairs, strict=True)]
     counts = torch.tensor([len(p) for p in positions])
     mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-    logprobs, ref_logprobs, values = (
-        torch.zeros(mask.shape, dtype=torch.float32) for _ in range(3)
-    )
+    logprobs = torch.zeros(mask.shape, dtype=torch.float32)
+    ref_logprobs, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
     for rows in _similar_lengths(sequences):
         tokens = TokenBatch.collate([sequences[r] for r in rows], [positions[r] for r in rows])
         tokens = tokens.to(device)

@@ -22,6 +22,7 @@ NEEDS = {  # what the user must give besides
     "model=hf": ["model.name=random:tiny"],
     "reward=function": ["reward.path=tests.rewards:fn"],
     "reward=model": ["reward.path=some/folder"],
+    "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
 }
 
 
