@@ -22,8 +22,3 @@ def tokenizer():
 @pytest.fixture
 def model():
     return tiny_model()[0]
-
-
-def count_e(prompts, responses, metadata=None):
-    """A reward that a byte model learns quickly: how often it writes an ``e``."""
-    return [response.count("e") / 4 for response in responses]

@@ -12,8 +12,7 @@ SCRIPT = """
 import sys
 import lightning as L
 import torch
-from conftest import count_e
-from test_ppo import PROMPTS, config, data, weights
+from helpers import PROMPTS, config, data, weights
 from rlmodules import PPO
 from rlmodules.callbacks import RunReport, SaveOnStop
 

@@ -9,9 +9,8 @@ import time
 import lightning as L
 import pytest
 import torch
-from conftest import count_e
+from helpers import PROMPTS, config, count_e, data
 from lightning.pytorch.callbacks import Callback
-from test_ppo import PROMPTS, config, data
 
 from datamodules import RewardError
 from rlmodules import PPO, LoraConfig, ModelConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import count_e
+from helpers import count_e
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -114,10 +114,10 @@ def test_one_token_may_come_as_a_number_or_as_a_tensor_of_any_shape(action):
 # ------------------------------------------------------------------------ episodes
 
 RESPONSES = {
-    "plain": encode("plain text") + [EOS],
+    "plain": [*encode("plain text"), EOS],
     "stop": encode("so it goes.END"),
-    "stop and EOS": encode("so it goes.END")[:-1] + [EOS],
-    "character of several bytes": encode("日本語é") + [EOS],
+    "stop and EOS": [*encode("so it goes.END")[:-1], EOS],
+    "character of several bytes": [*encode("日本語é"), EOS],
     "stop of several bytes": encode("語é語"),
     "nothing said": [EOS],
     "only a stop": encode("END"),
@@ -187,7 +187,8 @@ def test_the_rewarded_text_ends_before_the_earliest_stop_sequence():
     judge = Judge()
     env = env_of(reward_fn=judge, stop_sequences=["late", "early"])
     env.reset()
-    env.step(torch.tensor(encode("some early and late")))
+    result = env.step(torch.tensor(encode("some early and late, with much more behind")))
+    assert result.info["truncated"] is False
     assert judge.calls[0][1] == ["some "]
     assert env.render() == "Oncesome "
 

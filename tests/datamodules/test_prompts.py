@@ -98,7 +98,7 @@ def test_a_file_of_the_package_is_found_from_any_folder(monkeypatch, tmp_path):
     prompts = load_prompts("package:openings_train.txt")
     lines = (ASSETS / "openings_train.txt").read_text(encoding="utf-8").splitlines()
     assert [prompt.content for prompt in prompts] == lines
-    with pytest.raises(FileNotFoundError, match="package:nothing.txt"):
+    with pytest.raises(FileNotFoundError, match=r"package:nothing\.txt"):
         load_prompts("package:nothing.txt")
 
 
@@ -128,21 +128,25 @@ def test_chat_makes_plain_texts_conversations_and_leaves_conversations_alone(wri
 def test_a_missing_file_is_named_with_the_option_that_named_it(tmp_path):
     for name in ("no.txt", "no.csv", "no.yaml"):
         path = str(tmp_path / name)
-        with pytest.raises(FileNotFoundError, match=f"data.path={path!r}"):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"data.path={path!r}")):
             load_prompts(path)
 
 
 def test_a_missing_column_is_answered_with_file_columns_and_remedy(write):
     path = write("a.csv", "instruction,answer\nx,4\n")
-    with pytest.raises(ValueError, match=rf"{path}.*'prompt'.*answer.*instruction.*prompt_column"):
+    with pytest.raises(
+        ValueError, match=re.escape(path) + r".*'prompt'.*answer.*instruction.*prompt_column"
+    ):
         load_prompts(path)
-    with pytest.raises(ValueError, match=rf"{path}.*'task'.*answer.*instruction.*prompt_column"):
+    with pytest.raises(
+        ValueError, match=re.escape(path) + r".*'task'.*answer.*instruction.*prompt_column"
+    ):
         load_prompts(path, column="task")
 
 
 def test_a_row_that_lacks_the_column_is_named_by_number(write):
     path = write("a.yaml", "- {prompt: x}\n- {promt: typo}\n")
-    with pytest.raises(ValueError, match=rf"{path}.*row 2"):
+    with pytest.raises(ValueError, match=re.escape(path) + r".*row 2"):
         load_prompts(path)
 
 
@@ -161,14 +165,13 @@ def test_a_row_that_lacks_the_column_is_named_by_number(write):
 )
 def test_an_empty_prompt_is_named_by_file_row_and_column(write, name, text):
     path = write(name, text)
-    with pytest.raises(ValueError, match=rf"{path}, row 2.*'prompt'.*empty"):
+    with pytest.raises(ValueError, match=re.escape(path) + r", row 2.*'prompt'.*empty"):
         load_prompts(path)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.csv", "prompt\n12\n13\n"),
         ("a.yaml", "- 12\n- fine\n"),
         ("a.jsonl", '{"prompt": 1.5}\n'),
         ("a.yaml", "- prompt: [{role: user}]\n"),
@@ -177,7 +180,7 @@ def test_an_empty_prompt_is_named_by_file_row_and_column(write, name, text):
 )
 def test_a_prompt_that_is_neither_text_nor_messages_is_named_by_file_and_row(write, name, text):
     path = write(name, text)
-    with pytest.raises(ValueError, match=rf"{path}.*row 1"):
+    with pytest.raises(ValueError, match=re.escape(path) + r".*row 1"):
         load_prompts(path)
 
 
