@@ -118,6 +118,7 @@ class RunReport(Checkpoint):
 def plot(history: list[dict[str, float]], before: dict[str, float], path: Path) -> None:
     """Reward, KL with its coefficient, and repetition by iteration."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     reward, kl, text = figure.subplots(1, 3)
@@ -131,7 +132,7 @@ def plot(history: list[dict[str, float]], before: dict[str, float], path: Path) 
     if held_out:
         reward.plot(at, [r["val/reward"] for _, r in held_out], "o-", label="held out")
         kl.plot(at, [r["val/kl"] for _, r in held_out], "o-", label="held out")
-        text.plot(at, [r["val/distinct_bigrams"] for _, r in held_out], "o-", label="held out")
+        text.plot(at, [r["val/distinct_bigrams"] for _, r in held_out], "C1o-", label="held out")
     coefficient = kl.twinx()
     coefficient.plot(steps, [r["rollout/kl_coef"] for r in history], "k:", label="coefficient")
     coefficient.set_ylabel("KL coefficient (dotted)")
@@ -140,6 +141,7 @@ def plot(history: list[dict[str, float]], before: dict[str, float], path: Path) 
     text.set(title="distinct bigrams", xlabel="iteration", ylim=(0, 1.02))
     for axes in (reward, kl, text):
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best")
     figure.savefig(path, dpi=120)
