@@ -73,6 +73,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:
     return torch.tensor(ids, dtype=torch.long)
 
 
+def gather_prompts(
+    given: Sequence[Any] | None, path: str | None, *, chat: bool = False, **read: Any
+) -> list[Prompt]:
+    """The prompts ``given``, or else those read from ``path`` (``load_prompts``)."""
+    if given is None:
+        return load_prompts(path, chat=chat, **read)
+    as_messages = lambda p: [{"role": "user", "content": p}] if isinstance(p, str) else p  # noqa: E731
+    return [as_prompt(as_messages(prompt) if chat else prompt) for prompt in given]
+
+
 def load_prompts(
     path: str, *, column: str | None = None, split: str = "train", chat: bool = False
 ) -> list[Prompt]:

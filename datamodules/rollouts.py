@@ -17,21 +17,11 @@ import torch
 
 from datamodules.environments.base import Environment, Trajectory
 from datamodules.experience import Experience, Minibatch
-from datamodules.prompts import Prompt, as_prompt, load_prompts
+from datamodules.prompts import Prompt, gather_prompts
+from datamodules.seeding import derive_seed, seed_all
 
 EVALUATION = 2**31 - 1
 """Stands for the iteration in the seeds of evaluation episodes: the same texts every time."""
-
-
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers; different numbers give unrelated streams."""
-    state = 0x9E3779B97F4A7C15
-    for part in parts:  # splitmix64 (Steele et al. 2014)
-        state = (state + (part + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-        state ^= state >> 31
-    return state >> 1
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -144,11 +134,11 @@ class RolloutDataModule(L.LightningDataModule):
         return Rollout(trajectories, evaluation, seconds)
 
     def _load(self) -> tuple[list[Prompt], list[Prompt]]:
-        train = _prompts(self.prompts, self.path, self.read)
+        train = gather_prompts(self.prompts, self.path, **self.read)
         if self.eval_size == 0:
             return train, []
         if self.eval_prompts is not None or self.eval_path is not None:
-            held_out = _prompts(self.eval_prompts, self.eval_path, self.read)
+            held_out = gather_prompts(self.eval_prompts, self.eval_path, **self.read)
             return train, held_out[: self.eval_size]
         if len(train) <= self.eval_size:
             raise ValueError(
@@ -162,7 +152,10 @@ class RolloutDataModule(L.LightningDataModule):
 
 
 class Rollout:
-    """Played and scored episodes, what the policy says of them, and the seconds it took."""
+    """Played and scored episodes, what the policy says of them, and the seconds it took.
+
+    (A plain class: Lightning would look into a tuple or a dataclass and move what is inside.)
+    """
 
     def __init__(
         self, trajectories: list[Trajectory], evaluation: Any, seconds: dict[str, float]
@@ -275,25 +268,10 @@ class EvaluationStream:
             yield data.play(env, mine, seeds) if mine else Rollout([], None, {})
 
 
-def seed_all(seed: int) -> None:
-    """Seed torch, numpy and random: rewards and dropout draw from those."""
-    L.seed_everything(seed % 2**32, verbose=False)
-
-
 def _nth_start(episode: int, count: int, seed: int) -> int:
     """Starting state of the n-th episode ever: pass after pass over all, each in its own order."""
     generator = torch.Generator().manual_seed(derive_seed(seed, episode // count))
     return int(torch.randperm(count, generator=generator)[episode % count])
-
-
-def _prompts(given: Sequence[Any] | None, path: str | None, read: dict[str, Any]) -> list[Prompt]:
-    if given is not None:
-        chat = read["chat"]
-        given = [
-            [{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in given
-        ]
-        return [as_prompt(prompt) for prompt in given]
-    return load_prompts(path, **read)
 
 
 def _record(trajectory: Trajectory, observation: Any, response: Any, result: Any) -> None:

@@ -1,7 +1,8 @@
 """Reinforcement learning and preference training of language models, as Lightning modules."""
 
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
-from rlmodules.ppo import PPO, AdaptiveKLController, PPOConfig
+from rlmodules.policy import AdaptiveKLController
+from rlmodules.ppo import PPO, PPOConfig
 from rlmodules.sampling import SamplingParams, sample
 from rlmodules.trainers import PPOTrainer
 

@@ -103,14 +103,13 @@ class AlgorithmModule(L.LightningModule):
 
 
 class Stopwatch:
-    """Seconds since it was last started."""
+    """Seconds between ``start`` and the last ``lap``."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        self.began = time.perf_counter()
+        self._began, self.seconds = time.perf_counter(), 0.0
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
+    def lap(self) -> None:
+        self.seconds = time.perf_counter() - self._began

@@ -39,6 +39,7 @@ class OnlineModule(AlgorithmModule):
         self.reference = policy.Reference(base_model)
         self.rollout_metrics: dict[str, float] = {}
         self.num_episodes = 0
+        self.skip_updates = False  # a KL early stop: until the iteration ends
         self.update_clock = Stopwatch()
         self._val, self._val_texts = Means(), []
 
@@ -95,6 +96,9 @@ class OnlineModule(AlgorithmModule):
 
     # -------------------------------------------------------------- held out
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
+
     def validation_step(self, rollout: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Judge held-out episodes; returns one row a sample for whoever shows them."""
         rows, seen = [], rollout.evaluation
@@ -130,9 +134,13 @@ class OnlineModule(AlgorithmModule):
     # ------------------------------------------------------------ checkpoints
 
     def iteration_state(self) -> dict[str, Any]:
-        rollout = {"rollout_metrics": self.rollout_metrics, "num_episodes": self.num_episodes}
-        return super().iteration_state() | rollout
+        return super().iteration_state() | {
+            "rollout_metrics": self.rollout_metrics,
+            "num_episodes": self.num_episodes,
+            "skip_updates": self.skip_updates,
+        }
 
     def load_iteration_state(self, state: dict[str, Any]) -> None:
         super().load_iteration_state(state)
         self.rollout_metrics, self.num_episodes = state["rollout_metrics"], state["num_episodes"]
+        self.skip_updates = state["skip_updates"]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, Trajectory
 from datamodules.experience import TokenBatch, sequence_of
-from rlmodules.functional import token_logprobs
+from rlmodules.functional import adapt_kl_coefficient, token_logprobs
 from rlmodules.models import hidden_states, projection
 from rlmodules.sampling import Response, SamplingParams, sample
 
@@ -44,6 +45,31 @@ class Reference(nn.Module):
             yield self.model
 
 
+class AdaptiveKLController(nn.Module):
+    """The coefficient of the KL penalty, steered so that the KL comes to its target."""
+
+    def __init__(self, init_kl_coef: float, target: float, horizon: float) -> None:
+        super().__init__()
+        self.value = init_kl_coef  # a plain number: half precision must not round it
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Take the KL (nats a token) measured on ``num_sequences`` episodes of all processes."""
+        self.value = adapt_kl_coefficient(
+            self.value,
+            kl,
+            target=self.target,
+            horizon=self.horizon,
+            num_sequences=num_sequences,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Episodes as token sequences, and what policy, reference and critic say of each action."""
@@ -62,7 +88,7 @@ class Evaluation:
 
 def act(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     observations: Sequence[Observation],
     params: SamplingParams,
     seeds: Sequence[int],

@@ -12,7 +12,6 @@ One iteration, from top to bottom: ``act`` and ``evaluate`` play and judge the e
 them, ``on_train_epoch_end`` adapts the KL coefficient and logs.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.experience import Experience, Minibatch, action_rewards
 from rlmodules import policy
+from rlmodules.checks import require
 from rlmodules.functional import (
     KL_ESTIMATORS,
-    adapt_kl_coefficient,
     clipped_surrogate_loss,
     clipped_value_loss,
     entropy_bonus,
@@ -37,6 +36,7 @@ from rlmodules.functional import (
 )
 from rlmodules.models import ModelConfig, PPOModel, load_model, load_tokenizer, projection
 from rlmodules.online import OnlineModule
+from rlmodules.policy import AdaptiveKLController
 from rlmodules.sampling import SamplingParams
 
 
@@ -135,44 +135,13 @@ class PPOConfig:
         at_least_1 = ("ppo_epochs", "max_new_tokens", "num_iterations", "save_every", "eval_every")
         positive = ("learning_rate", "clip_ratio", "value_clip", "max_grad_norm", "kl_target")
         not_negative = ("kl_penalty_coef", "entropy_coef", "value_coef", "value_warmup_iterations")
-        _require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        _require(self, (*positive, "kl_horizon"), lambda x: x > 0, "positive")
-        _require(self, (*not_negative, "weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
-        _require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
-        _require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+        require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        require(self, (*positive, "kl_horizon"), lambda x: x > 0, "positive")
+        require(self, (*not_negative, "weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
+        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
         optional = ("value_learning_rate", "reward_clip", "target_kl")
-        _require(self, optional, lambda x: x is None or x > 0, "positive, or null")
-
-
-def _require(config: PPOConfig, names: Sequence[str], holds, what: str) -> None:
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise ValueError(f"algo.{name}={getattr(config, name)!r} must be {what}")
-
-
-class AdaptiveKLController(nn.Module):
-    """The coefficient of the KL penalty, steered so that the KL comes to its target."""
-
-    def __init__(self, init_kl_coef: float, target: float, horizon: float) -> None:
-        super().__init__()
-        self.value = init_kl_coef  # a plain number: half precision must not round it
-        self.target, self.horizon = target, horizon
-
-    def update(self, kl: float, num_sequences: int) -> None:
-        """Take the KL (nats a token) measured on ``num_sequences`` episodes of all processes."""
-        self.value = adapt_kl_coefficient(
-            self.value,
-            kl,
-            target=self.target,
-            horizon=self.horizon,
-            num_sequences=num_sequences,
-        )
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.value, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.value = float(state)
+        require(self, optional, lambda x: x is None or x > 0, "positive, or null")
 
 
 class PPO(OnlineModule):
@@ -209,12 +178,9 @@ class PPO(OnlineModule):
         tokenizer = tokenizer or load_tokenizer(model_config)
         super().__init__(actor_critic.base_model, tokenizer, sampling)
         self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
-        self.config = config
         self.policy = actor_critic
-        self.kl_controller = AdaptiveKLController(
-            config.kl_penalty_coef, config.kl_target, config.kl_horizon
-        )
-        self._kl_exceeded = False
+        c = self.config = config
+        self.kl_controller = AdaptiveKLController(c.kl_penalty_coef, c.kl_target, c.kl_horizon)
         self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
 
     @property
@@ -232,21 +198,21 @@ class PPO(OnlineModule):
             scores = scores.clamp(-c.reward_clip, c.reward_clip)
         if c.missing_eos_penalty is not None:
             cut = torch.tensor([t.metrics["finish_reason"] == "length" for t in played])
-            last = seen.mask.sum(1) - 1
-            scores[torch.arange(len(played)), last] -= c.missing_eos_penalty * cut
+            scores[range(len(played)), seen.mask.sum(1) - 1] -= c.missing_eos_penalty * cut
         penalty = kl_estimate(seen.logprobs, seen.ref_logprobs, c.kl_estimator)
         rewards = scores - self.kl_controller.value * penalty
         advantages, returns = gae(rewards, seen.values, seen.mask, gamma=c.gamma, lam=c.lam)
 
         self.note_rollout(rollout)
         total = self.sum_over_ranks
-        explained = explained_variance(seen.values, returns, seen.mask, reduce=total)
         self.rollout_metrics |= {
             "rollout/kl_coef": self.kl_controller.value,
             "rollout/kl_penalty": masked_mean(penalty, seen.mask, reduce=total).item(),
             "rollout/value": masked_mean(seen.values, seen.mask, reduce=total).item(),
             "rollout/return": masked_mean(returns, seen.mask, reduce=total).item(),
-            "rollout/explained_variance": explained.item(),
+            "rollout/explained_variance": explained_variance(
+                seen.values, returns, seen.mask, reduce=total
+            ).item(),
         }
         if c.whiten_advantages:
             advantages = whiten(advantages, seen.mask, reduce=total)
@@ -263,7 +229,7 @@ class PPO(OnlineModule):
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""
-        if self._kl_exceeded:
+        if self.skip_updates:
             return torch.zeros((), device=self.device, requires_grad=True)  # reaches no weight
         c, tokens = self.config, batch.tokens
         shared = {"mask_BA": tokens.mask, "num_actions": batch.num_actions}
@@ -305,7 +271,7 @@ class PPO(OnlineModule):
         exceeded = bool(approx_kl > self.config.target_kl)
         exceeded = self.trainer.strategy.reduce_boolean_decision(exceeded, all=False)
         window_ends = (batch_idx + 1) % self.config.gradient_accumulation_steps == 0
-        self._kl_exceeded = exceeded and window_ends
+        self.skip_updates = exceeded and window_ends
 
     def on_train_epoch_end(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
@@ -314,14 +280,14 @@ class PPO(OnlineModule):
         tokens = metrics["rollout/response_length"] * self.num_episodes * self.config.ppo_epochs
         metrics |= self.train_metrics.compute(self.sum_over_ranks) | {
             "train/learning_rate": self.optimizers().param_groups[0]["lr"],
-            "train/stopped_early": float(self._kl_exceeded),
+            "train/stopped_early": float(self.skip_updates),
             "time/update_s": seconds,
             "time/update_tokens_per_s": tokens / seconds,
             "iteration": float(self.current_epoch + 1),
         }
         self.log_dict(metrics)
         self.train_metrics.clear()
-        self._kl_exceeded = False
+        self.skip_updates = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         c = self.config
@@ -332,10 +298,3 @@ class PPO(OnlineModule):
             {"params": head, "lr": c.value_learning_rate or c.learning_rate, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, fused=True)
-
-    def iteration_state(self) -> dict[str, Any]:
-        return super().iteration_state() | {"kl_exceeded": self._kl_exceeded}
-
-    def load_iteration_state(self, state: dict[str, Any]) -> None:
-        super().load_iteration_state(state)
-        self._kl_exceeded = state["kl_exceeded"]
