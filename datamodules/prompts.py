@@ -39,6 +39,8 @@ def as_prompt(prompt: str | Sequence[Mapping[str, str]] | Prompt) -> Prompt:
     if isinstance(prompt, str):
         return Prompt(prompt)
     try:
+        if isinstance(prompt, Mapping):
+            raise TypeError("one message is not a list of messages")
         return Prompt([{"role": m["role"], "content": m["content"]} for m in prompt])
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -104,18 +106,18 @@ def load_prompts(
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             row = {"prompt": row}
-        key = _column(row, column, path)
+        where = f"{path}, row {number}"
+        key = _column(row, column, where)
         content = row[key]
-        if (
-            content is None
-            or len(content) == 0
-            or (isinstance(content, str) and not content.strip())
-        ):
-            raise ValueError(f"{path}, row {number}: the column {key!r} is empty")
+        if content is None or content == [] or (isinstance(content, str) and not content.strip()):
+            raise ValueError(f"{where}: the column {key!r} is empty")
         if chat and isinstance(content, str):
             content = [{"role": "user", "content": content}]
         metadata = {name: value for name, value in row.items() if name != key}
-        prompts.append(Prompt(as_prompt(content).content, metadata))
+        try:
+            prompts.append(Prompt(as_prompt(content).content, metadata))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
@@ -146,11 +148,11 @@ def _read(path: str, split: str) -> Sequence[Any]:
         raise ValueError(f"data.path={path!r} could not be read: {error}") from error
 
 
-def _column(row: Mapping[str, Any], column: str | None, path: str) -> str:
+def _column(row: Mapping[str, Any], column: str | None, where: str) -> str:
     for name in (column,) if column else ("prompt", "question", "text", "query"):
         if name in row:
             return name
     raise ValueError(
-        f"{path} has no column {column or 'prompt'!r}; it has {sorted(row)}:"
+        f"{where}: there is no column {column or 'prompt'!r}; there are {sorted(row)}:"
         " name the one that holds the prompt in data.prompt_column"
     )

@@ -7,6 +7,7 @@ infinity, and a call that does not come back become a ``RewardError`` that shows
 import importlib
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,34 +51,42 @@ class RewardFunction:
         """
         try:
             rewards = self._call_in_time(prompts, responses, metadata)
-        except RewardError:
-            raise
         except Exception as error:
+            what = f"raised {type(error).__name__}: {error}"
+            if isinstance(error, _Hung):
+                what = f"did not return within reward.timeout_s={self.timeout_s:g} seconds"
             index = self._culprit(prompts, responses, metadata)
-            raise self._error(
-                f"raised {type(error).__name__}: {error}", prompts, responses, index
-            ) from error
-        try:
-            rewards = [float(reward) for reward in rewards]
-        except (TypeError, ValueError) as error:
-            what = f"returned {rewards!r} instead of one number for each response"
-            raise self._error(what, prompts, responses, 0) from error
+            raise self._error(what, prompts, responses, index) from error
+        if not isinstance(rewards, list):
+            what = f"returned {rewards!r} instead of a list of numbers"
+            raise self._error(what, prompts, responses, 0)
         if len(rewards) != len(responses):
             what = f"returned {len(rewards)} rewards for {len(responses)} responses"
             raise self._error(what, prompts, responses, 0)
+        numbers = []
         for index, reward in enumerate(rewards):
-            if not math.isfinite(reward):
-                raise self._error(f"returned {reward}", prompts, responses, index)
-        return rewards
+            number = _number(reward)
+            if number is None or not math.isfinite(number):
+                what = f"returned {reward!r}, which is no finite number"
+                raise self._error(what, prompts, responses, index)
+            numbers.append(number)
+        return numbers
+
+    def _call(self, prompts: Any, responses: Any, metadata: Metadata) -> Any:
+        """The raw results; a generator or an array of them is made a list."""
+        rewards = self.fn(prompts, responses, metadata=metadata)
+        if isinstance(rewards, str | bytes | dict) or not hasattr(rewards, "__iter__"):
+            return rewards
+        return rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
 
     def _call_in_time(self, prompts: Any, responses: Any, metadata: Metadata) -> Any:
         if self.timeout_s is None:
-            return self.fn(prompts, responses, metadata=metadata)
+            return self._call(prompts, responses, metadata)
         outcome: dict[str, Any] = {}
 
         def run() -> None:
             try:
-                outcome["value"] = self.fn(prompts, responses, metadata=metadata)
+                outcome["value"] = self._call(prompts, responses, metadata)
             except BaseException as error:  # handed over to the caller below
                 outcome["error"] = error
 
@@ -86,15 +95,17 @@ class RewardFunction:
         thread.start()
         thread.join(self.timeout_s)
         if thread.is_alive():
-            what = f"did not return within reward.timeout_s={self.timeout_s:g} seconds"
-            raise self._error(what, prompts, responses, 0)
+            raise _Hung
         if "error" in outcome:
             raise outcome["error"]
         return outcome["value"]
 
     def _culprit(self, prompts: Any, responses: Any, metadata: Metadata) -> int:
-        """The first response that fails by itself too; the first of all if none does."""
+        """The first response that fails by itself too; the first of all if none does in time."""
+        began = time.monotonic()
         for index in range(len(responses)):
+            if time.monotonic() - began > (self.timeout_s or 60.0):
+                break
             one = slice(index, index + 1)
             try:
                 self._call_in_time(
@@ -112,6 +123,20 @@ class RewardFunction:
             f"the reward function {self.name} {what}\n  at {where}\n"
             f"  prompt:   {prompts[index]!r}\n  response: {responses[index]!r}"
         )
+
+
+class _Hung(Exception):
+    """A call that did not come back in time."""
+
+
+def _number(reward: Any) -> float | None:
+    """``reward`` as a float; None if it is no number (text that looks like one is none)."""
+    if isinstance(reward, str | bytes):
+        return None
+    try:
+        return float(reward)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def as_reward(fn: RawReward) -> RewardFunction:
@@ -159,6 +184,8 @@ def function(path: str, timeout_s: float | None = None) -> RewardFunction:
             f"reward.path={path!r} cannot be imported ({error}); the module must be importable from"
             " the folder that train.py is started in"
         ) from error
+    if not callable(fn):
+        raise ValueError(f"reward.path={path!r} is a {type(fn).__name__}, not a function")
     return RewardFunction(fn, timeout_s=timeout_s, name=path)
 
 
@@ -184,7 +211,11 @@ def model(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left")
-        scorer = AutoModelForSequenceClassification.from_pretrained(path).eval()
+        scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True
+        )
+        if loaded["missing_keys"]:
+            raise ValueError(f"it has no weights for {sorted(loaded['missing_keys'])}")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"reward.path={path!r} is no sequence-classification checkpoint: {error}"
@@ -195,35 +226,50 @@ def model(
             f"reward.path={path!r} has {labels} outputs: set reward.label to the wanted one of"
             f" {scorer.config.id2label}"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    scorer.config.pad_token_id = tokenizer.pad_token_id
-    scorer.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    scorer.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    limit = max_length or tokenizer.model_max_length
+    limit = min(limit, getattr(scorer.config, "max_position_embeddings", None) or limit)
 
-    def text(prompt: str, response: str, meta: dict[str, Any]) -> str:
-        if "messages" in meta:
+    def encode(prompt: str, response: str, meta: dict[str, Any]) -> torch.Tensor:
+        if "messages" in meta:  # the template writes its own special tokens
             answer = {"role": "assistant", "content": response}
-            return tokenizer.apply_chat_template([*meta["messages"], answer], tokenize=False)
-        return prompt + response
+            text = tokenizer.apply_chat_template([*meta["messages"], answer], tokenize=False)
+        else:
+            text = prompt + response
+        ids = tokenizer(
+            text, add_special_tokens="messages" not in meta, truncation=True, max_length=limit
+        )
+        return torch.tensor(ids["input_ids"])
 
     @torch.no_grad()
     def score(
         prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
     ) -> list[float]:
         meta = metadata or [{}] * len(prompts)
-        texts = [text(p, r, m) for p, r, m in zip(prompts, responses, meta, strict=True)]
+        texts = [encode(p, r, m) for p, r, m in zip(prompts, responses, meta, strict=True)]
         rewards: list[float] = []
         for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                texts[start : start + batch_size],
-                add_special_tokens="messages" not in meta[start],  # the template wrote its own
-                padding=True,
-                truncation=max_length is not None,
-                max_length=max_length,
-                return_tensors="pt",
-            ).to(scorer.device)
-            logits = scorer(**batch).logits.float()
+            ids, mask = _right_pad(texts[start : start + batch_size], scorer.config)
+            logits = scorer(
+                input_ids=ids.to(scorer.device), attention_mask=mask.to(scorer.device)
+            ).logits.float()
             rewards += (logits[:, 0] if labels == 1 else logits.log_softmax(-1)[:, label]).tolist()
         return rewards
 
     return RewardFunction(score, timeout_s=timeout_s, name=f"model {path}")
+
+
+def _right_pad(texts: Sequence[torch.Tensor], config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded ids and mask [B, T], with a padding id that no text holds.
+
+    Classifiers over decoders look for the last token that is not padding: were padding the end
+    token, as many checkpoints have it, they would read the score one token early.
+    """
+    used = {int(i) for text in texts for i in text}
+    pad = config.pad_token_id
+    if pad is None or pad in used:
+        pad = next(i for i in range(len(used) + 1) if i not in used)
+        config.pad_token_id = pad
+    lengths = torch.tensor([len(text) for text in texts])
+    ids = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=pad)
+    return ids, (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()

@@ -41,7 +41,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
@@ -76,7 +76,7 @@ def sample(
     Args:
         model: a causal language model, in the precision (autocast included) to sample in.
         prompts: token ids, [T] each, of any lengths.
-        seeds: seed of each row's random stream.
+        seeds: seed of each row's random stream; the low 32 bits count.
 
     Raises:
         ValueError: a prompt is empty, or too long for the model together with its response.

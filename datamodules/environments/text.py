@@ -116,13 +116,27 @@ class TextGenerationEnv(Environment):
     @property
     def response(self) -> str:
         """The response so far as text, up to a stop sequence, without special tokens."""
-        text = self.tokenizer.decode(self._response, skip_special_tokens=True)
+        text = self.tokenizer.decode(self._said(), skip_special_tokens=True)
         ends = [text.find(stop) for stop in self.stop_sequences if stop in text]
         return text[: min(ends)] if ends else text
 
     def render(self) -> str:
         """Prompt and response so far, as text."""
         return prompt_text(self.tokenizer, self._prompt) + self.response
+
+    def fork(self) -> "TextGenerationEnv":
+        """Another episode of the same task; of a running one, a copy that goes its own way."""
+        other = super().fork()
+        if not self._done:
+            other._response = list(self._response)
+        return other
+
+    def _said(self) -> list[int]:
+        """The response's tokens up to EOS: what a careless caller appends to it does not count."""
+        eos = self.tokenizer.eos_token_id
+        return (
+            self._response[: self._response.index(eos)] if eos in self._response else self._response
+        )
 
     def _observation(self) -> Observation:
         ids = torch.cat([self._prompt_ids, torch.tensor(self._response, dtype=torch.long)])
@@ -147,7 +161,7 @@ class TextGenerationEnv(Environment):
         """Whether the response ends in EOS or holds a stop sequence (looked for in its tail)."""
         if not self._response:
             return False
-        if self._response[-1] == self.tokenizer.eos_token_id:
+        if self.tokenizer.eos_token_id in (self._response if whole else self._response[-1:]):
             return True
         if not self.stop_sequences:
             return False

@@ -4,6 +4,8 @@ Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
 """
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from rlmodules.functional.logprobs import Projection
@@ -23,9 +25,18 @@ def backbone(model: nn.Module) -> nn.Module:
 
 
 def projection(model: nn.Module) -> Projection:
-    """How ``model`` turns its last hidden state into logits."""
+    """How ``model`` turns its last hidden state into logits.
+
+    Raises:
+        ValueError: adapters sit on the vocabulary projection.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = inner.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
+        raise ValueError(
+            "LoRA on the vocabulary projection is not supported: take it out of"
+            " model.lora.target_modules (all-linear leaves it alone)"
+        )
     config = inner.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
     if scale is None:
@@ -47,8 +58,11 @@ def check_projection(model: nn.Module) -> None:
     """
     device = next(model.parameters()).device
     ids = torch.tensor([[3, 5, 7]], device=device)
+    training = model.training
+    model.eval()
     ours = projection(model).logits(backbone(model)(input_ids=ids, use_cache=False)[0])
     theirs = model(input_ids=ids, use_cache=False).logits.float()
+    model.train(training)
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
         raise ValueError(

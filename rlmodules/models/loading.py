@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -117,7 +118,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         path = Path(config.name)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(_location(config), **_hub_options(config))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(_location(config), **_hub_options(config))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.name={config.name!r}: no tokenizer could be loaded from there: {error}"
+            ) from error
     if tokenizer.pad_token_id is None:  # only fills tensors: no mask is ever read from it
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -143,7 +149,7 @@ def load_model(config: ModelConfig) -> nn.Module:
             options["attn_implementation"] = attention
         try:
             model = AutoModelForCausalLM.from_pretrained(_location(config), dtype=dtype, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"model.name={config.name!r} could not be loaded as a causal language model."
                 " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
@@ -159,10 +165,21 @@ def load_model(config: ModelConfig) -> nn.Module:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: with it, ratios and KL are noise even for an unchanged policy."""
+    """Set every dropout to 0: with it, ratios and KL are noise even for an unchanged policy.
+
+    Some architectures keep the rate in a module of its own, some in a plain number, some in the
+    config.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = model.config.get_text_config()
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:

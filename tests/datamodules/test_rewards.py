@@ -1,5 +1,6 @@
 """Reward functions: what may go wrong in them, and what the built-in ones score."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoTokenizer,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -265,6 +267,13 @@ def save_scorer(folder, tokenizer, num_labels=1, pad_token_id=0):
     return scorer
 
 
+def set_padding_side(folder, side: str) -> None:
+    """As a checkpoint's tokenizer_config.json does; ``save_pretrained`` leaves it out."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": side}))
+    assert AutoTokenizer.from_pretrained(folder).padding_side == side
+
+
 @torch.no_grad()
 def plain(scorer, ids) -> torch.Tensor:
     """Scores of one text alone, without any padding."""
@@ -278,8 +287,8 @@ def split(texts):
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_a_reward_models_score_is_that_of_each_text_alone(tmp_path, padding_side):
     tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = padding_side
     scorer = save_scorer(tmp_path, tokenizer)
+    set_padding_side(tmp_path, padding_side)
     expected = [plain(scorer, tokenizer(p + r)["input_ids"]).item() for p, r in TEXTS]
     assert max(expected) - min(expected) > 0.5
     for size in (1, 3, 16):
@@ -299,8 +308,8 @@ def test_padding_does_not_move_absolute_positions(tmp_path, padding_side):
     torch.nn.init.normal_(scorer.transformer.wpe.weight)
     scorer.save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = padding_side
     tokenizer.save_pretrained(tmp_path)
+    set_padding_side(tmp_path, padding_side)
     expected = [plain(scorer, tokenizer(p + r)["input_ids"]).item() for p, r in TEXTS]
     scored = rewards.model(str(tmp_path), device="cpu")(*split(TEXTS))
     assert scored == pytest.approx(expected, abs=1e-5)
