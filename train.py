@@ -63,6 +63,7 @@ def train(cfg: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
+    sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
     try:
         return train(cfg)
     except (ValueError, OSError, RuntimeError, InstantiationException) as error:
