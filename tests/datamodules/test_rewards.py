@@ -12,6 +12,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
+    BloomConfig,
+    BloomForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -376,6 +378,29 @@ def test_the_default_max_length_is_what_the_tokenizer_allows(tmp_path):
     scorer = save_scorer(tmp_path, tokenizer)
     expected = [plain(scorer, tiny_tokenizer()(p + r)["input_ids"][-8:]).item() for p, r in TEXTS]
     scored = rewards.model(str(tmp_path), device="cpu")(*split(TEXTS))
+    assert scored == pytest.approx(expected, abs=1e-5)
+
+
+def test_texts_of_a_model_without_any_limit_are_kept_whole(tmp_path):
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4, num_labels=1)
+    scorer = BloomForSequenceClassification(config).eval()
+    torch.nn.init.normal_(scorer.score.weight)
+    scorer.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    texts = [("a prompt: ", "x" * 700), ("short", "")]
+    expected = [plain(scorer, tokenizer(p + r)["input_ids"]).item() for p, r in texts]
+    scored = rewards.model(str(tmp_path), device="cpu")(*split(texts))
+    assert scored == pytest.approx(expected, abs=1e-5)
+
+
+def test_texts_longer_than_the_models_positions_keep_their_end(tmp_path):
+    tokenizer = tiny_tokenizer()  # allows any length; the model has 128 positions
+    scorer = save_scorer(tmp_path, tokenizer)
+    texts = [("y" * 100, "x" * 200), ("short", "")]
+    expected = [plain(scorer, tokenizer(p + r)["input_ids"][-128:]).item() for p, r in texts]
+    scored = rewards.model(str(tmp_path), device="cpu")(*split(texts))
     assert scored == pytest.approx(expected, abs=1e-5)
 
 
