@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 Metadata = Sequence[dict[str, Any]] | None
+POSITIONS = "max_position_embeddings"
 RawReward = Callable[..., Sequence[float]]
 
 
@@ -227,8 +228,9 @@ def model(
             f" {scorer.config.id2label}"
         )
     scorer.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    limit = max_length or tokenizer.model_max_length
-    limit = min(limit, getattr(scorer.config, "max_position_embeddings", None) or limit)
+    limits = (max_length, tokenizer.model_max_length, scorer.config.to_dict().get(POSITIONS))
+    # A tokenizer without a limit says 10^30, which it does not accept itself.
+    limit = min((n for n in limits if n and n < 10**9), default=None)
 
     def encode(prompt: str, response: str, meta: dict[str, Any]) -> torch.Tensor:
         if "messages" in meta:  # the template writes its own special tokens
@@ -237,7 +239,10 @@ def model(
         else:
             text = prompt + response
         ids = tokenizer(
-            text, add_special_tokens="messages" not in meta, truncation=True, max_length=limit
+            text,
+            add_special_tokens="messages" not in meta,
+            truncation=limit is not None,
+            max_length=limit,
         )
         return torch.tensor(ids["input_ids"])
 

@@ -12,6 +12,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     BloomConfig,
     BloomForSequenceClassification,
     GPT2Config,
@@ -110,7 +112,9 @@ def test_a_reward_that_is_no_number_names_its_own_row(wrong):
     assert "judge_x" in message and shows(message, 1)
 
 
-@pytest.mark.parametrize("wrong", [None, 1.0, "123", torch.zeros(3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [None, 1.0, "123", {0: 1.0, 1: 1.0, 2: 1.0}, torch.zeros(3, 2)], ids=str
+)
 def test_a_result_that_is_no_list_of_numbers_is_refused(wrong):
     message = error_of(lambda prompts, responses, metadata=None: wrong, name="judge_x")
     assert "judge_x" in message
@@ -353,14 +357,33 @@ def test_plain_texts_and_conversations_may_share_a_batch(tmp_path):
     assert score(*split(TEXTS[::-1]), metadata[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
 
 
-def test_without_a_pad_token_an_end_token_at_the_end_still_counts(tmp_path):
+@pytest.mark.parametrize("pad_token", [None, "<eos>"])
+def test_an_end_token_at_the_end_counts_where_it_is_also_the_padding(tmp_path, pad_token):
     tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = None
-    scorer = save_scorer(tmp_path, tokenizer, pad_token_id=None)
+    tokenizer.pad_token = pad_token
+    scorer = save_scorer(tmp_path, tokenizer, pad_token_id=tokenizer.pad_token_id)
     metadata, ids = conversations(tokenizer, TEXTS)
     assert all(row[-1] == tokenizer.eos_token_id for row in ids)
+    scorer.config.pad_token_id = None  # alone and unpadded, the last token is the last token
     expected = [plain(scorer, row).item() for row in ids]
-    scored = rewards.model(str(tmp_path), device="cpu")(*split(TEXTS), metadata)
+    for size in (1, 3):
+        score = rewards.model(str(tmp_path), batch_size=size, device="cpu")
+        assert score(*split(TEXTS), metadata) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_encoders_score_does_not_see_the_padding(tmp_path):
+    torch.manual_seed(0)
+    shape = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+    scorer = BertForSequenceClassification(BertConfig(**shape, num_labels=1)).eval()
+    for parameter in scorer.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    scorer.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    expected = [plain(scorer, tokenizer(p + r)["input_ids"]).item() for p, r in TEXTS]
+    scored = rewards.model(str(tmp_path), device="cpu")(*split(TEXTS))
     assert scored == pytest.approx(expected, abs=1e-5)
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -196,6 +198,8 @@ GPT2 = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions"
 OPT = {"vocab_size": 60, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2}
 OPT |= {"num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
 
+FALCON = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
 
 def with_attention_dropout() -> LlamaForCausalLM:
     config = tiny_model()[0].config
@@ -209,6 +213,9 @@ DROPPERS = {
     ),
     "opt": lambda: OPTForCausalLM(OPTConfig(**OPT, dropout=0.5, attention_dropout=0.5)),
     "llama with attention dropout": with_attention_dropout,
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(**FALCON, hidden_dropout=0.5, attention_dropout=0.5)
+    ),
 }
 
 
