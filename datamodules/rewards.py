@@ -227,6 +227,8 @@ def model(
             f"reward.path={path!r} has {labels} outputs: set reward.label to the wanted one of"
             f" {scorer.config.id2label}"
         )
+    if labels == 1 and label is not None:
+        raise ValueError(f"reward.label={label}: {path!r} has one output only; leave it at null")
     scorer.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     limits = (max_length, tokenizer.model_max_length, scorer.config.to_dict().get(POSITIONS))
     # A tokenizer without a limit says 10^30, which it does not accept itself.

@@ -436,6 +436,12 @@ def test_of_several_outputs_the_labels_log_probability_is_the_reward(tmp_path):
         assert scored == pytest.approx([row[label].item() for row in rows], abs=1e-5)
 
 
+def test_a_label_for_a_single_output_is_refused_not_ignored(tmp_path):
+    save_scorer(tmp_path, tiny_tokenizer())
+    with pytest.raises(ValueError, match=r"reward\.label=1"):
+        rewards.model(str(tmp_path), label=1)
+
+
 @pytest.mark.parametrize("label", [None, 3, -1])
 def test_several_outputs_need_a_label_that_exists(tmp_path, label):
     save_scorer(tmp_path, tiny_tokenizer(), num_labels=3)
