@@ -6,18 +6,13 @@ template exactly once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-ASSETS = Path(__file__).parent / "assets"
-READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-PACKAGE = "package:"
-"""Prefix of files that this project carries: ``package:openings_train.txt``."""
+from datamodules.tables import read_rows
 
 
 @dataclass(frozen=True)
@@ -101,12 +96,10 @@ def load_prompts(
         FileNotFoundError: there is no such file.
         ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
     """
-    rows = _read(path, split)
     prompts = []
-    for number, row in enumerate(rows, start=1):
+    for where, row in read_rows(path, split):
         if not isinstance(row, Mapping):
             row = {"prompt": row}
-        where = f"{path}, row {number}"
         key = _column(row, column, where)
         content = row[key]
         if content is None or content == [] or (isinstance(content, str) and not content.strip()):
@@ -121,31 +114,6 @@ def load_prompts(
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
-
-
-def _read(path: str, split: str) -> Sequence[Any]:
-    file = ASSETS / path.removeprefix(PACKAGE) if path.startswith(PACKAGE) else Path(path)
-    suffix = file.suffix.lower()
-    if suffix in (".txt", ".yaml", ".yml", *READERS):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"data.path={path!r}: there is no such file ({file.absolute()})"
-            )
-        if suffix == ".txt":
-            return [line for line in file.read_text().splitlines() if line.strip()]
-        if suffix in (".yaml", ".yml"):
-            rows = yaml.safe_load(file.read_text())
-            if not isinstance(rows, list):
-                raise ValueError(f"{path} must hold a list, not {type(rows).__name__}")
-            return rows
-    import datasets  # heavy: only where it is needed
-
-    try:
-        if suffix in READERS:
-            return datasets.load_dataset(READERS[suffix], data_files=str(file), split="train")
-        return datasets.load_dataset(path, split=split)
-    except Exception as error:
-        raise ValueError(f"data.path={path!r} could not be read: {error}") from error
 
 
 def _column(row: Mapping[str, Any], column: str | None, where: str) -> str:

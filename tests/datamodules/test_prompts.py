@@ -7,7 +7,8 @@ import datasets
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from datamodules.prompts import ASSETS, Prompt, as_prompt, encode_prompt, load_prompts, prompt_text
+from datamodules.prompts import Prompt, as_prompt, encode_prompt, load_prompts, prompt_text
+from datamodules.tables import ASSETS
 from rlmodules.models.embedded import tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Hi!"}]
@@ -165,7 +166,7 @@ def test_a_row_that_lacks_the_column_is_named_by_number(write):
 )
 def test_an_empty_prompt_is_named_by_file_row_and_column(write, name, text):
     path = write(name, text)
-    with pytest.raises(ValueError, match=re.escape(path) + r", row 2.*'prompt'.*empty"):
+    with pytest.raises(ValueError, match=re.escape(path) + r", (row|line) 2.*'prompt'.*empty"):
         load_prompts(path)
 
 
@@ -180,7 +181,7 @@ def test_an_empty_prompt_is_named_by_file_row_and_column(write, name, text):
 )
 def test_a_prompt_that_is_neither_text_nor_messages_is_named_by_file_and_row(write, name, text):
     path = write(name, text)
-    with pytest.raises(ValueError, match=re.escape(path) + r".*row 1"):
+    with pytest.raises(ValueError, match=re.escape(path) + r", (row|line) 1"):
         load_prompts(path)
 
 
