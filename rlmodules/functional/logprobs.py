@@ -1,9 +1,11 @@
 """Log-probability and entropy of chosen tokens, straight from hidden states.
 
-A language model's largest tensor is its [tokens, vocabulary] logits. Here they exist only for one
-chunk of rows at a time, in the forward pass and in the backward pass, and never for positions that
-nobody asked about. A single chunk keeps its logits for the backward pass (its size is bounded
-anyway); several chunks are computed again there.
+A language model's largest tensor is its [tokens, vocabulary] logits. Here they exist in float32
+only for one chunk of rows at a time, in the forward pass and in the backward pass, and never for
+positions that nobody asked about. Without an entropy, the backward pass needs nothing of them but
+the probabilities: those are kept in the weights' own type while they are few, and then it is two
+matrix products. Otherwise a single chunk keeps its logits (its size is bounded anyway), and several
+are computed again.
 
 Shapes: N chosen positions, H hidden size, V vocabulary.
 """
@@ -17,6 +19,12 @@ from torch import Tensor
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Size that one chunk of float32 logits may have: 64 MiB are 341 rows of a 49k vocabulary; a GPU
 needs more rows to be busy."""
+KEPT_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Most that probabilities may take from the forward to the backward pass: 256 MiB are 2,730 bf16
+rows of a 49k vocabulary."""
+CACHED_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
+"""As ``CHUNK_BYTES`` where nothing but probabilities is kept: below 32 MiB the C allocator gives
+the same pages again, and a fresh page costs more than what is done on it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,15 @@ def token_logprobs(
         dtype = torch.get_autocast_dtype(device)
         hidden_NH, weight = hidden_NH.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    chunk_bytes = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
+    kept_bytes = len(tokens_N) * weight.shape[0] * weight.element_size()
+    keep = not with_entropy and projection.softcap is None and kept_bytes <= _of(KEPT_BYTES, device)
+    chunk_bytes = chunk_bytes or _of(CACHED_CHUNK_BYTES if keep else CHUNK_BYTES, device)
     rows = max(1, chunk_bytes // (4 * weight.shape[0]))
     with torch.autocast(device, enabled=False):
+        if keep:
+            slope = projection.scale / temperature
+            hidden_NH = hidden_NH.to(weight.dtype)
+            return _KeptLogprobs.apply(hidden_NH, weight, bias, tokens_N, slope, rows), None
         logprobs, entropy = _TokenLogprobs.apply(
             hidden_NH.to(weight.dtype),
             weight,
@@ -80,6 +94,10 @@ def token_logprobs(
             rows,
         )
     return logprobs, entropy if with_entropy else None
+
+
+def _of(sizes: dict[str, int], device: str) -> int:
+    return sizes.get(device, sizes["cuda"])
 
 
 def _softmax_parts(
@@ -99,6 +117,52 @@ def _softmax_parts(
     shifted = logits.sub_(top)
     exps = shifted.exp()
     return shifted, exps, top, exps.sum(-1, keepdim=True)
+
+
+class _KeptLogprobs(torch.autograd.Function):
+    """Log-probabilities alone. ``e = p - onehot(y)`` is kept, for ``d logp(y) / d logits = -e``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        slope: float,
+        rows: int,
+    ) -> Tensor:
+        logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
+        needed = any(ctx.needs_input_grad)
+        errors = weight.new_empty(len(tokens), weight.shape[0]) if needed else None
+        for start in range(0, len(tokens), rows):
+            chunk = slice(start, start + rows)
+            chosen = tokens[chunk, None]
+            shifted = torch.nn.functional.linear(hidden[chunk], weight, bias).float()
+            if slope != 1.0:
+                shifted.mul_(slope)
+            shifted.sub_(shifted.amax(-1, keepdim=True))
+            picked = shifted.gather(1, chosen).squeeze(1)
+            exps = shifted.exp_()
+            total = exps.sum(-1, keepdim=True)
+            logprobs[chunk] = picked - total.log().squeeze(1)
+            if needed:
+                exps.div_(total).scatter_add_(1, chosen, -torch.ones_like(total))
+                errors[chunk] = exps
+        ctx.save_for_backward(hidden, weight, errors)
+        ctx.slope = slope
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        hidden, weight, errors = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        gain = (-ctx.slope * grad)[:, None]
+        # The gain scales rows, so it goes on the small side of each product.
+        grad_hidden = ((errors @ weight) * gain).to(hidden.dtype) if need_hidden else None
+        grad_weight = errors.T @ (hidden * gain).to(weight.dtype) if need_weight else None
+        grad_bias = errors.T @ gain.squeeze(1).to(weight.dtype) if need_bias else None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import rlmodules.functional.logprobs as logprobs_module
 from rlmodules.functional.logprobs import Projection, token_logprobs
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -223,7 +224,10 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("with_entropy", [True, False])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_tensor_larger_than_chunk_bytes_is_ever_created(with_entropy, softcap, dtype):
+def test_no_tensor_larger_than_chunk_bytes_is_ever_created(
+    with_entropy, softcap, dtype, monkeypatch
+):
+    monkeypatch.setattr(logprobs_module, "KEPT_BYTES", {"cpu": 0, "cuda": 0})
     rows, n = 24, 200  # a chunk holds 24 x 37 numbers, its gradient of hidden 200 x 4
     hidden, weight, bias, tokens = random_inputs(n)
     hidden, weight = hidden[:, :4].to(dtype).contiguous(), weight[:, :4].to(dtype).contiguous()
@@ -235,6 +239,37 @@ def test_no_tensor_larger_than_chunk_bytes_is_ever_created(with_entropy, softcap
     # Seeing exactly a chunk shows that the recorder looked into forward and backward.
     assert largest.logits_bytes == rows * ROW
     assert largest.bytes <= rows * ROW < n * ROW
+
+
+def test_what_is_kept_for_the_backward_pass_has_the_type_of_the_weights_and_a_limit(monkeypatch):
+    n = 200
+    hidden, weight, bias, tokens = random_inputs(n)
+    leaves = [x.bfloat16().requires_grad_() for x in (hidden, weight, bias)]
+    for limit, kept in ((2 * n * V, True), (2 * n * V - 1, False)):
+        monkeypatch.setattr(logprobs_module, "KEPT_BYTES", {"cpu": limit, "cuda": 0})
+        with LargestTensor() as largest:
+            ours(*leaves, tokens, with_entropy=False, chunk_bytes=24 * ROW)[0].sum().backward()
+        assert largest.logits_bytes == (2 * n * V if kept else 24 * ROW)
+
+
+@pytest.mark.parametrize("kept", [0, 2**30])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_kept_probabilities_give_the_gradients_of_autograd(kept, temperature, monkeypatch):
+    monkeypatch.setattr(logprobs_module, "KEPT_BYTES", {"cpu": kept, "cuda": 0})
+    hidden, weight, bias, tokens = random_inputs(50)
+    leaves = [x.double().requires_grad_() for x in (hidden, weight, bias)]
+    gain = torch.linspace(-2, 3, 50)
+    logits = torch.nn.functional.linear(*leaves) / temperature
+    expected = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    wanted = torch.autograd.grad((expected * gain).sum(), leaves)
+    found = [x.detach().float().requires_grad_() for x in leaves]
+    options = {"temperature": temperature, "with_entropy": False, "chunk_bytes": 7 * ROW}
+    logprobs, entropy = ours(*found, tokens, **options)
+    (logprobs * gain).sum().backward()
+    assert entropy is None
+    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
+    for leaf, grad in zip(found, wanted, strict=True):
+        torch.testing.assert_close(leaf.grad.double(), grad, rtol=1e-4, atol=1e-4)
 
 
 # --- options and edges ---
