@@ -7,6 +7,7 @@ from rlmodules.functional.advantages import (
     masked_var,
     whiten,
 )
+from rlmodules.functional.dpo_losses import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.functional.kl import KL_ESTIMATORS, adapt_kl_coefficient, exact_kl, kl_estimate
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.functional.policy_losses import (
@@ -14,13 +15,24 @@ from rlmodules.functional.policy_losses import (
     clipped_value_loss,
     entropy_bonus,
 )
+from rlmodules.functional.preference_losses import (
+    bradley_terry_loss,
+    multi_objective_loss,
+    orpo_loss,
+    pair_metrics,
+)
 
 __all__ = [
+    "DPO_LOSSES",
     "KL_ESTIMATORS",
+    "DPOShape",
+    "PairLogps",
     "Projection",
     "adapt_kl_coefficient",
+    "bradley_terry_loss",
     "clipped_surrogate_loss",
     "clipped_value_loss",
+    "dpo_loss",
     "entropy_bonus",
     "exact_kl",
     "explained_variance",
@@ -28,6 +40,9 @@ __all__ = [
     "kl_estimate",
     "masked_mean",
     "masked_var",
+    "multi_objective_loss",
+    "orpo_loss",
+    "pair_metrics",
     "token_logprobs",
     "whiten",
 ]
