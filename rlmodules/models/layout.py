@@ -1,0 +1,273 @@
+"""Sequences that share a prefix, laid out so that a model computes every token once.
+
+``pack`` joins all tokens of a batch into one row without any padding. A group (the responses to
+one prompt) stands there as ``shared prefix, rest of response 1, rest of response 2, ...``: the
+prefix is whatever the group's sequences begin with alike. ``segment_attention`` lets each rest see
+its prefix and itself, so a causal model computes what it would for each sequence alone.
+
+``pad`` is the plain layout, one row a sequence, for models that ``pack`` does not fit: encoders,
+whose tokens also look ahead, and architectures whose layers do not go through transformers'
+attention interface.
+
+Shapes: S sequences, N tokens in the packed row, T tokens of the longest, H hidden size.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SEGMENTS = "rlmodules_segments"
+"""Name of our attention in transformers' registry."""
+
+Groups = Sequence[Sequence[Tensor]]
+Segments = tuple[tuple[int, ...], ...]
+"""For each group: length of its prefix, then the length of each rest."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a backbone takes, and where each token's hidden state comes out."""
+
+    input_ids: Tensor
+    """[1, N] packed, [S, T] padded on the right."""
+    sequences: list[Tensor]
+    """Token ids, [T_s]."""
+    index: list[Tensor]
+    """Where the hidden states of each sequence's tokens are in the flattened output, [T_s]."""
+    position_ids: Tensor | None = None
+    """[1, N]; packed only."""
+    segments: Segments | None = None
+    """Packed only."""
+    attention_mask: Tensor | None = None
+    """[S, T], for models whose tokens look ahead."""
+
+    @property
+    def last(self) -> Tensor:
+        """[S], where the last token of each sequence is."""
+        return torch.stack([index[-1] for index in self.index])
+
+    def to(self, device: torch.device) -> "Layout":
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        return Layout(
+            input_ids=move(self.input_ids),
+            sequences=[move(s) for s in self.sequences],
+            index=[move(i) for i in self.index],
+            position_ids=move(self.position_ids),
+            segments=self.segments,
+            attention_mask=move(self.attention_mask),
+        )
+
+
+def pack(groups: Groups) -> Layout:
+    """One row without padding; what the sequences of a group begin with alike is there once."""
+    tokens, positions, segments, index = [], [], [], []
+    offset = 0
+    for group in groups:
+        prefix = shared_prefix(group)
+        tokens.append(group[0][:prefix])
+        positions.append(torch.arange(prefix))
+        start = offset + prefix
+        for sequence in group:
+            rest = len(sequence) - prefix
+            tokens.append(sequence[prefix:])
+            positions.append(torch.arange(prefix, len(sequence)))
+            at = torch.arange(offset, offset + prefix)
+            index.append(torch.cat([at, torch.arange(start, start + rest)]))
+            start += rest
+        segments.append((prefix, *(len(sequence) - prefix for sequence in group)))
+        offset = start
+    return Layout(
+        input_ids=torch.cat(tokens)[None],
+        sequences=[sequence for group in groups for sequence in group],
+        index=index,
+        position_ids=torch.cat(positions)[None],
+        segments=tuple(segments),
+    )
+
+
+def pad(groups: Groups, *, with_mask: bool = False) -> Layout:
+    """One row a sequence, padded on the right to the longest.
+
+    Args:
+        with_mask: for models whose tokens look ahead; a causal one cannot see the padding.
+    """
+    sequences = [sequence for group in groups for sequence in group]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    width = ids.shape[1]
+    index = [torch.arange(len(s)) + row * width for row, s in enumerate(sequences)]
+    mask = None
+    if with_mask:
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
+    return Layout(ids, sequences, index, attention_mask=mask)
+
+
+def unpad(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[Tensor]]:
+    """Padded texts [B, T] as groups of one text each, [T_i]."""
+    if attention_mask is None:
+        return [[row] for row in input_ids.cpu()]
+    rows = zip(input_ids.cpu(), attention_mask.bool().cpu(), strict=True)
+    texts = [ids[mask] for ids, mask in rows]
+    if any(len(text) == 0 for text in texts):
+        raise ValueError("a row of attention_mask is all 0: there is no text to score")
+    return [[text] for text in texts]
+
+
+def shared_prefix(group: Sequence[Tensor]) -> int:
+    """How many tokens all sequences begin with alike."""
+    if len(group) == 1:
+        return len(group[0])
+    shortest = min(len(sequence) for sequence in group)
+    stacked = torch.stack([sequence[:shortest] for sequence in group])
+    differs = (stacked != stacked[0]).any(0)
+    return int(differs.int().argmax()) if bool(differs.any()) else shortest
+
+
+def flat_hidden(body: nn.Module, layout: Layout) -> Tensor:
+    """[N, H] or [S * T, H], the last hidden states; ``layout.index`` finds a sequence's own."""
+    inputs = {"input_ids": layout.input_ids, "use_cache": False}
+    if layout.segments is not None:
+        # A mask of four dimensions is handed to the layers as it is; segment_attention needs none.
+        nothing = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=layout.input_ids.device)
+        inputs |= {
+            "position_ids": layout.position_ids,
+            "attention_mask": nothing,
+            "segments": layout.segments,
+        }
+    elif layout.attention_mask is not None:
+        inputs["attention_mask"] = layout.attention_mask
+    return body(**inputs)[0].flatten(0, 1)
+
+
+@torch.no_grad()
+def is_causal(body: nn.Module) -> bool:
+    """Whether no token of ``body`` sees a later one; found out by changing the last of three."""
+    device, training = next(body.parameters()).device, body.training
+    body.eval()
+    ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=device)
+    hidden = body(input_ids=ids)[0][:, :2]
+    body.train(training)
+    return torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def can_pack(body: nn.Module) -> bool:
+    """Switch ``body`` to ``segment_attention``, if packed it computes what it does unpacked.
+
+    Models whose tokens look ahead, mix along the sequence outside of attention, or add biases of
+    their own to it fail the comparison and stay as they are.
+    """
+    device, before = next(body.parameters()).device, body.config._attn_implementation
+    if not hasattr(body, "set_attn_implementation"):
+        return False
+    groups = [[[3, 5, 7, 9, 4], [3, 5, 8]], [[6, 2, 3], [6, 2, 9, 9]]]
+    groups = [[torch.tensor(ids) for ids in group] for group in groups]
+    training = body.training
+    body.eval()
+    try:
+        padded = pad(groups).to(device)
+        plain = flat_hidden(body, padded)
+        body.set_attn_implementation(SEGMENTS)
+        layout = pack(groups).to(device)
+        packed = flat_hidden(body, layout)
+        exact = next(body.parameters()).dtype == torch.float32
+        tolerance = {"rtol": 1e-4, "atol": 1e-4} if exact else {"rtol": 0.1, "atol": 0.1}
+        same = all(
+            torch.allclose(packed[here], plain[there], **tolerance)
+            for here, there in zip(layout.index, padded.index, strict=True)
+        )
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        same = False
+    finally:
+        body.train(training)
+    if not same:
+        body.set_attn_implementation(before)
+    return same
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: causal attention within the segments of one packed row.
+
+    Args:
+        query: [1, heads, N, D]; key and value may have fewer heads (grouped-query attention).
+        segments: without them, ordinary attention.
+
+    Returns:
+        ``([1, N, heads, D], None)``.
+    """
+    if segments is None:
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths = list(itertools.chain.from_iterable(segments))
+    # One split and one concatenation: slices would each pass a gradient as long as the whole row.
+    q, k, v = (x[0].split(lengths, dim=1) for x in (query, key, value))
+    attend = partial(_causal, scaling=scaling, softcap=softcap, window=sliding_window)
+    out, at = [], 0
+    for _, *rests in segments:
+        prefix, at = at, at + 1 + len(rests)
+        out.append(attend(q[prefix], k[prefix], v[prefix]))
+        for own in range(prefix + 1, at):
+            both_k = torch.cat([k[prefix], k[own]], dim=1)
+            both_v = torch.cat([v[prefix], v[own]], dim=1)
+            out.append(attend(q[own], both_k, both_v))
+    return torch.cat(out, dim=1).transpose(0, 1)[None], None
+
+
+def _causal(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Attention of the last tokens [heads, Q, D] of a text to all of it, [kv heads, K, D]."""
+    heads, width, size = q.shape
+    if width == 0:
+        return q
+    kv_heads, length, _ = k.shape
+    grouped = q.reshape(kv_heads, heads // kv_heads * width, size)
+    scores = (grouped @ k.transpose(1, 2)).view(heads, width, length)
+    scores = scores.float() * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    every = torch.ones(width, length, dtype=torch.bool, device=q.device)
+    hidden = every.triu(length - width + 1)
+    if window is not None and window < length:
+        hidden |= every.tril(length - width - window)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(-1).to(v.dtype).view(kv_heads, -1, length)
+    return (weights @ v).view(heads, width, size)
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
