@@ -8,6 +8,8 @@ from datamodules.environments import (
     Trajectory,
 )
 from datamodules.experience import Experience, Minibatch, TokenBatch
+from datamodules.preference_data import PreferenceDataModule
+from datamodules.preferences import PreferenceBatch, PreferenceDataset
 from datamodules.prompts import Prompt, load_prompts
 from datamodules.rewards import RewardError, RewardFunction
 from datamodules.rollouts import RolloutDataModule
@@ -17,6 +19,9 @@ __all__ = [
     "Experience",
     "Minibatch",
     "Observation",
+    "PreferenceBatch",
+    "PreferenceDataModule",
+    "PreferenceDataset",
     "Prompt",
     "RewardError",
     "RewardFunction",
