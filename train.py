@@ -38,6 +38,11 @@ def train(cfg: DictConfig) -> float | None:
     elif ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: there is no such file")
 
+    for group in ("env", "reward"):
+        if cfg[group] and cfg.data.get("env") is None:
+            raise ValueError(
+                f"{cfg.module} learns from preferences and has no use for {group}=: leave it out"
+            )
     config, model_config = OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model)
     datamodule = instantiate(cfg.data)
     module = get_class(cfg.module)(config, model_config)

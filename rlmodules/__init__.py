@@ -1,19 +1,34 @@
 """Reinforcement learning and preference training of language models, as Lightning modules."""
 
+from rlmodules.dpo import DPO, DPOConfig
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
+from rlmodules.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
+from rlmodules.orpo import ORPO, ORPOConfig
+from rlmodules.pairwise import PairwiseRewardModel
 from rlmodules.policy import AdaptiveKLController
 from rlmodules.ppo import PPO, PPOConfig
+from rlmodules.reward import RewardModel
+from rlmodules.reward_config import RewardModelConfig
 from rlmodules.sampling import SamplingParams, sample
 from rlmodules.trainers import PPOTrainer
 
 __all__ = [
+    "DPO",
+    "ORPO",
     "PPO",
     "AdaptiveKLController",
+    "DPOConfig",
     "LoraConfig",
     "ModelConfig",
+    "MultiObjectiveConfig",
+    "MultiObjectiveRewardModel",
+    "ORPOConfig",
     "PPOConfig",
     "PPOModel",
     "PPOTrainer",
+    "PairwiseRewardModel",
+    "RewardModel",
+    "RewardModelConfig",
     "SamplingParams",
     "ValueHead",
     "sample",

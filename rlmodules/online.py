@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rlmodules import policy
 from rlmodules.base import AlgorithmModule, Stopwatch
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.metrics import Means, distinct_bigrams
+from rlmodules.models.saving import save_language_model
 from rlmodules.sampling import Response, SamplingParams
 
 
@@ -132,6 +134,10 @@ class OnlineModule(AlgorithmModule):
         self._val, self._val_texts = Means(), []
 
     # ------------------------------------------------------------ checkpoints
+
+    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+        """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
+        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
 
     def iteration_state(self) -> dict[str, Any]:
         return super().iteration_state() | {

@@ -3,19 +3,16 @@
 The recipe is that of RLHF (Ziegler et al. 2019, arXiv:1909.08593): every token is an action, the
 score of the whole response is the reward of its last token, and each token is charged for its
 divergence from a frozen reference. We deviate in three places: losses are sums over tokens divided
-by the token count of the whole optimizer step (not means of means); the critic shares the policy's
-backbone and can be warmed up with the policy frozen; a KL early stop skips the rest of an
-iteration's updates.
-
-One iteration, from top to bottom: ``act`` and ``evaluate`` play and judge the episodes (called by
-``RolloutDataModule``), ``experience`` turns them into advantages, ``training_step`` learns from
-them, ``on_train_epoch_end`` adapts the KL coefficient and logs.
+by the token count of the whole optimizer step; the critic shares the policy's backbone and can be
+warmed up with the policy frozen; a KL early stop skips the rest of an iteration's updates.
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -151,9 +148,6 @@ class PPO(OnlineModule):
         config: settings, or a dict of them (as a checkpoint holds).
         model_config: how to load the model; default: ``config.model_name`` with LoRA off.
         model, tokenizer: used instead of loading what ``model_config`` names.
-
-    Raises:
-        ValueError: ``config.model_name`` and ``model_config.name`` differ.
     """
 
     def __init__(
@@ -288,6 +282,12 @@ class PPO(OnlineModule):
         self.log_dict(metrics)
         self.train_metrics.clear()
         self.skip_updates = False
+
+    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+        """Policy, tokenizer and value head in ``dirpath``."""
+        super().export(dirpath, merge=merge)
+        head = {k: v.cpu().float() for k, v in self.policy.value_head.state_dict().items()}
+        save_file(head, dirpath / "value_head.safetensors")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         c = self.config

@@ -6,8 +6,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from rlmodules.dpo import DPOConfig
 from rlmodules.models import ModelConfig
+from rlmodules.multi_objective import MultiObjectiveConfig
+from rlmodules.orpo import ORPOConfig
 from rlmodules.ppo import PPOConfig
+from rlmodules.reward_config import RewardModelConfig
 from rlmodules.trainers import device_options
 
 
@@ -30,6 +34,27 @@ class RolloutDataSchema:
     epochs: int = MISSING
     gradient_accumulation_steps: int = MISSING
     eval_batch_size: int = 32
+    seed: int = MISSING
+    _convert_: str = "all"
+
+
+@dataclass
+class PreferenceDataSchema:
+    """Arguments of ``datamodules.PreferenceDataModule``."""
+
+    _target_: str = "datamodules.PreferenceDataModule"
+    path: str = MISSING
+    eval_path: str | None = None
+    eval_size: int = 256
+    objectives: Any = None
+    split: str = "train"
+    eval_split: str = "test"
+    on_error: str = "raise"
+    max_length: int = MISSING
+    max_prompt_length: int = MISSING
+    batch_size: int = MISSING
+    gradient_accumulation_steps: int = MISSING
+    eval_batch_size: int = 8
     seed: int = MISSING
     _convert_: str = "all"
 
@@ -66,7 +91,7 @@ class FunctionRewardSchema(RewardSchema):
 class ModelRewardSchema(RewardSchema):
     """``reward=model``."""
 
-    _target_: str = "datamodules.rewards.model"
+    _target_: str = "rlmodules.reward_function.model"
     path: str = MISSING
     batch_size: int = 16
     max_length: int | None = None
@@ -75,9 +100,15 @@ class ModelRewardSchema(RewardSchema):
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "algo": {"ppo": PPOConfig},
+    "algo": {
+        "ppo": PPOConfig,
+        "dpo": DPOConfig,
+        "orpo": ORPOConfig,
+        "reward": RewardModelConfig,
+        "multi_objective": MultiObjectiveConfig,
+    },
     "model": {"base": ModelConfig},
-    "data": {"rollouts": RolloutDataSchema},
+    "data": {"rollouts": RolloutDataSchema, "preferences": PreferenceDataSchema},
     "env": {"text": TextEnvSchema},
     "reward": {
         "base": RewardSchema,
@@ -97,3 +128,12 @@ def register() -> None:
         OmegaConf.register_new_resolver(
             name, lambda device, name=name: device_options(device)[name], replace=True
         )
+    OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)
+
+
+def carried_heldout(path: str | None) -> str | None:
+    """The held-out file beside a training file that the project carries; None for other files."""
+    if path is None or not path.startswith("package:"):
+        return None
+    return path.replace("_train", "_heldout")

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from rlmodules.callbacks import AtomicCheckpointIO, IterationBar, RunReport, SaveOnStop
-from rlmodules.callbacks.export import export
 from rlmodules.models import ModelConfig, resolve_precision
 from rlmodules.ppo import PPO, PPOConfig
 
@@ -118,7 +117,7 @@ class PPOTrainer:
 
     def save_model(self, path: str | Path, merge: bool = False) -> None:
         """Write the trained model, tokenizer and value head in Hugging Face format."""
-        export(self.module, Path(path), merge=merge)
+        self.module.export(Path(path), merge=merge)
 
 
 def every(dirpath: Path, config: PPOConfig) -> ModelCheckpoint:

@@ -71,3 +71,21 @@ def run(c: PPOConfig, module: PPO | None = None, tmp_path="unused", **changes):
 def weights(module: PPO) -> torch.Tensor:
     trained = [p for p in module.parameters() if p.requires_grad]
     return torch.cat([p.detach().flatten() for p in trained])
+
+
+def assert_same(left, right, path=""):
+    """Equality to the last bit, through dicts and lists, times excepted."""
+    assert type(left) is type(right), path
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left:
+            if not (isinstance(key, str) and key.startswith("time/")):
+                assert_same(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), path
+        for i, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{path}[{i}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    else:
+        assert left == right or (left != left and right != right), f"{path}: {left} != {right}"

@@ -22,6 +22,9 @@ NEEDS = {  # what the user must give besides
     "model=hf": ["model.name=random:tiny"],
     "reward=function": ["reward.path=tests.rewards:fn"],
     "reward=model": ["reward.path=some/folder"],
+    "data=preferences": ["algo=dpo"],
+    "callbacks=preferences": ["algo=dpo"],
+    "callbacks=reward": ["algo=reward"],
     "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
 }
 
@@ -50,13 +53,21 @@ def test_every_part_instantiates(option, tmp_path):
     cfg = composed(option, "model=tiny", tmp_path=tmp_path)
     module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
     assert module.config.seed == cfg.seed
-    assert isinstance(instantiate(cfg.data), datamodules.RolloutDataModule)
+    online = option == "algo=ppo" or not option.startswith("algo")
+    kind = datamodules.RolloutDataModule if online else datamodules.PreferenceDataModule
+    assert isinstance(instantiate(cfg.data), kind)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer = instantiate(cfg.trainer, precision="32-true", callbacks=callbacks, logger=loggers)
-    assert trainer.max_epochs == cfg.algo.num_iterations
     assert trainer.gradient_clip_val == cfg.algo.max_grad_norm
-    assert trainer.check_val_every_n_epoch == cfg.algo.eval_every
+    if online:
+        assert trainer.max_epochs == cfg.algo.num_iterations
+        assert trainer.check_val_every_n_epoch == cfg.algo.eval_every
+    else:
+        assert trainer.max_epochs == cfg.algo.num_epochs
+        batches = cfg.algo.eval_every * cfg.algo.gradient_accumulation_steps
+        assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (batches, None)
+        assert trainer.accumulate_grad_batches == cfg.algo.gradient_accumulation_steps
 
 
 def test_the_algorithms_settings_arrive_as_a_real_config_and_reach_everyone():

@@ -9,7 +9,7 @@ import time
 import lightning as L
 import pytest
 import torch
-from helpers import PROMPTS, config, count_e, data
+from helpers import PROMPTS, assert_same, config, count_e, data
 from lightning.pytorch.callbacks import Callback
 
 from datamodules import RewardError
@@ -56,24 +56,6 @@ def fit(folder, iterations, *, lora=0, ckpt_path=None, reward=count_e, callbacks
         (folder / "history").mkdir(parents=True, exist_ok=True)
         torch.save(report.history, folder / "history" / "h.pt")
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_same(left, right, path=""):
-    """Equality to the last bit, through dicts and lists, times excepted."""
-    assert type(left) is type(right), path
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            if not (isinstance(key, str) and key.startswith("time/")):
-                assert_same(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), path
-        for i, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{path}[{i}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), path
-    else:
-        assert left == right or (left != left and right != right), f"{path}: {left} != {right}"
 
 
 def assert_same_run(straight, resumed):

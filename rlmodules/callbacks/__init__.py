@@ -1,8 +1,10 @@
 """Lightning callbacks: progress, stopping and saving, samples, the final report, the export."""
 
 from rlmodules.callbacks.export import ExportModel
-from rlmodules.callbacks.progress import IterationBar
+from rlmodules.callbacks.preference_report import PreferenceReport
+from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import RunReport
+from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop, newest_checkpoint
 
@@ -10,8 +12,11 @@ __all__ = [
     "AtomicCheckpointIO",
     "ExportModel",
     "IterationBar",
+    "PreferenceReport",
+    "RewardReport",
     "RunReport",
     "SampleTable",
     "SaveOnStop",
+    "StepBar",
     "newest_checkpoint",
 ]

@@ -1,29 +1,27 @@
-"""One progress bar for the whole run: iterations, with the metrics that tell how it goes."""
+"""One progress bar for the whole run, with the metrics that tell how it goes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-WATCHED = {
-    "reward": "rollout/reward",
-    "KL": "rollout/kl",
-    "beta": "rollout/kl_coef",
-    "held-out": "val/reward",
-}
 
+class RunBar(ProgressBar):
+    """``UNIT 12/50 ━━━ reward 0.61  KL 0.12``, and what is going on.
 
-class IterationBar(ProgressBar):
-    """``iteration 12/50 ━━━ reward 0.61 KL 0.12 beta 0.05 held-out 0.58``, and what is going on.
-
-    Without a terminal (a log file, CI) it prints one plain line an iteration instead.
+    Without a terminal (a log file, CI) it prints plain lines instead.
     """
+
+    unit: str
+    watched: ClassVar[dict[str, str]]
+    """Label -> metric."""
 
     def __init__(self) -> None:
         super().__init__()
         self._progress: Progress | None = None
         self._enabled = True
+        self._printed = -1
 
     def disable(self) -> None:
         self._enabled = False
@@ -31,21 +29,79 @@ class IterationBar(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    def counts(self, trainer: L.Trainer) -> tuple[int, int]:
+        """How many units are done, of how many."""
+        raise NotImplementedError
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._enabled or not trainer.is_global_zero:
             return
         self._progress = Progress(
-            TextColumn("iteration"),
+            TextColumn(self.unit),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
-        self._task = self._progress.add_task(
-            "sampling", total=trainer.max_epochs, completed=trainer.current_epoch
-        )
+        done, total = self.counts(trainer)
+        self._task = self._progress.add_task("", total=total, completed=done)
+        self._printed = done
         if self._progress.console.is_terminal:
             self._progress.start()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.show(trainer, "evaluating")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.print_line(trainer)
+        self.show(trainer, "done")
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def show(self, trainer: L.Trainer, doing: str) -> None:
+        """Update the bar."""
+        if self._progress is not None:
+            text = "  ".join(filter(None, (self._metrics(trainer), f"[dim]{doing}[/]")))
+            done, _ = self.counts(trainer)
+            self._progress.update(self._task, completed=done, description=text)
+
+    def print_line(self, trainer: L.Trainer) -> None:
+        """Where there is no terminal: one line, unless it would say the same again."""
+        metrics, (done, total) = self._metrics(trainer), self.counts(trainer)
+        progress = self._progress
+        if progress is None or progress.console.is_terminal or not metrics:
+            return
+        if done != self._printed:
+            print(f"{self.unit} {done}/{total}  {metrics}", flush=True)
+        self._printed = done
+
+    def _metrics(self, trainer: L.Trainer) -> str:
+        seen = trainer.callback_metrics
+        return "  ".join(f"{label} {seen[k]:.3f}" for label, k in self.watched.items() if k in seen)
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class IterationBar(RunBar):
+    """Iterations of an online algorithm, one line each."""
+
+    unit = "iteration"
+    watched: ClassVar = {
+        "reward": "rollout/reward",
+        "KL": "rollout/kl",
+        "beta": "rollout/kl_coef",
+        "held-out": "val/reward",
+    }
+
+    def counts(self, trainer: L.Trainer) -> tuple[int, int]:
+        return trainer.current_epoch, trainer.max_epochs
 
     def on_train_batch_end(
         self,
@@ -55,41 +111,32 @@ class IterationBar(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        done = f"update {batch_idx + 1}/{trainer.num_training_batches}"
-        self._show(trainer, trainer.current_epoch, done)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show(trainer, trainer.current_epoch, "evaluating")
+        self.show(trainer, f"update {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show(trainer, trainer.current_epoch, "sampling")
-        progress = self._progress
-        metrics = _watched(trainer)
-        if progress is not None and not progress.console.is_terminal and metrics:
-            print(f"iteration {trainer.current_epoch}/{trainer.max_epochs}  {metrics}", flush=True)
+        self.show(trainer, "sampling")
+        self.print_line(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._progress is not None and not self._progress.console.is_terminal:
-            print(f"iteration {trainer.current_epoch}/{trainer.max_epochs}  {_watched(trainer)}")
-        self._show(trainer, trainer.current_epoch, "done")
-        self._close()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+class StepBar(RunBar):
+    """Optimizer steps of an offline algorithm, a line every twentieth of them."""
+
+    unit = "step"
+    watched: ClassVar = {
+        "loss": "train/loss",
+        "accuracy": "train/accuracy",
+        "margin": "train/margin",
+        "held-out loss": "val/loss",
+        "accuracy ": "val/accuracy",
+    }
+
+    def counts(self, trainer: L.Trainer) -> tuple[int, int]:
+        return trainer.global_step, int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._close()
-
-    def _show(self, trainer: L.Trainer, completed: int, doing: str) -> None:
-        if self._progress is not None:
-            text = "  ".join(filter(None, (_watched(trainer), f"[dim]{doing}[/]")))
-            self._progress.update(self._task, completed=completed, description=text)
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def _watched(trainer: L.Trainer) -> str:
-    seen = trainer.callback_metrics
-    return "  ".join(f"{label} {seen[k]:.3f}" for label, k in WATCHED.items() if k in seen)
+        self.show(trainer, "")
+        done, total = self.counts(trainer)
+        if done - self._printed >= max(total // 20, 1):
+            self.print_line(trainer)

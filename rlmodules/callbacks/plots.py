@@ -1,0 +1,86 @@
+"""Plots of a run, as PNG files. matplotlib is imported where it draws: it is slow to load."""
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_iterations(history: list[dict[str, float]], before: dict[str, float], path: Path) -> None:
+    """Reward, KL with its coefficient, and repetition by iteration."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (reward, kl, text) = panels(3)
+    steps = [row["iteration"] for row in history]
+    held_out = [(0.0, before)] if before else []
+    held_out += [(row["iteration"], row) for row in history if "val/reward" in row]
+    at = [step for step, _ in held_out]
+
+    reward.plot(steps, [r["rollout/reward"] for r in history], label="training", alpha=0.6)
+    kl.plot(steps, [r["rollout/kl"] for r in history], label="training", alpha=0.6)
+    if held_out:
+        reward.plot(at, [r["val/reward"] for _, r in held_out], "o-", label="held out")
+        kl.plot(at, [r["val/kl"] for _, r in held_out], "o-", label="held out")
+        text.plot(at, [r["val/distinct_bigrams"] for _, r in held_out], "C1o-", label="held out")
+    coefficient = kl.twinx()
+    coefficient.plot(steps, [r["rollout/kl_coef"] for r in history], "k:", label="coefficient")
+    coefficient.set_ylabel("KL coefficient (dotted)")
+    reward.set(title="reward", xlabel="iteration")
+    kl.set(title="KL to the reference", xlabel="iteration", ylabel="nats a token")
+    text.set(title="distinct bigrams", xlabel="iteration", ylim=(0, 1.02))
+    for axes in (reward, kl, text):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(figure, path)
+
+
+def plot_steps(
+    history: list[dict[str, float]], evaluations: list[dict[str, float]], path: Path
+) -> None:
+    """Loss, accuracy and margin of training and held-out data by optimizer step."""
+    names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin"}
+    shown = [n for n in names if any(f"train/{n}" in row for row in history)]
+    figure, axes = panels(len(shown))
+    for name, ax in zip(shown, axes, strict=True):
+        ax.plot(
+            [row["step"] for row in history],
+            [row[f"train/{name}"] for row in history],
+            label="training",
+            alpha=0.6,
+        )
+        held_out = [row for row in evaluations if f"val/{name}" in row]
+        if held_out:
+            values = [row[f"val/{name}"] for row in held_out]
+            ax.plot([row["step"] for row in held_out], values, "o-", label="held out")
+        ax.set(title=names[name], xlabel="optimizer step")
+    finish(figure, path)
+
+
+def panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure with ``count`` plots side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.7 * count, 3.4), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def finish(figure: Any, path: Path) -> None:
+    """Grid, legends, file."""
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
+    figure.savefig(path, dpi=120)
+
+
+def plot_calibration(
+    logits: Any, curves: dict[float, list[tuple[float, float, int]]], path: Path
+) -> None:
+    """Margins of held-out pairs, and accuracy against confidence for each temperature."""
+    figure, (margins, curve) = panels(2)
+    margins.hist(logits.tolist(), bins=min(40, max(10, len(logits) // 8)))
+    margins.axvline(0, color="k", linewidth=1)
+    margins.set(title="margins", xlabel="score of chosen less rejected", ylabel="held-out pairs")
+    curve.plot([0.5, 1], [0.5, 1], "k:", label="perfectly calibrated")
+    for temperature, points in curves.items():
+        confidence, accuracy, _ = zip(*points, strict=True)
+        curve.plot(confidence, accuracy, "o-", label=f"scores / {temperature:.2f}")
+    curve.set(title="calibration", xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
+    finish(figure, path)

@@ -1,0 +1,108 @@
+"""The end of a reward model's run: how often it is right, how sure of it, what misleads it."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rlmodules.callbacks.plots import plot_calibration
+from rlmodules.callbacks.preference_report import PreferenceReport
+from rlmodules.functional.calibration import (
+    calibration_curve,
+    calibration_error,
+    concordance,
+    correlation,
+    fit_temperature,
+    wilson_interval,
+)
+
+
+class RewardReport(PreferenceReport):
+    """``PreferenceReport`` with an examination on all held-out data; also ``calibration.png``.
+
+    Args:
+        dirpath: the run's folder.
+    """
+
+    files: ClassVar = {
+        "curves.png": "loss, accuracy and margin over the run",
+        "calibration.png": "margins, and accuracy against confidence",
+    }
+
+    def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        dataset = trainer.datamodule.eval_dataset
+        self.examination = {}
+        if dataset is None:
+            return {}
+        judged = pl_module.judge([dataset[i] for i in range(len(dataset))])
+        if "targets" in judged:
+            self.examination = self._objectives(pl_module.config.objectives, judged)
+        else:
+            self.examination = self._pairs(judged, self.dirpath / "calibration.png")
+        return {"examination": self.examination}
+
+    def _pairs(self, judged: dict[str, torch.Tensor], png: Path) -> dict[str, Any]:
+        chosen, rejected = judged["scores"].unbind(1)
+        logits, lengths = chosen - rejected, judged["lengths"]
+        right = ((logits > 0).float() + 0.5 * (logits == 0).float()).sum().item()
+        low, high = wilson_interval(right, len(logits))
+        temperature = fit_temperature(logits)
+        plot_calibration(
+            logits,
+            {1.0: calibration_curve(logits), temperature: calibration_curve(logits / temperature)},
+            png,
+        )
+        return {
+            "pairs": len(logits),
+            "accuracy": right / len(logits),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "calibration_error": calibration_error(logits),
+            "temperature": temperature,
+            "calibration_error_at_temperature": calibration_error(logits / temperature),
+            "length_correlation": correlation(judged["scores"].flatten(), lengths.flatten()),
+            "margin_length_correlation": correlation(logits, lengths[:, 0] - lengths[:, 1]),
+            "swap_consistency": (judged["swapped"].sign() == -logits.sign()).float().mean().item(),
+        }
+
+    def _objectives(self, names: list[str], judged: dict[str, torch.Tensor]) -> dict[str, Any]:
+        found: dict[str, Any] = {"responses": len(judged["scores"])}
+        for i, name in enumerate(names):
+            scores, targets = judged["scores"][:, i], judged["targets"][:, i]
+            known = ~targets.isnan()
+            accuracy, pairs = concordance(scores, targets)
+            found[name] = {
+                "accuracy": accuracy,
+                "pairs": pairs,
+                "correlation": correlation(scores[known], targets[known]),
+                "length_correlation": correlation(scores, judged["lengths"][:, 0]),
+            }
+        return found
+
+    def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
+        super().body(console, seconds, trainer)
+        found = self.examination
+        if "accuracy" in found:
+            console.print(
+                f"Right on {found['accuracy']:.1%} of {found['pairs']} held-out pairs"
+                f" (95% interval {found['accuracy_low']:.1%} to {found['accuracy_high']:.1%});"
+                f" {found['swap_consistency']:.1%} judged alike with their sides swapped.\n"
+                f"Calibration error {found['calibration_error']:.3f};"
+                f" {found['calibration_error_at_temperature']:.3f} with scores divided by"
+                f" {found['temperature']:.2f} (algo.temperature).\n"
+                f"Correlation with length: of scores {found['length_correlation']:+.2f},"
+                f" of margins {found['margin_length_correlation']:+.2f}."
+            )
+        elif found:
+            table = Table(title="Held-out responses, by objective", title_justify="left")
+            for column in ("", "pairs ordered rightly", "correlation", "with length"):
+                table.add_column(column, justify="left" if column == "" else "right")
+            for name, row in found.items():
+                if isinstance(row, dict):
+                    accuracy = f"{row['accuracy']:.1%} of {row['pairs']}"
+                    numbers = row["correlation"], row["length_correlation"]
+                    table.add_row(name, accuracy, *(f"{x:+.2f}" for x in numbers))
+            console.print(table)

@@ -1,0 +1,134 @@
+"""Reward models on disk: one file of trained weights, or a folder that others load too."""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlmodules.models.saving import merged
+
+SETTINGS = "reward_model.json"
+HEAD = "reward_head.safetensors"
+HEADS = ("head.", "comparison.")
+"""Names of what a reward model has beside its backbone begin so."""
+
+
+def save(model: Any, path: Path) -> None:
+    """Trained weights and settings in one file."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"class": type(model).__name__, "config": json.dumps(asdict(model.config))}
+    save_file({n: t for n, t in state.items() if n in trained}, path, metadata=metadata)
+
+
+def load(model: Any, path: Path) -> None:
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, or of another model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("class")
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file ({error}). Pickles, such as torch.save writes, can run"
+            " code and are not opened: write the model with save_model"
+        ) from error
+    expected = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    found = {name: weight.shape for name, weight in state.items()}
+    if kind != type(model).__name__ or expected != found:
+        different = sorted(set(expected.items()) ^ set(found.items()))[:3]
+        raise ValueError(
+            f"{path} holds a {kind or 'model of another library'} that does not fit this"
+            f" {type(model).__name__}; it differs in {different}"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def export(model: Any, dirpath: Path, *, merge: bool) -> None:
+    """Backbone, head, tokenizer and settings in a folder."""
+    body = model.base_model
+    if hasattr(body, "merge_and_unload"):
+        if not merge:
+            raise ValueError(
+                "export.merge=false: a reward model is exported with its adapters merged, so that"
+                " any library loads it; for the adapters alone, use save_model"
+            )
+        body = merged(body)
+    dirpath.mkdir(parents=True, exist_ok=True)
+    whole = _classifier_state(model, body)
+    if whole is None:
+        body.save_pretrained(dirpath)
+    else:
+        classifier, state = whole
+        classifier.save_pretrained(dirpath, state_dict=state)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(dirpath)
+    heads = {n: t for n, t in model.state_dict().items() if n.startswith(HEADS)}
+    save_file({n: t.cpu().contiguous() for n, t in heads.items()}, dirpath / HEAD)
+    settings = {"class": type(model).__name__, "config": asdict(model.config)}
+    (dirpath / SETTINGS).write_text(json.dumps(settings, indent=1))
+
+
+def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str, Tensor]] | None:
+    """The model as transformers' own sequence classifier; None where that computes otherwise."""
+    if model.config.pooling_strategy != "last" or not model.is_causal:
+        return None
+    config = copy.deepcopy(body.config)
+    config.num_labels = model.config.num_labels
+    if config.pad_token_id is None and model.tokenizer is not None:
+        config.pad_token_id = model.tokenizer.pad_token_id
+    try:
+        with torch.device("meta"):
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        return None
+    prefix = classifier.base_model_prefix
+    state = {f"{prefix}.{name}": weight for name, weight in body.state_dict().items()}
+    state["score.weight"] = model.head.linear.weight.detach() / model.config.temperature
+    if set(state) != set(classifier.state_dict()):
+        return None
+    return classifier, {n: t.detach().cpu().contiguous() for n, t in state.items()}
+
+
+def settings_of(path: Path) -> dict[str, Any] | None:
+    """Class and settings of the reward model in a folder; None if it is none of ours."""
+    file = path / SETTINGS
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def from_pretrained(cls: type, path: Path) -> Any:
+    """
+    Raises:
+        ValueError: the folder holds no reward model of this class.
+    """
+    settings = settings_of(path)
+    if settings is None or settings["class"] != cls.__name__:
+        found = f"a {settings['class']}" if settings else f"no {SETTINGS}"
+        raise ValueError(f"{path} has {found}, so it is no exported {cls.__name__}")
+    body = AutoModel.from_pretrained(path)
+    if getattr(body, "pooler", None) is not None:
+        body.pooler = None
+    config = settings["config"] | {"use_lora": False}  # merged
+    tokenizer = None
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    model = cls(config, base_model=body, tokenizer=tokenizer)
+    heads = load_file(path / HEAD)
+    missing = {n for n in model.state_dict() if n.startswith(HEADS)} ^ set(heads)
+    if missing:
+        raise ValueError(f"{path / HEAD} does not fit a {cls.__name__}: {sorted(missing)}")
+    model.load_state_dict(heads, strict=False)
+    return model.eval()
