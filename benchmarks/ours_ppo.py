@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import resource
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attention", default="auto")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     config = PPOConfig(
