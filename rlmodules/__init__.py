@@ -7,6 +7,7 @@ from rlmodules.orpo import ORPO, ORPOConfig
 from rlmodules.pairwise import PairwiseRewardModel
 from rlmodules.policy import AdaptiveKLController
 from rlmodules.ppo import PPO, PPOConfig
+from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer
 from rlmodules.reward import RewardModel
 from rlmodules.reward_config import RewardModelConfig
 from rlmodules.sampling import SamplingParams, sample
@@ -18,17 +19,20 @@ __all__ = [
     "PPO",
     "AdaptiveKLController",
     "DPOConfig",
+    "DPOTrainer",
     "LoraConfig",
     "ModelConfig",
     "MultiObjectiveConfig",
     "MultiObjectiveRewardModel",
     "ORPOConfig",
+    "ORPOTrainer",
     "PPOConfig",
     "PPOModel",
     "PPOTrainer",
     "PairwiseRewardModel",
     "RewardModel",
     "RewardModelConfig",
+    "RewardModelTrainer",
     "SamplingParams",
     "ValueHead",
     "sample",
