@@ -1,7 +1,8 @@
 """The order in which examples are learned from: whole optimizer steps of equally sized batches.
 
 Everything is a function of (seed, epoch), so a resumed run needs a position only. The processes of
-a distributed run take turns within every batch, so their number changes no batch.
+a distributed run take turns within every batch, so their number changes no batch (but the last
+step of an epoch, where too few rows for all of them are left).
 """
 
 import itertools
@@ -39,7 +40,7 @@ def optimizer_steps(
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    chunk = max(min(window * MEGABATCH, len(lengths) // 4), window)
+    chunk = max(min(MEGABATCH, len(lengths) // (4 * window)), 1) * window
     order = [
         row
         for start in range(0, len(order), chunk)
@@ -130,4 +131,6 @@ class EvaluationStream:
 def collate(
     dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float | Tensor], split: str
 ) -> PreferenceBatch:
-    return PreferenceBatch([dataset[r] for r in rows], torch.tensor(rows), totals, split)
+    return PreferenceBatch(
+        [dataset[r] for r in rows], torch.tensor(rows, dtype=torch.long), totals, split
+    )

@@ -1,5 +1,6 @@
 """Tensors that are expensive to make and the same next time: kept in the user's cache directory."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ def cached(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[s
         save_file(made, partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         warnings.warn(f"{path} could not be written ({error}); it will be made again", stacklevel=2)
     return made

@@ -31,9 +31,51 @@ class Limits:
             )
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A text as it goes to the tokenizer."""
+
+    start: str
+    """The prompt."""
+    whole: str
+    """Prompt and response."""
+    plain: bool
+    """Not from a chat template, which writes its own special tokens."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content) -> Rendered:
+    """
+    Raises:
+        ValueError: the chat template refuses the conversation, or does not render it as its prompt
+            and then an answer; or the text is no Unicode.
+    """
+    plain = isinstance(response, str)
+    try:
+        start = prompt_text(tokenizer, prompt) if prompt.content else ""
+        if plain:
+            whole = start + response
+        else:
+            whole = tokenizer.apply_chat_template([*prompt.content, *response], tokenize=False)
+    except ValueError:
+        raise
+    except Exception as error:  # templates raise what they like
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    if not whole.startswith(start):
+        raise ValueError(
+            "the tokenizer's chat template renders a conversation differently once it is answered,"
+            f" so prompt and response cannot be told apart: {start[-60:]!r} is not how"
+            f" {whole[:200]!r} begins. Give prompt, chosen and rejected as plain text instead"
+        )
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds half a character: {error.reason}") from error
+    return Rendered(start, whole, plain)
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[tuple[Prompt, Content]],
+    texts: Sequence[Rendered],
     limits: Limits,
     *,
     close: bool = True,
@@ -44,46 +86,25 @@ def encode(
         close: end each response with the end token, and drop what a chat template writes after it,
             as a policy is trained. False leaves the text as the tokenizer makes it, as a reward
             model will see it.
-
-    Raises:
-        ValueError: a chat template does not render a conversation as its prompt and then an answer.
     """
-    starts = [prompt_text(tokenizer, p) if p.content else "" for p, _ in texts]
-    wholes = [
-        _whole(tokenizer, prompt, start, response)
-        for (prompt, response), start in zip(texts, starts, strict=True)
-    ]
-    plain = [isinstance(response, str) for _, response in texts]
-    prompt_ids = _tokenize(tokenizer, starts, plain)
-    whole_ids = _tokenize(tokenizer, wholes, plain)
+    plain = [text.plain for text in texts]
+    prompt_ids = _tokenize(tokenizer, [text.start for text in texts], plain)
+    whole_ids = _tokenize(tokenizer, [text.whole for text in texts], plain)
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     pairs = []
-    for i, (start, ids) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-        if plain[i] and start and start[-1] in ends and whole_ids[i][: len(start)] != start:
+    for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
+        if text.plain and start and start[-1] in ends and ids[: len(start)] != start:
             start = start[:-1]  # the tokenizer closes every text; the response goes on
         if ids[: len(start)] == start:
             answer = ids[len(start) :]
         else:
-            answer = tokenizer(wholes[i][len(starts[i]) :], add_special_tokens=False)["input_ids"]
+            answer = tokenizer(text.whole[len(text.start) :], add_special_tokens=False)["input_ids"]
+            if ids[-1] in ends and answer[-1:] != ids[-1:]:
+                answer = [*answer, ids[-1]]
         if close:
-            answer = _closed(tokenizer, answer, plain[i])
+            answer = _closed(tokenizer, answer, text.plain)
         pairs.append(_cut(tokenizer, start, answer, limits, ends))
     return pairs
-
-
-def _whole(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, start: str, response: Content
-) -> str:
-    if isinstance(response, str):
-        return start + response
-    whole = tokenizer.apply_chat_template([*prompt.content, *response], tokenize=False)
-    if not whole.startswith(start):
-        raise ValueError(
-            "the tokenizer's chat template renders a conversation differently once it is answered,"
-            f" so prompt and response cannot be told apart: {start[-60:]!r} is not how"
-            f" {whole[:200]!r} begins. Give prompt, chosen and rejected as plain text instead"
-        )
-    return whole
 
 
 def _tokenize(
@@ -104,17 +125,19 @@ def _tokenize(
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, answer: list[int], plain: bool) -> list[int]:
-    """``answer`` with exactly one end token, at its end."""
+    """``answer`` up to the first end token after which it says nothing more; text gets one."""
     eos = tokenizer.eos_token_id
     if eos is None:
         return answer
-    if eos in answer:
-        last = len(answer) - answer[::-1].index(eos)
-        if not tokenizer.decode(answer[last:], skip_special_tokens=True).strip():
-            answer = answer[:last]
-    while answer[-2:] == [eos, eos]:
-        answer = answer[:-1]
-    return answer if not plain or answer[-1:] == [eos] else [*answer, eos]
+    end = len(answer)
+    while eos in answer[:end]:
+        last = end - answer[:end][::-1].index(eos)
+        if tokenizer.decode(answer[last:end], skip_special_tokens=True).strip():
+            break
+        end = last - 1
+    if end < len(answer):
+        return answer[: end + 1]
+    return [*answer, eos] if plain else answer
 
 
 def _cut(

@@ -25,6 +25,10 @@ class Pair:
     margin: float | None = None
     """By how much the chosen response is better, where the row says so."""
 
+    @property
+    def responses(self) -> tuple[Content, ...]:
+        return self.chosen, self.rejected
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -33,6 +37,10 @@ class Scored:
     prompt: Prompt
     response: Content
     targets: tuple[float | None, ...]
+
+    @property
+    def responses(self) -> tuple[Content, ...]:
+        return (self.response,)
 
 
 def as_pair(row: Any) -> Pair:
@@ -65,19 +73,20 @@ def as_scored(row: Any, objectives: Sequence[str]) -> Scored:
         ValueError: a column is missing, the response is empty, or no objective has a score.
     """
     row = _mapping(row)
+    _require(row, "prompt")
     _require(row, "response")
     for name in objectives:
         if name not in row:
             raise ValueError(
-                f"there is no column {name!r}; there are {sorted(row)}:"
+                f"there is no column {name!r}; there are {_names(row)}:"
                 " name the columns that hold scores in data.objectives"
             )
     response = _content(row["response"], "response")
-    _require_words(response, "response")
     targets = tuple(_number(row[name], name) for name in objectives)
     if all(target is None for target in targets):
         raise ValueError(f"no objective has a score ({', '.join(objectives)})")
-    prompt, response, _ = _with_prompt(row.get("prompt") or "", response, response)
+    prompt, response, _ = _with_prompt(row["prompt"] or "", response, response)
+    _require_words(response, "response")
     return Scored(prompt, response, targets)
 
 
@@ -101,14 +110,16 @@ def _with_prompt(prompt: Any, chosen: Content, rejected: Content) -> tuple[Promp
         return Prompt(content), chosen, rejected
     if isinstance(content, str):
         content = [{"role": "user", "content": content}] if content else []
-    sides = []
-    for side in (chosen, rejected):
-        if isinstance(side, str):
-            side = [{"role": "assistant", "content": side}]
-        if content and side[: len(content)] == content:  # some data sets repeat the prompt there
-            side = side[len(content) :]
-        sides.append(side)
-    return Prompt(content), *sides
+    if isinstance(chosen, str):
+        chosen, rejected = ([{"role": "assistant", "content": s}] for s in (chosen, rejected))
+    # Some data sets repeat the prompt in both sides, perhaps after a system message.
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    for end in range(len(content), shared + 1):
+        if content and chosen[end - len(content) : end] == content:
+            return Prompt(chosen[:end]), chosen[end:], rejected[end:]
+    return Prompt(content), chosen, rejected
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:
@@ -119,10 +130,16 @@ def _mapping(row: Any) -> Mapping[str, Any]:
 
 def _require(row: Mapping[str, Any], name: str) -> None:
     if name not in row:
-        raise ValueError(f"there is no column {name!r}; there are {sorted(row)}")
+        raise ValueError(f"there is no column {name!r}; there are {_names(row)}")
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, row))
 
 
 def _content(value: Any, name: str) -> Content:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # a column of numbers, as CSV files give it
     try:
         return as_prompt(value).content
     except ValueError:
@@ -143,8 +160,8 @@ def _number(value: Any, name: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} is no number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}={str(value)[:40]!r} is no number") from None
     if math.isinf(number):
         raise ValueError(f"{name}={value!r} must be finite")
     return None if math.isnan(number) else number

@@ -7,8 +7,8 @@ import torch
 
 from datamodules.batching import EvaluationStream, TrainStream
 from datamodules.encoding import Limits
-from datamodules.pairs import Pair, Scored, as_pair, as_scored
-from datamodules.preferences import ExampleDataset, PreferenceDataset, ScoredDataset
+from datamodules.pairs import as_pair, as_scored
+from datamodules.preferences import ExampleDataset
 from datamodules.tables import read_rows
 
 
@@ -65,19 +65,21 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and tokenize, once."""
-        if self.train_dataset is None:
-            rows, problems = self._read(self.path, self.splits[0])
-            held_out: list = []
-            if self.eval_size and self.eval_path is None:
-                rows, held_out = split_prompts(rows, self.eval_size, self.seed)
-            self.train_dataset = self._dataset(rows, problems)
-            if self.eval_size and self.eval_path is not None:
-                held_out, problems = self._read(self.eval_path, self.splits[1])
-                self.eval_dataset = self._dataset(held_out[: self.eval_size], problems)
-            elif held_out:
-                self.eval_dataset = self._dataset(held_out, [])
-            if self.trainer.is_global_zero:
-                print(self._counts(), flush=True)
+        made = self.train_dataset is None
+        if made:
+            self.train_dataset = self._load(self.path, self.splits[0])
+        if self.eval_size and self.eval_dataset is None:
+            if self.eval_path is not None:
+                held_out = self._load(self.eval_path, self.splits[1])
+                self.eval_dataset = held_out.subset(range(len(held_out))[: self.eval_size])
+            elif made:
+                parts = split_prompts(self.train_dataset, self.eval_size, self.seed)
+                if parts[1]:
+                    whole = self.train_dataset
+                    self.train_dataset, self.eval_dataset = map(whole.subset, parts)
+                    self.train_dataset.problems = whole.problems
+        if made and self.trainer.is_global_zero:
+            print(self._counts(), flush=True)
         if self.eval_dataset is None:
             self.trainer.limit_val_batches = 0
 
@@ -96,22 +98,17 @@ class PreferenceDataModule(L.LightningDataModule):
             return []
         return EvaluationStream(self.eval_dataset, self.trainer, self.eval_batch_size)
 
-    def _read(self, path: str, split: str) -> tuple[list[tuple[str, Pair | Scored]], list[str]]:
+    def _load(self, path: str, split: str) -> ExampleDataset:
         problems: list[str] = []
         rows = []
         for where, row in read_rows(path, split, on_bad=problems.append):
             try:
-                rows.append(
-                    (where, as_scored(row, self.objectives) if self.objectives else as_pair(row))
-                )
+                item = as_scored(row, self.objectives) if self.objectives else as_pair(row)
+                rows.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")
-        return rows, problems
-
-    def _dataset(self, rows: list, problems: list[str]) -> ExampleDataset:
         module = self.trainer.lightning_module
-        build = ScoredDataset if self.objectives else PreferenceDataset.of_pairs
-        return build(
+        return ExampleDataset(
             rows,
             module.tokenizer,
             self.limits,
@@ -134,18 +131,23 @@ class PreferenceDataModule(L.LightningDataModule):
 
 
 def split_prompts(
-    rows: list[tuple[str, Pair | Scored]], eval_size: int, seed: int
-) -> tuple[list, list]:
+    dataset: ExampleDataset, eval_size: int, seed: int
+) -> tuple[list[int], list[int]]:
     """Training and held-out rows: about a tenth, at most ``eval_size``, no prompt in both."""
-    groups: dict[str, list] = {}
-    for row in rows:
-        key = repr(row[1].prompt.content) if row[1].prompt.content else row[0]
+    groups: dict[str, list[int]] = {}
+    for row, item in enumerate(dataset.items):
+        key = repr(item.prompt.content) if item.prompt.content else str(row)
         groups.setdefault(key, []).append(row)
-    wanted = min(eval_size, len(rows) // 10)
+    wanted = min(eval_size, len(dataset) // 10)
     generator = torch.Generator().manual_seed(seed)
-    keys = list(groups)
-    held_out: list = []
-    for index in torch.randperm(len(keys), generator=generator).tolist():
-        if len(held_out) + len(groups[keys[index]]) <= wanted:
-            held_out += groups.pop(keys[index])
-    return [row for group in groups.values() for row in group], held_out
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    groups = [list(groups.values())[i] for i in order]
+    held_out: list[int] = []
+    for group in groups:
+        if len(held_out) + len(group) <= wanted:
+            held_out += group
+    if wanted and not held_out and len(groups) > 1:  # every prompt has more rows than a tenth
+        smallest = min(groups, key=len)
+        held_out = smallest if len(smallest) <= eval_size else []
+    kept = set(held_out)
+    return [row for row in range(len(dataset)) if row not in kept], sorted(held_out)

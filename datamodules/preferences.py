@@ -1,9 +1,10 @@
-"""PreferenceDataset, ScoredDataset: texts -> token sequences, checked; what a batch holds.
+"""PreferenceDataset: texts -> token sequences, checked; what a batch holds.
 
 An example is one or more responses to one prompt: a pair has two, a scored response is alone.
 Sequences stay ragged on the CPU; the algorithm lays them out for its model.
 """
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.cache import cached, digest, tokenizer_digest
-from datamodules.encoding import Limits, encode
-from datamodules.pairs import Content, Pair, Scored, as_pair
+from datamodules.encoding import Limits, Rendered, encode, render
+from datamodules.pairs import Pair, Scored, as_pair
 from datamodules.prompts import as_prompt
 
 CACHED_TEXTS = 2000
@@ -84,12 +85,51 @@ class ProblemRowsError(ValueError):
 class ExampleDataset(Dataset):
     """Examples in memory, and how much of what a loss divides by each of them holds.
 
+    Args:
+        rows: ``(where, item)``: where it stands, and a ``Pair`` or a ``Scored``.
+        tokenizer: of the model that is trained.
+        limits: how long texts may be.
+        close: see ``encode``.
+        on_error: ``raise``, or ``skip`` rows that cannot be learned from.
+        problems: sentences on rows that were given up before.
+
     Attributes:
+        items: what the examples were made of.
         problems: what was left out, and why, one sentence each.
+
+    Raises:
+        ProblemRowsError: see ``report``.
     """
 
-    examples: list[Example]
-    problems: list[str]
+    def __init__(
+        self,
+        rows: Sequence[tuple[str, Pair | Scored]],
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits,
+        *,
+        close: bool,
+        on_error: str,
+        problems: Sequence[str] = (),
+    ) -> None:
+        problems, usable, texts = list(problems), [], []
+        for where, item in rows:
+            try:
+                texts += [render(tokenizer, item.prompt, said) for said in item.responses]
+                usable.append((where, item))
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
+        encoded = zip(*encode_cached(tokenizer, texts, limits, close), strict=True)
+        self.examples: list[Example] = []
+        self.items: list[Pair | Scored] = []
+        for where, item in usable:
+            texts_of_item = [next(encoded) for _ in item.responses]
+            prompt, responses = texts_of_item[0][0], [answer for _, answer in texts_of_item]
+            if problem := _unusable(tokenizer, limits, prompt, responses):
+                problems.append(f"{where}: {problem}")
+            else:
+                self.items.append(item)
+                self.examples.append(_example(item, prompt, responses))
+        self.problems = report(problems, len(self.examples), on_error)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -104,23 +144,24 @@ class ExampleDataset(Dataset):
     def totals(self, rows: Sequence[int]) -> dict[str, float | Tensor]:
         """Counts over ``rows`` that losses are divided by."""
         chosen = [self.examples[r] for r in rows]
+        responses = sum(len(e.sequences[0]) - max(e.prompt_length, 1) for e in chosen)
+        known = [~e.targets.isnan() for e in chosen if e.targets is not None]
         return {
             "num_pairs": float(len(rows)),
-            "num_response_tokens": float(
-                sum(len(e.sequences[0]) - max(e.prompt_length, 1) for e in chosen)
-            ),
+            "num_response_tokens": float(responses),
             "num_text_tokens": float(sum(len(e.sequences[0]) - 1 for e in chosen)),
-            "num_targets": sum(
-                (~e.targets.isnan()).float() if e.targets is not None else torch.zeros(1)
-                for e in chosen
-            ),
+            "num_targets": torch.stack(known).sum(0).float() if known else torch.zeros(1),
         }
 
     def subset(self, rows: Sequence[int]) -> "ExampleDataset":
         """The examples at ``rows``."""
-        part = ExampleDataset()
-        part.examples, part.problems = [self.examples[r] for r in rows], []
+        part = copy.copy(self)
+        part.examples, part.items = ([column[r] for r in rows] for column in self._columns())
+        part.problems = []
         return part
+
+    def _columns(self) -> tuple[list[Example], list[Pair | Scored]]:
+        return self.examples, self.items
 
     def digest(self) -> str:
         """Changes with any token of any example."""
@@ -139,7 +180,7 @@ class PreferenceDataset(ExampleDataset):
             its end token kept.
         max_prompt_length: most tokens of the prompt; it is cut on the left.
         margins: by how much the chosen response is better; default 0.
-        close: see ``encode``.
+        close: see ``encode``; False for a reward model.
         on_error: ``raise``, or ``skip`` pairs that cannot be learned from.
 
     Raises:
@@ -167,82 +208,28 @@ class PreferenceDataset(ExampleDataset):
         pairs, problems = [], []
         for i in range(len(chosen)):
             row = {"chosen": chosen[i], "rejected": rejected[i]}
-            row |= {} if prompts is None else {"prompt": as_prompt(prompts[i]).content}
-            row |= {} if margins is None else {"margin": margins[i]}
             try:
+                row |= {} if prompts is None else {"prompt": as_prompt(prompts[i]).content}
+                row |= {} if margins is None else {"margin": margins[i]}
                 pairs.append((f"pair {i + 1}", as_pair(row)))
             except ValueError as error:
                 problems.append(f"pair {i + 1}: {error}")
         limits = Limits(max_length, max_prompt_length)
-        self._build(pairs, tokenizer, limits, close, on_error, problems)
-
-    @classmethod
-    def of_pairs(
-        cls,
-        pairs: Sequence[tuple[str, Pair]],
-        tokenizer: PreTrainedTokenizerBase,
-        limits: Limits,
-        *,
-        close: bool,
-        on_error: str,
-        problems: Sequence[str] = (),
-    ) -> "PreferenceDataset":
-        """From ``(where, pair)``; ``problems`` are those met on the way here."""
-        dataset = cls.__new__(cls)
-        dataset._build(pairs, tokenizer, limits, close, on_error, list(problems))
-        return dataset
-
-    def _build(self, pairs, tokenizer, limits, close, on_error, problems) -> None:
-        texts = [(pair.prompt, pair.chosen) for _, pair in pairs]
-        texts += [(pair.prompt, pair.rejected) for _, pair in pairs]
-        prompts, answers = encode_cached(tokenizer, texts, limits, close)
-        self.examples = []
-        for i, (where, pair) in enumerate(pairs):
-            chosen, rejected = answers[i], answers[i + len(pairs)]
-            if problem := _emptied(tokenizer, limits, chosen=chosen, rejected=rejected):
-                problems.append(f"{where}: {problem}")
-            elif torch.equal(chosen, rejected):
-                problems.append(
-                    f"{where}: chosen and rejected are equal in their first {len(chosen)} tokens,"
-                    f" all that max_length={limits.max_length} leaves: raise it"
-                )
-            else:
-                both = tuple(torch.cat([prompts[i], answer]) for answer in (chosen, rejected))
-                self.examples.append(Example(both, len(prompts[i]), margin=pair.margin or 0.0))
-        self.problems = report(problems, len(self.examples), on_error)
+        super().__init__(
+            pairs, tokenizer, limits, close=close, on_error=on_error, problems=problems
+        )
 
 
-class ScoredDataset(ExampleDataset):
-    """Responses with their scores, from ``(where, scored)``."""
-
-    def __init__(
-        self,
-        scored: Sequence[tuple[str, Scored]],
-        tokenizer: PreTrainedTokenizerBase,
-        limits: Limits,
-        *,
-        close: bool,
-        on_error: str,
-        problems: Sequence[str] = (),
-    ) -> None:
-        texts = [(row.prompt, row.response) for _, row in scored]
-        prompts, answers = encode_cached(tokenizer, texts, limits, close)
-        self.examples, problems = [], list(problems)
-        for (where, row), prompt, answer in zip(scored, prompts, answers, strict=True):
-            if problem := _emptied(tokenizer, limits, response=answer):
-                problems.append(f"{where}: {problem}")
-                continue
-            targets = torch.tensor([float("nan") if t is None else t for t in row.targets])
-            sequence = (torch.cat([prompt, answer]),)
-            self.examples.append(Example(sequence, len(prompt), targets=targets))
-        self.problems = report(problems, len(self.examples), on_error)
+def _example(item: Pair | Scored, prompt: Tensor, responses: Sequence[Tensor]) -> Example:
+    sequences = tuple(torch.cat([prompt, response]) for response in responses)
+    if isinstance(item, Pair):
+        return Example(sequences, len(prompt), margin=item.margin or 0.0)
+    targets = torch.tensor([float("nan") if t is None else t for t in item.targets])
+    return Example(sequences, len(prompt), targets=targets)
 
 
 def encode_cached(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[tuple[Any, Content]],
-    limits: Limits,
-    close: bool,
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered], limits: Limits, close: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Token ids of prompts and of responses."""
 
@@ -258,7 +245,7 @@ def encode_cached(
     if len(texts) < CACHED_TEXTS:
         flat = make()
     else:
-        contents = [(prompt.content, response) for prompt, response in texts]
+        contents = [(text.start, text.whole, text.plain) for text in texts]
         key = digest(tokenizer_digest(tokenizer), vars(limits), close, contents)
         flat = cached("tokens", key, make)
     return tuple(
@@ -288,13 +275,24 @@ def report(problems: list[str], kept: int, on_error: str) -> list[str]:
     return problems
 
 
-def _emptied(tokenizer: PreTrainedTokenizerBase, limits: Limits, **answers: Tensor) -> str | None:
-    """Why one of the responses has nothing left to say; None if both do."""
+def _unusable(
+    tokenizer: PreTrainedTokenizerBase, limits: Limits, prompt: Tensor, responses: Sequence[Tensor]
+) -> str | None:
+    """Why an example cannot be learned from; None if it can."""
     silent = {tokenizer.eos_token_id, tokenizer.sep_token_id}
-    for name, answer in answers.items():
-        if all(int(token) in silent for token in answer):
+    silent |= {tokenizer.bos_token_id, tokenizer.cls_token_id}
+    names = ("chosen", "rejected") if len(responses) == 2 else ("",)
+    for name, response in zip(names, responses, strict=True):
+        if all(int(token) in silent for token in response):
             return (
                 f"the {name} response is empty once the text is cut to"
                 f" max_length={limits.max_length} (its prompt to {limits.max_prompt_length})"
-            )
+            ).replace("  ", " ")
+    if len(responses) == 2 and torch.equal(*responses):
+        if len(prompt) + len(responses[0]) < limits.max_length:
+            return "chosen and rejected are equal once they are tokens"
+        return (
+            f"chosen and rejected are equal in their first {len(responses[0])} tokens, all that"
+            f" max_length={limits.max_length} leaves: raise it"
+        )
     return None

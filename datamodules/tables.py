@@ -1,7 +1,9 @@
 """Rows of a file or of a Hugging Face dataset, each with the words that say where it stands."""
 
+import csv
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,57 +47,86 @@ def _refuse(problem: str) -> None:
 
 
 def _txt(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            yield f"{name}, line {number}", line
+    yield from _numbered(_text(file), name)
 
 
 def _yaml(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    yield from _list(yaml.safe_load(file.read_text(encoding="utf-8")), name)
-
-
-def _json(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    text = file.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise ValueError(
-                f"{name}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})"
-            ) from error
-        yield from _lines(text, name, on_bad)  # JSON lines in a file called .json
-        return
+        rows = yaml.safe_load(_text(file))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
     yield from _list(rows, name)
 
 
+def _json(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
+    text = _text(file)
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{"):  # JSON lines in a file called .json
+            yield from _lines(text, name, on_bad)
+            return
+        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{name}{where}: not JSON ({error})") from error
+    yield from _list([rows] if isinstance(rows, dict) else rows, name)
+
+
 def _jsonl(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    yield from _lines(file.read_text(encoding="utf-8-sig"), name, on_bad)
+    yield from _lines(_text(file), name, on_bad)
 
 
 def _lines(text: str, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
+    for where, line in _numbered(text, name):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            on_bad(f"{where}: not JSON ({error.msg} at column {error.colno}): {line[:80]!r}")
+        except (ValueError, RecursionError) as error:
+            on_bad(f"{where}: not JSON ({error}): {line[:80]!r}")
             continue
         yield where, row
 
 
 def _csv(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    import pandas
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(_text(file), newline=""))
+    header = [heading.strip() for heading in next(reader, [])]
+    columns = [i for i, heading in enumerate(header) if heading]
+    places, rows, line = [], [], reader.line_num + 1
+    for cells in reader:
+        where, line = f"{name}, line {line}", reader.line_num + 1
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()  # a comma at the end
+        if len(cells) == len(header):
+            places.append(where)
+            rows.append([cells[i] for i in columns])
+        elif cells:
+            on_bad(
+                f"{where}: {len(cells)} cells under {len(header)} headings: quote commas in text"
+            )
+    typed = [_typed(column) for column in zip(*rows, strict=True)]
+    for where, *cells in zip(places, *typed, strict=True):
+        yield where, dict(zip((header[i] for i in columns), cells, strict=True))
 
-    try:  # numbers become numbers; only an empty cell is missing, not the word "None"
-        table = pandas.read_csv(file, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except pandas.errors.EmptyDataError:
-        return
-    except pandas.errors.ParserError as error:
-        raise ValueError(f"data.path={name!r} could not be read: {error}") from error
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    yield from _list(rows, name)
+
+def _typed(cells: Sequence[str]) -> list[Any]:
+    """A column of numbers as numbers, where nothing is lost by that; empty cells as None."""
+    for kind in (int, float):
+        try:
+            if all(str(kind(cell)) == cell for cell in cells if cell):
+                return [kind(cell) if cell else None for cell in cells]
+        except ValueError:
+            pass
+    return [cell or None for cell in cells]
+
+
+def _text(file: Path) -> str:
+    return file.read_bytes().decode("utf-8-sig")
+
+
+def _numbered(text: str, name: str) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, with their place; only a newline ends a line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}, line {number}", line.removesuffix("\r")
 
 
 def _parquet(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:

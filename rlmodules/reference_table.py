@@ -17,6 +17,7 @@ class ReferenceTable:
 
     def __init__(self) -> None:
         self.tables: dict[str, Tensor] = {}
+        self._of: dict[str, ExampleDataset] = {}
 
     def rows(self, batch: PreferenceBatch) -> Tensor:
         """[B, 2] of a batch."""
@@ -25,7 +26,9 @@ class ReferenceTable:
     def missing(self, datamodule: Any) -> dict[str, ExampleDataset]:
         """Sets of ``datamodule`` that have no table yet."""
         sets = {"train": datamodule.train_dataset, "val": datamodule.eval_dataset}
-        return {name: s for name, s in sets.items() if s is not None and name not in self.tables}
+        return {
+            name: s for name, s in sets.items() if s is not None and s is not self._of.get(name)
+        }
 
     def fill(
         self,
@@ -46,7 +49,7 @@ class ReferenceTable:
         weights = model_digest(model)
         precision = str(trainer.precision)
         for name, dataset in missing.items():
-            key = digest(weights, precision, dataset.digest())
+            key, self._of[name] = digest(weights, precision, dataset.digest()), dataset
             found = load_cached("reference", key)
             if trainer.strategy.reduce_boolean_decision(found is not None, all=True):
                 self.tables[name] = found["logps"]

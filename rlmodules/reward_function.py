@@ -8,7 +8,7 @@ import torch
 
 import rlmodules
 from datamodules import rewards
-from datamodules.encoding import Limits, encode
+from datamodules.encoding import Limits, encode, render
 from datamodules.prompts import Prompt
 from rlmodules import reward_files
 
@@ -50,9 +50,9 @@ def _ours(
         ):
             if "messages" in meta:
                 answer = [{"role": "assistant", "content": response}]
-                texts.append((Prompt(meta["messages"]), answer))
+                texts.append(render(scorer.tokenizer, Prompt(meta["messages"]), answer))
             else:
-                texts.append((Prompt(prompt), response))
+                texts.append(render(scorer.tokenizer, Prompt(prompt), response))
         pairs = encode(scorer.tokenizer, texts, limits, close=False)
         return scorer.predict_ids([start + answer for start, answer in pairs], batch_size)
 

@@ -194,6 +194,16 @@ def test_another_model_or_another_set_of_pairs_does_not_read_the_same_table(tmp_
         assert len(list(folder.glob("*"))) == before + 1
 
 
+def test_a_second_set_of_pairs_gets_a_table_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    module = DPO(config(precompute_ref_log_probs=True, num_epochs=1, learning_rate=1e-6))
+    fit(module, data(module.config, dataset(8)))
+    pairs = dataset(6)
+    pairs.examples.reverse()
+    history, _ = fit(module, data(module.config, pairs))
+    assert history[0]["train/loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
 def test_common_beginnings_of_the_responses_are_predicted_once():
     module, pairs = DPO(config()), dataset(1)
     example = pairs.examples[0]

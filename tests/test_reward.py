@@ -307,14 +307,17 @@ def test_an_encoder_is_exported_and_rewards_a_policy(tmp_path):
 
 def test_conversations_are_scored_as_they_were_trained_on():
     """A pair of messages and a policy's answer to the same messages get the same tokens."""
-    from datamodules.encoding import Limits, encode
+    from datamodules.encoding import Limits, encode, render
     from datamodules.prompts import Prompt
 
     tokenizer = dataset_tokenizer()
     messages = [{"role": "user", "content": "Hi"}]
     answer = [{"role": "assistant", "content": "Hello."}]
     ((prompt, response),) = encode(
-        tokenizer, [(Prompt(messages), answer)], Limits(), close=RewardModel.closes_texts
+        tokenizer,
+        [render(tokenizer, Prompt(messages), answer)],
+        Limits(),
+        close=RewardModel.closes_texts,
     )
     text = tokenizer.apply_chat_template([*messages, *answer], tokenize=False)
     assert prompt + response == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -2,7 +2,7 @@
 
 ``pack`` joins all tokens of a batch into one row without any padding. A group (the responses to
 one prompt) stands there as ``shared prefix, rest of response 1, rest of response 2, ...``: the
-prefix is whatever the group's sequences begin with alike. ``segment_attention`` lets each rest see
+prefix is whatever the group's sequences begin with alike. ``attention.py`` lets each rest see
 its prefix and itself, so a causal model computes what it would for each sequence alone.
 
 ``pad`` is the plain layout, one row a sequence, for models that ``pack`` does not fit: encoders,
@@ -12,23 +12,15 @@ attention interface.
 Shapes: S sequences, N tokens in the packed row, T tokens of the longest, H hidden size.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-SEGMENTS = "rlmodules_segments"
-"""Name of our attention in transformers' registry."""
+from rlmodules.models.attention import SEGMENTS, Segments
 
 Groups = Sequence[Sequence[Tensor]]
-Segments = tuple[tuple[int, ...], ...]
-"""For each group: length of its prefix, then the length of each rest."""
 
 
 @dataclass(frozen=True)
@@ -190,84 +182,3 @@ def can_pack(body: nn.Module) -> bool:
     if not same:
         body.set_attn_implementation(before)
     return same
-
-
-def segment_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    segments: Segments | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: causal attention within the segments of one packed row.
-
-    Args:
-        query: [1, heads, N, D]; key and value may have fewer heads (grouped-query attention).
-        segments: without them, ordinary attention.
-
-    Returns:
-        ``([1, N, heads, D], None)``.
-    """
-    if segments is None:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            **kwargs,
-        )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths = list(itertools.chain.from_iterable(segments))
-    # One split and one concatenation: slices would each pass a gradient as long as the whole row.
-    q, k, v = (x[0].split(lengths, dim=1) for x in (query, key, value))
-    attend = partial(_causal, scaling=scaling, softcap=softcap, window=sliding_window)
-    out, at = [], 0
-    for _, *rests in segments:
-        prefix, at = at, at + 1 + len(rests)
-        out.append(attend(q[prefix], k[prefix], v[prefix]))
-        for own in range(prefix + 1, at):
-            both_k = torch.cat([k[prefix], k[own]], dim=1)
-            both_v = torch.cat([v[prefix], v[own]], dim=1)
-            out.append(attend(q[own], both_k, both_v))
-    return torch.cat(out, dim=1).transpose(0, 1)[None], None
-
-
-def _causal(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scaling: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """Attention of the last tokens [heads, Q, D] of a text to all of it, [kv heads, K, D]."""
-    heads, width, size = q.shape
-    if width == 0:
-        return q
-    kv_heads, length, _ = k.shape
-    grouped = q.reshape(kv_heads, heads // kv_heads * width, size)
-    scores = (grouped @ k.transpose(1, 2)).view(heads, width, length)
-    scores = scores.float() * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    every = torch.ones(width, length, dtype=torch.bool, device=q.device)
-    hidden = every.triu(length - width + 1)
-    if window is not None and window < length:
-        hidden |= every.tril(length - width - window)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    weights = scores.softmax(-1).to(v.dtype).view(kv_heads, -1, length)
-    return (weights @ v).view(heads, width, size)
-
-
-AttentionInterface.register(SEGMENTS, segment_attention)
-AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
