@@ -119,7 +119,8 @@ def _with_prompt(prompt: Any, chosen: Content, rejected: Content) -> tuple[Promp
     for end in range(len(content), shared + 1):
         if content and chosen[end - len(content) : end] == content:
             return Prompt(chosen[:end]), chosen[end:], rejected[end:]
-    return Prompt(content), chosen, rejected
+    sides = (s[len(content) :] if s[: len(content)] == content else s for s in (chosen, rejected))
+    return Prompt(content), *sides
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:
@@ -138,8 +139,6 @@ def _names(row: Mapping[str, Any]) -> list[str]:
 
 
 def _content(value: Any, name: str) -> Content:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a column of numbers, as CSV files give it
     try:
         return as_prompt(value).content
     except ValueError:

@@ -63,7 +63,7 @@ def _json(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("{"):  # JSON lines in a file called .json
+        if text.strip() and not text.lstrip().startswith("["):  # JSON lines in a file called .json
             yield from _lines(text, name, on_bad)
             return
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -90,15 +90,15 @@ def _csv(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
     reader = csv.reader(io.StringIO(_text(file), newline=""))
     header = [heading.strip() for heading in next(reader, [])]
     columns = [i for i, heading in enumerate(header) if heading]
-    places, rows, line = [], [], reader.line_num + 1
-    for cells in reader:
-        where, line = f"{name}, line {line}", reader.line_num + 1
+    places, rows = [], []
+    for number, cells in enumerate(filter(None, reader), start=1):
+        where = f"{name}, row {number}"
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()  # a comma at the end
         if len(cells) == len(header):
             places.append(where)
             rows.append([cells[i] for i in columns])
-        elif cells:
+        else:
             on_bad(
                 f"{where}: {len(cells)} cells under {len(header)} headings: quote commas in text"
             )
@@ -109,13 +109,18 @@ def _csv(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
 
 def _typed(cells: Sequence[str]) -> list[Any]:
     """A column of numbers as numbers, where nothing is lost by that; empty cells as None."""
-    for kind in (int, float):
-        try:
-            if all(str(kind(cell)) == cell for cell in cells if cell):
-                return [kind(cell) if cell else None for cell in cells]
-        except ValueError:
-            pass
+    given = [cell for cell in cells if cell]
+    for kinds in ((int,), (int, float)):
+        if given and all(any(_is(kind, cell) for kind in kinds) for cell in given):
+            return [kinds[-1](cell) if cell else None for cell in cells]
     return [cell or None for cell in cells]
+
+
+def _is(kind: type, cell: str) -> bool:
+    try:
+        return str(kind(cell)) == cell or (kind is float and "e" in cell and bool(float(cell)))
+    except ValueError:
+        return False
 
 
 def _text(file: Path) -> str:

@@ -199,16 +199,6 @@ def test_two_processes_share_the_batches_of_one(pairs, n):
         assert first and second and sorted(first + second) == sorted(whole)
 
 
-def test_the_number_of_processes_changes_no_batch_even_where_few_rows_are_left(pairs):
-    """26 rows are 3 steps of 8 and 2 rows: enough for one process, too few for two."""
-    alone = rows(TrainStream(pairs, trainer(), 4, 2, 0))
-    ranks = [rows(TrainStream(pairs, trainer(2, r), 4, 2, 0)) for r in (0, 1)]
-    together = [sorted(a + b) for a, b in zip(*ranks, strict=True)]
-    assert all(map(len, ranks[0])) and all(map(len, ranks[1]))
-    assert sorted(itertools.chain(*together)) == list(range(26))
-    assert together == [sorted(batch) for batch in alone]
-
-
 def test_a_resumed_process_gets_its_share_of_the_remaining_batches(pairs):
     whole = rows(TrainStream(pairs, trainer(2, 1), 4, 1, 0))
     stream = TrainStream(pairs, trainer(2, 1), 4, 1, 0)
