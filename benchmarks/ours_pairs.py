@@ -179,8 +179,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{next(module.base_model.parameters()).dtype} weights, packed,"
             f" {torch.get_num_threads()} threads, trainer.precision={trainer.precision}",
             f"{sum(map(computed_tokens, every)) / sum(map(tokens, every)):.0%} of all tokens are"
-            " computed: shared prefixes once, no padding; pairs sorted by length within 32 batches,"
-            " batches in random order",
+            " computed: shared prefixes once, no padding; pairs sorted by length within a few"
+            " batches, batches in random order",
         ]
         + ([] if is_dpo else ["texts without an end token (TRL adds one); float32 head"]),
     }

@@ -115,7 +115,9 @@ def run_side(
     if busy is not None:
         elsewhere = busy_seconds() - busy - (children_seconds() - used)
         others = max(0.0, elsewhere / (time.perf_counter() - wall))
-    return row | {"round": turn, "other_cores": others}
+    row |= {"round": turn, "other_cores": others}
+    log(json.dumps(row))  # a run that is cut short keeps what it has measured
+    return row
 
 
 def busy_seconds() -> float | None:

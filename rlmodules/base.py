@@ -97,6 +97,14 @@ class AlgorithmModule(L.LightningModule):
         strategy = self.trainer.strategy
         return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
 
+    def over_ranks(self, means: Means) -> dict[str, float]:
+        """``means`` over all processes, also of metrics that some of them have not met."""
+        if self.trainer.world_size > 1:
+            names: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(names, sorted(means.sums))
+            means.add({name: 0.0 for met in names for name in met}, weight=0.0)
+        return means.compute(self.sum_over_ranks)
+
     def inference(self):
         """The Trainer's precision (autocast, where it is mixed), which loaders run outside of."""
         return self.trainer.precision_plugin.forward_context()

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.encoding import Limits
@@ -44,6 +44,19 @@ def require_offline(config: Any) -> None:
     require(config, ("weight_decay",), lambda x: x >= 0, "0 or more")
     require(config, ("lr_scheduler_type",), lambda x: x in SCHEDULES, f"one of {SCHEDULES}")
     Limits(config.max_length, config.max_prompt_length)
+
+
+def require_room(model: nn.Module, max_length: int) -> None:
+    """
+    Raises:
+        ValueError: texts of ``max_length`` tokens have more positions than the model.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f"algo.max_length={max_length} exceeds the {positions} positions of the model: lower"
+            " it, and algo.max_prompt_length with it"
+        )
 
 
 class OfflineModule(AlgorithmModule):
@@ -99,7 +112,7 @@ class OfflineModule(AlgorithmModule):
         self._clock.lap()
         seconds = max(self._clock.seconds, 1e-9)
         world = self.trainer.world_size
-        self.step_metrics = self.train_metrics.compute(self.sum_over_ranks) | {
+        self.step_metrics = self.over_ranks(self.train_metrics) | {
             "train/learning_rate": scheduler.get_last_lr()[0],
             "time/examples_per_s": self._examples * world / seconds,
             "time/tokens_per_s": self._tokens * world / seconds,
@@ -138,7 +151,7 @@ class OfflineModule(AlgorithmModule):
             self._val.add({f"val/{n}": v for n, v in metrics.items()}, weight=len(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self._val.compute(self.sum_over_ranks))
+        self.log_dict(self.over_ranks(self._val))
         self._val = Means()
 
     # ------------------------------------------------------------- optimizer

@@ -129,7 +129,7 @@ class OnlineModule(AlgorithmModule):
             gathered: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(gathered, texts)
             texts = [text for part in gathered for text in part]
-        metrics = self._val.compute(self.sum_over_ranks)
+        metrics = self.over_ranks(self._val)
         self.log_dict(metrics | {"val/distinct_bigrams": distinct_bigrams(texts)})
         self._val, self._val_texts = Means(), []
 

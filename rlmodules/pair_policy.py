@@ -16,7 +16,7 @@ from rlmodules.models import ModelConfig, backbone, load_model, load_tokenizer, 
 from rlmodules.models.heads import check_projection
 from rlmodules.models.layout import Layout, can_pack, flat_hidden
 from rlmodules.models.saving import save_language_model
-from rlmodules.offline import OfflineModule
+from rlmodules.offline import OfflineModule, require_room
 
 
 class PairPolicy(OfflineModule):
@@ -43,6 +43,7 @@ class PairPolicy(OfflineModule):
         with torch.random.fork_rng():  # new adapters are a function of the seed
             torch.manual_seed(config.seed)
             self.base_model = load_model(model_config) if model is None else model
+        require_room(self.base_model, config.max_length)
         check_projection(self.base_model)
         self.packs = can_pack(backbone(self.base_model))
         self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})

@@ -272,7 +272,7 @@ class PPO(OnlineModule):
         metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
         self.kl_controller.update(metrics["rollout/kl"], self.num_episodes)
         tokens = metrics["rollout/response_length"] * self.num_episodes * self.config.ppo_epochs
-        metrics |= self.train_metrics.compute(self.sum_over_ranks) | {
+        metrics |= self.over_ranks(self.train_metrics) | {
             "train/learning_rate": self.optimizers().param_groups[0]["lr"],
             "train/stopped_early": float(self.skip_updates),
             "time/update_s": seconds,

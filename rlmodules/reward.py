@@ -24,7 +24,7 @@ from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
 from rlmodules.models.layout import Layout, can_pack, flat_hidden, is_causal, pack, pad, unpad
 from rlmodules.models.reward_heads import RewardHead
-from rlmodules.offline import OfflineModule
+from rlmodules.offline import OfflineModule, require_room
 from rlmodules.reward_config import RewardModelConfig, with_lora
 
 
@@ -67,6 +67,7 @@ class RewardModel(OfflineModule):
             self.base_model = base_model
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
+        require_room(self.base_model, c.max_length)
         self.config, self.hidden_size = c, hidden_size
         self.is_causal = is_causal(self.body)
         self.packs = self.is_causal and can_pack(self.body)

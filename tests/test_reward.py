@@ -49,6 +49,8 @@ def config(**changes):
         "learning_rate": 1e-3,
         "num_epochs": 2,
         "warmup_steps": 0,
+        "max_length": 128,
+        "max_prompt_length": 64,
         "dropout_prob": 0.0,
         "device": "cpu",
     }
@@ -337,6 +339,11 @@ def test_conversations_are_scored_as_they_were_trained_on():
 def test_impossible_settings_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_a_window_that_the_model_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"algo.max_length=129 exceeds the 128 positions"):
+        RewardModel(config(max_length=129), base_model=body("bert"))
 
 
 def test_settings_that_contradict_each_other_are_refused():
