@@ -117,6 +117,7 @@ class EvaluationStream:
     def __init__(self, dataset: ExampleDataset, trainer: Any, batch_size: int) -> None:
         self.dataset, self.trainer, self.batch_size = dataset, trainer, batch_size
         self.order = sorted(range(len(dataset)), key=dataset.num_tokens)
+        self.totals = dataset.totals(self.order)  # so that batches' losses add up to that of all
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -125,7 +126,7 @@ class EvaluationStream:
         for start in range(0, len(self.order), self.batch_size):
             rows = self.order[start : start + self.batch_size]
             mine = rows[self.trainer.global_rank :: self.trainer.world_size]
-            yield collate(self.dataset, mine, self.dataset.totals(mine), "val")
+            yield collate(self.dataset, mine, self.totals, "val")
 
 
 def collate(

@@ -99,13 +99,18 @@ class OfflineModule(AlgorithmModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         loss, metrics = self.losses(batch)
-        # Lightning averages over accumulation and processes; logs show the batch's own loss.
-        share = len(batch) / batch.totals["num_pairs"]
-        metrics = metrics | {"loss": loss.detach() / share}
-        self.train_metrics.add({f"train/{n}": v for n, v in metrics.items()}, weight=len(batch))
+        self._note(self.train_metrics, "train", batch, metrics | {"loss": loss.detach()})
         self._tokens += sum(len(s) for group in batch.sequences for s in group)
         self._examples += len(batch)
         return loss
+
+    def _note(
+        self, means: Means, stage: str, batch: PreferenceBatch, metrics: dict[str, Tensor]
+    ) -> None:
+        """Add a batch; its loss is a share of a total's, of which the mean is to be the whole."""
+        share = len(batch) / batch.totals["num_pairs"]
+        metrics = metrics | {"loss": metrics["loss"] / share}
+        means.add({f"{stage}/{name}": v for name, v in metrics.items()}, weight=len(batch))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """After each optimizer step: what it was like, as ``step_metrics``."""
@@ -147,8 +152,7 @@ class OfflineModule(AlgorithmModule):
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         if len(batch):
             loss, metrics = self.losses(batch)
-            metrics = metrics | {"loss": loss}
-            self._val.add({f"val/{n}": v for n, v in metrics.items()}, weight=len(batch))
+            self._note(self._val, "val", batch, metrics | {"loss": loss})
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.over_ranks(self._val))
