@@ -22,8 +22,14 @@ from rlmodules.checks import require
 from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.models import ModelConfig
 from rlmodules.models.layout import Layout
-from rlmodules.offline import require_offline
-from rlmodules.pair_policy import PairPolicy, pair_lengths, pair_sums, sequence_logps, starts_of
+from rlmodules.pair_policy import (
+    PairConfig,
+    PairPolicy,
+    pair_lengths,
+    pair_sums,
+    sequence_logps,
+    starts_of,
+)
 from rlmodules.policy import Reference
 from rlmodules.reference_table import ReferenceTable
 
@@ -31,40 +37,13 @@ READ_SMOOTHING = {"sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_u
 
 
 @dataclass
-class DPOConfig:
+class DPOConfig(PairConfig):
     """Settings of DPO; the Python API and the schema of ``conf/algo/dpo.yaml`` alike."""
 
-    model_name: str = "google/gemma-2-2b"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
-    learning_rate: float = 1e-6
-    """Peak, of AdamW."""
-    batch_size: int = 8
-    """Pairs a backward pass, over all processes."""
-    gradient_accumulation_steps: int = 2
-    """Backward passes an optimizer step."""
-    beta: float = 0.1
-    """How strongly the policy is held to the reference: rewards are beta times log-ratios."""
     label_smoothing: float = 0.0
     """Probability that a pair's label is wrong, in [0, 0.5)."""
     reference_free: bool = False
     """Take the reference to be indifferent: log-ratios are plain log-probabilities."""
-    num_epochs: int = 1
-    """Passes over the pairs."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    warmup_ratio: float = 0.1
-    """Share of the optimizer steps in which the learning rate rises to its peak."""
-    max_length: int = 512
-    """Most tokens of prompt and response; the response is cut on the right."""
-    max_prompt_length: int = 256
-    """Most tokens of the prompt; it is cut on the left."""
-    eval_every: int = 100
-    """Optimizer steps between evaluations on held-out pairs; the end is always one."""
-    save_every: int = 500
-    """Optimizer steps between checkpoints; the end is always one."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-
     loss_type: Any = "sigmoid"
     """One of ``DPO_LOSSES``, or a list of them."""
     loss_weights: list[float] | None = None
@@ -73,14 +52,9 @@ class DPOConfig:
     """Temperature of ``discopop``'s gate."""
     precompute_ref_log_probs: bool = False
     """Evaluate the reference once, before training, and keep the result on disk."""
-    lr_scheduler_type: str = "linear"
-    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    seed: int = 0
-    """Of everything random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         if unknown := [name for name in names if name not in DPO_LOSSES] or not names:
             raise ValueError(f"algo.loss_type={unknown}: use one or more of {list(DPO_LOSSES)}")
@@ -103,8 +77,6 @@ class DPOConfig:
             raise ValueError(
                 "algo.precompute_ref_log_probs has nothing to compute with algo.reference_free"
             )
-        require_offline(self)
-        require(self, ("warmup_ratio",), lambda x: 0 <= x <= 1, "between 0 and 1")
         require(self, ("beta", "discopop_tau"), lambda x: x > 0, "positive")
 
     @property

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,56 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences import PreferenceBatch
+from rlmodules.checks import require
 from rlmodules.functional import token_logprobs
 from rlmodules.models import ModelConfig, backbone, load_model, load_tokenizer, projection
 from rlmodules.models.heads import check_projection
 from rlmodules.models.layout import Layout, can_pack, flat_hidden
 from rlmodules.models.saving import save_language_model
-from rlmodules.offline import OfflineModule, require_room
+from rlmodules.offline import OfflineModule, require_offline, require_room
+
+
+@dataclass
+class PairConfig:
+    """Settings that all these algorithms have."""
+
+    model_name: str = "google/gemma-2-2b"
+    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-6
+    """Peak, of AdamW."""
+    batch_size: int = 8
+    """Pairs a backward pass, over all processes."""
+    gradient_accumulation_steps: int = 2
+    """Backward passes an optimizer step."""
+    beta: float = 0.1
+    """DPO: how strongly the policy is held to the reference; rewards are beta times log-ratios."""
+    num_epochs: int = 1
+    """Passes over the pairs."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    warmup_ratio: float = 0.1
+    """Share of the optimizer steps in which the learning rate rises to its peak."""
+    max_length: int = 512
+    """Most tokens of prompt and response; the response is cut on the right."""
+    max_prompt_length: int = 256
+    """Most tokens of the prompt; it is cut on the left."""
+    eval_every: int = 100
+    """Optimizer steps between evaluations on held-out pairs; the end is always one."""
+    save_every: int = 500
+    """Optimizer steps between checkpoints; the end is always one."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
+    lr_scheduler_type: str = "linear"
+    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        require_offline(self)
+        require(self, ("warmup_ratio",), lambda x: 0 <= x <= 1, "between 0 and 1")
+        require(self, ("beta",), lambda x: x >= 0, "0 or more")
 
 
 class PairPolicy(OfflineModule):
