@@ -90,6 +90,12 @@ class AlgorithmModule(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return trained | {key for key in self.state_dict() if key.endswith("_extra_state")}
 
+    def require_export(self, *, merge: bool) -> None:
+        """
+        Raises:
+            ValueError: what is trained cannot be exported like that.
+        """
+
     # ---------------------------------------------------------------- helpers
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:

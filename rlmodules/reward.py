@@ -212,7 +212,15 @@ class RewardModel(OfflineModule):
     def export(self, dirpath: Path, *, merge: bool = True) -> None:
         """A folder that ``reward=model``, ``RewardModel.from_pretrained`` and, where it has such a
         head, ``AutoModelForSequenceClassification`` load."""
-        reward_files.export(self, dirpath, merge=merge)
+        self.require_export(merge=merge)
+        reward_files.export(self, dirpath)
+
+    def require_export(self, *, merge: bool) -> None:
+        if not merge and hasattr(self.base_model, "merge_and_unload"):
+            raise ValueError(
+                "export.merge=false: a reward model is exported with its adapters merged, so that"
+                " any library loads it; for the adapters alone, use save_model"
+            )
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":

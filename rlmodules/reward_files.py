@@ -57,16 +57,9 @@ def load(model: Any, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def export(model: Any, dirpath: Path, *, merge: bool) -> None:
+def export(model: Any, dirpath: Path) -> None:
     """Backbone, head, tokenizer and settings in a folder."""
-    body = model.base_model
-    if hasattr(body, "merge_and_unload"):
-        if not merge:
-            raise ValueError(
-                "export.merge=false: a reward model is exported with its adapters merged, so that"
-                " any library loads it; for the adapters alone, use save_model"
-            )
-        body = merged(body)
+    body = merged(model.base_model)
     dirpath.mkdir(parents=True, exist_ok=True)
     whole = _classifier_state(model, body)
     if whole is None:

@@ -17,6 +17,9 @@ class ExportModel(Callback):
     def __init__(self, dirpath: str, merge: bool = False) -> None:
         self.dirpath, self.merge = Path(dirpath), merge
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.require_export(merge=self.merge)  # before the work, not after it
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             pl_module.export(self.dirpath, merge=self.merge)
