@@ -107,6 +107,8 @@ class PreferenceDataModule(L.LightningDataModule):
                 rows.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")
+        if not rows and not problems:
+            raise ValueError(f"data.path={path!r} holds no rows")
         module = self.trainer.lightning_module
         return ExampleDataset(
             rows,

@@ -96,9 +96,11 @@ def test_multi_objective_says_how_each_objective_does(tmp_path):
         (["algo=dpo", "algo.loss_type=sigmod"], "algo.loss_type=['sigmod']"),
         (["algo=dpo", "reward=length"], "has no use for reward="),
         (["algo=reward", "data.path=bad.jsonl"], "bad.jsonl, line 2: not JSON"),
+        (["algo=dpo", "data.path=empty.jsonl"], "data.path='empty.jsonl' holds no rows"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, message, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{oops\n')
     assert message in command(tmp_path, *arguments, status=1)
 
@@ -166,3 +168,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
             for name, value in alone.items():
                 if not name.startswith("time/") and name != "train/grad_norm":
                     assert together[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_a_reward_model_that_cannot_be_exported_as_asked_says_so_before_training(tmp_path):
+    arguments = ["algo=reward", "export.merge=false", "algo.use_lora=true"]
+    output = command(tmp_path, *arguments, status=1)
+    assert "export.merge=false" in output and "step 1/" not in output

@@ -12,6 +12,7 @@ attention interface.
 Shapes: S sequences, N tokens in the packed row, T tokens of the longest, H hidden size.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -181,4 +182,9 @@ def can_pack(body: nn.Module) -> bool:
         body.train(training)
     if not same:
         body.set_attn_implementation(before)
+        warnings.warn(
+            f"{type(body).__name__} does not take packed rows: every response is computed with its"
+            " prompt, and padded",
+            stacklevel=2,
+        )
     return same
