@@ -66,8 +66,8 @@ class RewardFunction:
             raise self._error(what, prompts, responses, 0)
         numbers = []
         for index, reward in enumerate(rewards):
-            number = _number(reward)
-            if number is None or not math.isfinite(number):
+            number = finite_number(reward)
+            if number is None:
                 what = f"returned {reward!r}, which is no finite number"
                 raise self._error(what, prompts, responses, index)
             numbers.append(number)
@@ -130,14 +130,15 @@ class _Hung(Exception):
     """A call that did not come back in time."""
 
 
-def _number(reward: Any) -> float | None:
-    """``reward`` as a float; None if it is no number (text that looks like one is none)."""
+def finite_number(reward: Any) -> float | None:
+    """``reward`` as a float; None if it is no finite number (text that looks like one is none)."""
     if isinstance(reward, str | bytes):
         return None
     try:
-        return float(reward)
+        number = float(reward)
     except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def as_reward(fn: RawReward) -> RewardFunction:

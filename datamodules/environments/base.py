@@ -64,6 +64,13 @@ class Environment(ABC):
     """Most tokens that prompt and response may have together."""
     temperature: float = 1.0
     """Sampling temperature that this environment was made for; 1.0 leaves it to the policy."""
+    on_error: str = "raise"
+    """What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone."""
+    timeout_s: float | None = None
+    """Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it
+    is set, each episode is scored by itself, in threads."""
+    held_out: Sequence[int] | None = None
+    """Starting states kept for evaluation; None leaves the choice to the data module."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -87,6 +94,10 @@ class Environment(ABC):
     def step(self, action: Tensor | int) -> StepResult:
         """Take an action alone, its reward included."""
         return self._scored(self.respond(torch.as_tensor(action).reshape(-1)))
+
+    def attach(self, policy: Any) -> None:
+        """Take note of the language model that plays; called once, before it does."""
+        self.policy = policy
 
     def fork(self) -> "Environment":
         """Another episode of the same task, sharing all that is not the episode's own."""

@@ -23,6 +23,7 @@ class TextGenerationEnv(Environment):
             that is rewarded ends before them.
         temperature: sampling temperature the rewards were made for. 1.0 leaves it to the policy;
             another value must be the policy's own, which ``RolloutDataModule`` checks.
+        on_error, timeout_s: see ``Environment``.
 
     Raises:
         ValueError: no prompts, an empty stop sequence, or a prompt that fills ``max_length``.
@@ -36,6 +37,8 @@ class TextGenerationEnv(Environment):
         reward_fn: RewardFunction | None = None,
         stop_sequences: Sequence[str] | None = None,
         temperature: float = 1.0,
+        on_error: str = "raise",
+        timeout_s: float | None = None,
     ) -> None:
         if not prompts:
             raise ValueError("prompts is empty: an environment needs at least one")
@@ -45,7 +48,12 @@ class TextGenerationEnv(Environment):
             )
         if temperature <= 0:
             raise ValueError(f"env.temperature={temperature} must be positive")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
+        if timeout_s is not None and timeout_s <= 0:
+            raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
         self.tokenizer = tokenizer
+        self.on_error, self.timeout_s = on_error, timeout_s
         self.prompts = [as_prompt(prompt) for prompt in prompts]
         self.max_length = max_length
         self.reward_fn = as_reward(reward_fn or length_reward)

@@ -1,0 +1,91 @@
+"""Calls that may raise or hang, side by side in threads: one bad call costs itself alone."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that raised, or did not come back in time."""
+
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{type(self.error).__name__}: {self.error}"
+
+
+def run_all(
+    calls: Sequence[Callable[[], Any]],
+    *,
+    timeout_s: float | None = None,
+    workers: int | None = None,
+) -> list[Any]:
+    """The result of each call, or its ``Failure``, in the order of ``calls``.
+
+    The threads are daemons: one that hangs is left behind and replaced, and never keeps the
+    interpreter alive.
+
+    Args:
+        timeout_s: seconds that one call may take; None waits for ever.
+        workers: calls at once; default: one a core, and two at least.
+    """
+    waiting: SimpleQueue = SimpleQueue()
+    for item in enumerate(calls):
+        waiting.put(item)
+    results: list[Any] = [None] * len(calls)
+    finished: SimpleQueue = SimpleQueue()
+    count = min(workers or max(os.cpu_count() or 1, 2), len(calls))
+    threads = [_Worker(waiting, finished) for _ in range(count)]
+    open_calls = set(range(len(calls)))
+    while open_calls:
+        try:
+            index, result = finished.get(timeout=None if timeout_s is None else 0.05)
+        except Empty:
+            pass
+        else:
+            if index in open_calls:  # else it came back after it had been given up
+                results[index] = result
+                open_calls.discard(index)
+        if timeout_s is None:
+            continue
+        now = time.monotonic()
+        for position, worker in enumerate(threads):
+            busy = worker.busy
+            if busy is not None and busy[0] in open_calls and now - busy[1] > timeout_s:
+                worker.abandoned = True
+                error = TimeoutError(f"did not return within {timeout_s:g} seconds")
+                results[busy[0]] = Failure(error)
+                open_calls.discard(busy[0])
+                threads[position] = _Worker(waiting, finished)
+    return results
+
+
+class _Worker(threading.Thread):
+    """Takes calls until none is left, or until it was given up."""
+
+    def __init__(self, waiting: SimpleQueue, finished: SimpleQueue) -> None:
+        super().__init__(daemon=True, name="guarded call")
+        self.waiting, self.finished = waiting, finished
+        self.busy: tuple[int, float] | None = None
+        """The call it is in, and since when."""
+        self.abandoned = False
+        self.start()
+
+    def run(self) -> None:
+        while not self.abandoned:
+            try:
+                index, call = self.waiting.get_nowait()
+            except Empty:
+                return
+            self.busy = (index, time.monotonic())
+            try:
+                result = call()
+            except BaseException as error:  # the caller's to judge
+                result = Failure(error)
+            self.busy = None
+            self.finished.put((index, result))
