@@ -3,10 +3,9 @@
 ``Trajectory`` (an episode as it was played) -> ``Experience`` (all episodes of an iteration, scored
 and evaluated) -> ``Minibatch`` (a few of them, padded to their own longest).
 
-Shapes: B episodes, T tokens of the longest, A actions (tokens the policy sampled) of the longest,
-N actions altogether. Sequences are padded on the right, so that under a causal model no padding can
-reach a real token and no attention mask is needed. Per-action tensors are left-aligned [B, A] with
-a mask; flat ones [N] hold the same numbers in row order.
+Shapes: B episodes, T tokens of one, A actions (tokens the policy sampled) of the longest, N actions
+altogether. Sequences are ragged until ``rlmodules.models.layout`` lays them out. Per-action tensors
+are left-aligned [B, A] with a mask; flat ones [N] hold the same numbers in row order.
 """
 
 from collections.abc import Sequence
@@ -15,43 +14,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.environments.base import Trajectory
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded sequences, and where in them the policy's own tokens stand."""
+    """Sequences, and where in them the policy's own tokens stand.
 
-    input_ids: Tensor
-    """[B, T]"""
-    rows: Tensor
-    """[N], the episode of each action."""
-    columns: Tensor
-    """[N], the position of each action's token in its sequence, at least 1."""
+    An episode without any (it failed, or was cut short and is not to be learned from) counts
+    nowhere.
+    """
+
+    sequences: list[Tensor]
+    """Token ids, [T_i]; on the CPU until they are laid out for the model."""
+    positions: list[Tensor]
+    """Of each action's token in its sequence, [A_i], at least 1; on the CPU."""
+    actions: Tensor
+    """[N], the sampled tokens themselves."""
     mask: Tensor
     """[B, A], True where an action exists."""
 
     @classmethod
     def collate(cls, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> "TokenBatch":
-        """Pad ``sequences`` [T_i] whose sampled tokens stand at ``positions`` [A_i]."""
-        counts = torch.tensor([len(position) for position in positions])
-        return cls(
-            input_ids=pad_sequence(list(sequences), batch_first=True),
-            rows=torch.repeat_interleave(torch.arange(len(counts)), counts),
-            columns=torch.cat(list(positions)),
-            mask=torch.arange(int(counts.max()))[None, :] < counts[:, None],
-        )
-
-    @property
-    def actions(self) -> Tensor:
-        """[N], the sampled tokens themselves."""
-        return self.input_ids[self.rows, self.columns]
-
-    def before_actions(self, hidden_BTH: Tensor) -> Tensor:
-        """[N, H], the hidden state that each action was predicted from: one position earlier."""
-        return hidden_BTH[self.rows, self.columns - 1]
+        """``sequences`` [T_i] whose sampled tokens stand at ``positions`` [A_i]."""
+        taken = [ids[at] for ids, at in zip(sequences, positions, strict=True)]
+        return cls(list(sequences), list(positions), torch.cat(taken), action_mask(positions))
 
     def scatter(self, flat_N: Tensor) -> Tensor:
         """[N] -> [B, A], zeros under the mask; differentiable."""
@@ -59,7 +47,7 @@ class TokenBatch:
         return out.masked_scatter(self.mask, flat_N)
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        return TokenBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return replace(self, actions=self.actions.to(device), mask=self.mask.to(device))
 
 
 class Minibatch:
@@ -71,6 +59,7 @@ class Minibatch:
     Args:
         tokens: the episodes.
         old_logprobs: [B, A], of the policy that sampled.
+        ref_logprobs: [B, A], of the reference; None where the loss does not hold it close.
         advantages: [B, A].
         values: [B, A], the critic's prediction at sampling time; None without a critic.
         returns: [B, A], what the critic should have predicted; None without a critic.
@@ -86,10 +75,11 @@ class Minibatch:
         values: Tensor | None,
         returns: Tensor | None,
         num_actions: float,
+        ref_logprobs: Tensor | None = None,
     ) -> None:
         self.tokens, self.num_actions = tokens, num_actions
-        self.old_logprobs, self.advantages = old_logprobs, advantages
-        self.values, self.returns = values, returns
+        self.old_logprobs, self.ref_logprobs = old_logprobs, ref_logprobs
+        self.advantages, self.values, self.returns = advantages, values, returns
 
     def to(self, device: torch.device | str) -> "Minibatch":
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in vars(self).items()}
@@ -114,6 +104,8 @@ class Experience:
     """[B, A]; algorithms without a critic leave it out, and ``returns`` with it."""
     returns: Tensor | None = None
     """[B, A]"""
+    ref_logprobs: Tensor | None = None
+    """[B, A], of the reference; left out by algorithms whose loss does not need it."""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -135,6 +127,7 @@ class Experience:
             advantages=take(self.advantages),
             values=take(self.values),
             returns=take(self.returns),
+            ref_logprobs=take(self.ref_logprobs),
             num_actions=num_actions,
         )
 
@@ -152,7 +145,8 @@ def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
     """An episode as one token sequence [T] and the positions [A] that the policy sampled.
 
     The last observation holds all that came before it, so nothing is tokenized again: each action
-    stands right behind the observation that it answered.
+    stands right behind the observation that it answered. Of a failed episode no position is
+    given: nothing is learned from it.
     """
     last = trajectory.observations[-1].input_ids
     sequence = torch.cat([last, trajectory.actions[-1]])
@@ -161,13 +155,21 @@ def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         start = len(observation.input_ids)
         assert torch.equal(sequence[start : start + len(action)], action), "context was rewritten"
         positions.append(torch.arange(start, start + len(action)))
-    return sequence, torch.cat(positions)
+    return sequence, torch.cat(positions)[: 0 if trajectory.failed else None]
+
+
+def action_mask(positions: Sequence[Tensor]) -> Tensor:
+    """[B, A], True where an action exists; one column at least."""
+    counts = torch.tensor([len(position) for position in positions])
+    return torch.arange(max(int(counts.max()), 1))[None, :] < counts[:, None]
 
 
 def action_rewards(trajectories: Sequence[Trajectory], mask: Tensor) -> Tensor:
     """[B, A]: each action's reward on its last token, zeros elsewhere."""
     rewards = torch.zeros(mask.shape, dtype=torch.float32)
     for row, trajectory in enumerate(trajectories):
+        if trajectory.failed:
+            continue
         end = -1
         for action, reward in zip(trajectory.actions, trajectory.rewards, strict=True):
             end += len(action)

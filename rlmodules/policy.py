@@ -6,20 +6,21 @@ Shapes: B episodes, A actions of the longest, N actions altogether, H hidden siz
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, Trajectory
-from datamodules.experience import TokenBatch, sequence_of
+from datamodules.experience import TokenBatch, action_mask, sequence_of
 from rlmodules.functional import adapt_kl_coefficient, token_logprobs
-from rlmodules.models import hidden_states, projection
+from rlmodules.models import backbone, projection
+from rlmodules.models.layout import flat_hidden, pack, pad
 from rlmodules.sampling import Response, SamplingParams, sample
 
 EVALUATION_TOKENS = 8192
-"""Padded tokens of one forward pass without gradients."""
+"""Tokens, padding included, of one forward pass without gradients."""
 
 
 class Reference(nn.Module):
@@ -80,10 +81,19 @@ class Evaluation:
     """[B, A]"""
     logprobs: Tensor
     """[B, A]"""
-    ref_logprobs: Tensor
-    """[B, A]"""
+    ref_logprobs: Tensor | None
+    """[B, A]; None without a reference."""
     values: Tensor
     """[B, A]; zeros without a critic."""
+
+    def without(self, failed: Sequence[bool]) -> "Evaluation":
+        """The same, with no actions in the episodes that are marked."""
+        positions = [p[:0] if out else p for p, out in zip(self.positions, failed, strict=True)]
+        return replace(self, positions=positions, mask=self.mask & ~torch.tensor(failed)[:, None])
+
+    def kl(self) -> Tensor | None:
+        """[B, A], the k1 estimate of KL(policy || reference) in nats; None without a reference."""
+        return None if self.ref_logprobs is None else self.logprobs - self.ref_logprobs
 
 
 def act(
@@ -112,49 +122,101 @@ def act(
             f" env.max_length={env.max_length}: raise it, or lower algo.max_new_tokens"
         )
     prompts = [observation.input_ids for observation in observations]
+    params = replace(params, stop_strings=tuple(env.stop_sequences))
     return sample(model, tokenizer, prompts, params, seeds)
 
 
-def action_hidden(model: nn.Module, tokens: TokenBatch) -> Tensor:
+def fits(
+    model: nn.Module, observation: Observation, env: Environment, params: SamplingParams
+) -> bool:
+    """Whether ``env.max_length`` and the model's positions leave room for a whole response."""
+    config = model.config.get_text_config()
+    limits = (env.max_length, getattr(config, "max_position_embeddings", None))
+    needed = len(observation.input_ids) + params.max_new_tokens
+    return all(limit is None or needed <= limit for limit in limits)
+
+
+def action_hidden(model: nn.Module, tokens: TokenBatch, *, packs: bool = False) -> Tensor:
     """[N, H], the hidden states that the actions were predicted from.
 
-    Padding is on the right of a causal model, so no mask is needed, and nothing follows the last
-    token, so its own hidden state is not computed.
+    Nothing follows the last token, so its own hidden state is not computed; episodes without
+    actions are not computed either.
+
+    Args:
+        packs: one row without padding, in which what neighbouring episodes begin with alike stands
+            once (``layout.pack``); otherwise a row an episode.
     """
-    return tokens.before_actions(hidden_states(model, tokens.input_ids[:, :-1], None))
+    rows = [i for i, at in enumerate(tokens.positions) if len(at)] or [0]  # DDP wants a graph
+    sequences = [tokens.sequences[i][:-1] for i in rows]
+    prompts = [tokens.sequences[i][: first_action(tokens.positions[i])] for i in rows]
+    layout = pack(_alike(sequences, prompts)) if packs else pad([[s] for s in sequences])
+    where = [at[tokens.positions[i] - 1] for i, at in zip(rows, layout.index, strict=True)]
+    device = tokens.mask.device
+    hidden = flat_hidden(backbone(model), layout.to(device))
+    return hidden[torch.cat(where).to(device)]
+
+
+def first_action(positions: Tensor) -> int:
+    """Where the first action stands: the length of the prompt."""
+    return int(positions[0]) if len(positions) else 0
+
+
+def _alike(sequences: Sequence[Tensor], prompts: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Neighbouring sequences of the same prompt, as groups."""
+    groups: list[list[Tensor]] = []
+    before: Tensor | None = None
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        if before is not None and torch.equal(prompt, before):
+            groups[-1].append(sequence)
+        else:
+            groups.append([sequence])
+        before = prompt
+    return groups
 
 
 @torch.no_grad()
 def evaluate(
     policy: nn.Module,
-    reference: Reference,
+    reference: Reference | None,
     trajectories: Sequence[Trajectory],
     *,
     temperature: float,
     value_fn: Callable[[Tensor], Tensor] | None = None,
+    packs: bool = False,
+    recompute: bool = True,
 ) -> Evaluation:
     """Log-probabilities under policy and reference, and values, of all actions; on the CPU.
 
     Args:
         value_fn: hidden states [N, H] -> values [N].
+        packs: see ``action_hidden``.
+        recompute: False takes the policy's log-probabilities as they were when it sampled.
     """
     device = next(policy.parameters()).device
     pairs = [sequence_of(trajectory) for trajectory in trajectories]
     sequences, positions = [list(column) for column in zip(*pairs, strict=True)]
-    counts = torch.tensor([len(p) for p in positions])
-    mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+    mask = action_mask(positions)
     logprobs = torch.zeros(mask.shape, dtype=torch.float32)
-    ref_logprobs, values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-    for rows in _similar_lengths(sequences):
+    values = torch.zeros_like(logprobs)
+    ref_logprobs = None if reference is None else torch.zeros_like(logprobs)
+    if not recompute:
+        sampled = [torch.cat(t.logprobs) for t in trajectories if not t.failed]
+        logprobs[mask] = torch.cat([torch.zeros(0), *sampled])
+    for rows in _batches(sequences, keep_order=packs):
+        if not recompute and reference is None:
+            break
         tokens = TokenBatch.collate([sequences[r] for r in rows], [positions[r] for r in rows])
+        at = torch.tensor(rows)[tokens.mask.nonzero()[:, 0]], tokens.mask.nonzero()[:, 1]
         tokens = tokens.to(device)
-        at = (torch.tensor(rows)[tokens.rows.cpu()], _column_of(tokens.mask.cpu()))
-        hidden = action_hidden(policy, tokens)
-        logprobs[at] = _logprobs(policy, hidden, tokens, temperature)
-        if value_fn is not None:
-            values[at] = value_fn(hidden).cpu()
-        with reference.of(policy) as ref:
-            ref_logprobs[at] = _logprobs(ref, action_hidden(ref, tokens), tokens, temperature)
+        if recompute:
+            hidden = action_hidden(policy, tokens, packs=packs)
+            logprobs[at] = _logprobs(policy, hidden, tokens, temperature)
+            if value_fn is not None:
+                values[at] = value_fn(hidden).cpu()
+        if reference is not None:
+            with reference.of(policy) as ref:
+                hidden = action_hidden(ref, tokens, packs=packs)
+                ref_logprobs[at] = _logprobs(ref, hidden, tokens, temperature)
     return Evaluation(sequences, positions, mask, logprobs, ref_logprobs, values)
 
 
@@ -166,17 +228,17 @@ def _logprobs(model: nn.Module, hidden: Tensor, tokens: TokenBatch, temperature:
     return logprobs.cpu()
 
 
-def _column_of(mask: Tensor) -> Tensor:
-    """[N], the index of each action within its episode."""
-    return mask.nonzero()[:, 1]
-
-
-def _similar_lengths(sequences: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Rows in batches of at most ``EVALUATION_TOKENS`` padded tokens, short ones first."""
+def _batches(sequences: Sequence[Tensor], *, keep_order: bool) -> Iterator[list[int]]:
+    """Rows in batches of at most ``EVALUATION_TOKENS`` tokens: as they come, or short ones first,
+    when each is padded to the longest of its batch."""
     batch: list[int] = []
-    for row in sorted(range(len(sequences)), key=lambda r: len(sequences[r])):
-        if batch and (len(batch) + 1) * len(sequences[row]) > EVALUATION_TOKENS:
+    tokens = 0
+    order = range(len(sequences))
+    for row in order if keep_order else sorted(order, key=lambda r: len(sequences[r])):
+        size = len(sequences[row])
+        tokens = tokens + size if keep_order else (len(batch) + 1) * size
+        if batch and tokens > EVALUATION_TOKENS:
             yield batch
-            batch = []
+            batch, tokens = [], size
         batch.append(row)
     yield batch

@@ -269,18 +269,9 @@ class PPO(OnlineModule):
 
     def on_train_epoch_end(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
-        metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
-        self.kl_controller.update(metrics["rollout/kl"], self.num_episodes)
-        tokens = metrics["rollout/response_length"] * self.num_episodes * self.config.ppo_epochs
-        metrics |= self.over_ranks(self.train_metrics) | {
-            "train/learning_rate": self.optimizers().param_groups[0]["lr"],
-            "train/stopped_early": float(self.skip_updates),
-            "time/update_s": seconds,
-            "time/update_tokens_per_s": tokens / seconds,
-            "iteration": float(self.current_epoch + 1),
-        }
-        self.log_dict(metrics)
-        self.train_metrics.clear()
+        self.kl_controller.update(self.rollout_metrics["rollout/kl"], self.num_episodes)
+        self.log("train/stopped_early", float(self.skip_updates))
+        self.log_iteration(self.config.ppo_epochs)
         self.skip_updates = False
 
     def export(self, dirpath: Path, *, merge: bool = False) -> None:

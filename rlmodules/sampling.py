@@ -89,7 +89,8 @@ def sample(
     end_ids = _end_ids(tokenizer, params)
     ends = torch.tensor(sorted(end_ids), device=device)
 
-    ids, attention = _left_pad(prompts, tokenizer.pad_token_id or 0, device)
+    different, which = _distinct(prompts)  # a prompt that several rows have is computed once
+    ids, attention = _left_pad(different, tokenizer.pad_token_id or 0, device)
     masked = bool((attention == 0).any())
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     responses = [Response() for _ in prompts]
@@ -104,6 +105,10 @@ def sample(
         cache = output.past_key_values
         # A slice of a 3-D tensor would take the slow batched matrix product.
         logits = head.logits(output.last_hidden_state[:, -1].contiguous())
+        if step == 0 and len(different) < len(prompts):
+            rows = torch.tensor(which, device=device)
+            logits, attention, positions = logits[rows], attention[rows], positions[rows]
+            cache.batch_select_indices(rows)
         tokens, logprobs, kept = choose(logits, uniform_BT[live, step], params)
         chosen.append((live, tokens, logprobs, kept))
 
@@ -185,6 +190,13 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
 def _stream(seed: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
+
+
+def _distinct(prompts: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The different prompts, and which of them each row has."""
+    index: dict[tuple[int, ...], int] = {}
+    which = [index.setdefault(tuple(prompt.tolist()), len(index)) for prompt in prompts]
+    return [prompts[which.index(i)] for i in range(len(index))], which
 
 
 def _left_pad(prompts: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from helpers import PROMPTS, config, count_e, data, run, weights
 
 from datamodules import TextGenerationEnv
-from datamodules.rollouts import Rollout
+from datamodules.episodes import Rollout, play
 from rlmodules import PPO, AdaptiveKLController, LoraConfig, ModelConfig, PPOConfig
 from rlmodules.base import NonFiniteGradientError
 
@@ -152,10 +152,7 @@ def trajectories_of(module, prompts, seeds, env=None):
     env = env or TextGenerationEnv(module.tokenizer, prompts, reward_fn=count_e)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.trainer = trainer
-    d = data(module.config)
-    d.trainer = trainer
-    trainer.strategy._lightning_module = module
-    return d.play(env, range(len(prompts)), seeds)
+    return play(module, env, range(len(prompts)), seeds)
 
 
 def test_evaluation_does_not_depend_on_the_company_or_on_padding():

@@ -54,6 +54,11 @@ class Trajectory:
     total_reward: float
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def failed(self) -> bool:
+        """The environment raised or hung: nothing is learned from it (metric ``failed``)."""
+        return bool(self.metrics.get("failed"))
+
 
 class Environment(ABC):
     """Base of all environments: implement ``reset``, ``respond``, and ``score`` for the reward."""

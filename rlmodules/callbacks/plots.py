@@ -5,30 +5,41 @@ from typing import Any
 
 
 def plot_iterations(history: list[dict[str, float]], before: dict[str, float], path: Path) -> None:
-    """Reward, KL with its coefficient, and repetition by iteration."""
+    """By iteration: reward, and as far as there are such: solved problems, KL, repetition."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (reward, kl, text) = panels(3)
-    steps = [row["iteration"] for row in history]
-    held_out = [(0.0, before)] if before else []
-    held_out += [(row["iteration"], row) for row in history if "val/reward" in row]
-    at = [step for step, _ in held_out]
-
-    reward.plot(steps, [r["rollout/reward"] for r in history], label="training", alpha=0.6)
-    kl.plot(steps, [r["rollout/kl"] for r in history], label="training", alpha=0.6)
-    if held_out:
-        reward.plot(at, [r["val/reward"] for _, r in held_out], "o-", label="held out")
-        kl.plot(at, [r["val/kl"] for _, r in held_out], "o-", label="held out")
-        text.plot(at, [r["val/distinct_bigrams"] for _, r in held_out], "C1o-", label="held out")
-    coefficient = kl.twinx()
-    coefficient.plot(steps, [r["rollout/kl_coef"] for r in history], "k:", label="coefficient")
-    coefficient.set_ylabel("KL coefficient (dotted)")
-    reward.set(title="reward", xlabel="iteration")
-    kl.set(title="KL to the reference", xlabel="iteration", ylabel="nats a token")
-    text.set(title="distinct bigrams", xlabel="iteration", ylim=(0, 1.02))
-    for axes in (reward, kl, text):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    held_out = [{"iteration": 0.0} | before] if before else []
+    held_out += [row for row in history if "val/reward" in row]
+    wanted = {
+        "reward": ("rollout/reward", "val/reward"),
+        "pass@1": (None, "val/pass@1"),
+        "KL to the reference": ("rollout/kl", "val/kl"),
+        "distinct bigrams": (None, "val/distinct_bigrams"),
+    }
+    rows = [*history, *held_out]
+    shown = {t: keys for t, keys in wanted.items() if any(k in row for k in keys for row in rows)}
+    figure, axes = panels(len(shown))
+    for (title, (training, evaluated)), ax in zip(shown.items(), axes, strict=True):
+        _line(ax, history, training, label="training", alpha=0.6)
+        _line(ax, held_out, evaluated, "C1o-", label="held out")
+        ax.set(title=title, xlabel="iteration")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if training is None:
+            ax.set_ylim(0, 1.02)
+        if training == "rollout/kl":
+            ax.set_ylabel("nats a token")
+            if "rollout/kl_coef" in history[0]:
+                coefficient = ax.twinx()
+                _line(coefficient, history, "rollout/kl_coef", "k:", label="coefficient")
+                coefficient.set_ylabel("KL coefficient (dotted)")
     finish(figure, path)
+
+
+def _line(ax: Any, rows: list[dict[str, float]], key: str | None, *style: str, **more: Any) -> None:
+    """``key`` over the iterations that have it."""
+    points = [(row["iteration"], row[key]) for row in rows if key in row]
+    if points:
+        ax.plot(*zip(*points, strict=True), *style, **more)
 
 
 def plot_steps(

@@ -98,6 +98,7 @@ class IterationBar(RunBar):
         "KL": "rollout/kl",
         "beta": "rollout/kl_coef",
         "held-out": "val/reward",
+        "pass@1": "val/pass@1",
     }
 
     def counts(self, trainer: L.Trainer) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rlmodules.callbacks.plots import plot_iterations
 from rlmodules.callbacks.samples import SampleTable
+from rlmodules.held_out import mcnemar_p
 
 
 class Report(Checkpoint):
@@ -43,6 +44,10 @@ class Report(Checkpoint):
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
         """Print what follows the table of held-out metrics."""
         raise NotImplementedError
+
+    def labels(self) -> dict[str, str]:
+        """Metrics of the table of held-out metrics -> their label."""
+        return self.held_out
 
     def plot(self, path: Path) -> None:
         """Draw the run."""
@@ -75,7 +80,7 @@ class Report(Checkpoint):
         table = Table(title=self.title, title_justify="left")
         for column in ("", "before", "after", "change"):
             table.add_column(column, justify="left" if column == "" else "right")
-        for key, label in self.held_out.items():
+        for key, label in self.labels().items():
             if key in self.after and key in self.before:
                 old, new = self.before[key], self.after[key]
                 table.add_row(label, f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
@@ -107,6 +112,7 @@ class RunReport(Report):
     title = "Held-out prompts"
     held_out: ClassVar = {
         "val/reward": "reward",
+        "val/pass@1": "solved at the first attempt (pass@1)",
         "val/kl": "KL to the reference (nats a token)",
         "val/distinct_bigrams": "distinct bigrams",
         "val/response_length": "response length (tokens)",
@@ -119,10 +125,28 @@ class RunReport(Report):
     def __init__(self, dirpath: str) -> None:
         super().__init__(dirpath)
         self._evaluated = False
+        self._solved: list[dict[int, bool]] = []  # of the first and of the last evaluation
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         self._evaluated = not trainer.sanity_checking
+        if self._evaluated and pl_module.held_out.solved:
+            self._solved = [*self._solved[:1], dict(pl_module.held_out.solved)]
+
+    def labels(self) -> dict[str, str]:
+        several = sorted(key for key in self.after if key.startswith("val/pass@"))
+        return self.held_out | {k: k[4:] for k in several if k not in self.held_out}
+
+    def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        if len(self._solved) < 2:
+            return {}
+        before, after = self._solved
+        return {
+            "solved_before": sum(before.values()),
+            "solved_after": sum(after.values()),
+            "problems": len(after),
+            "mcnemar_p": mcnemar_p(before, after),
+        }
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         row = plain_metrics(trainer, "")
@@ -137,21 +161,47 @@ class RunReport(Report):
             f"{len(self.history)} iterations in {seconds:.0f} s;"
             f" {mean_of(self.history, 'time/rollout_tokens_per_s'):.0f} tokens/s sampled,"
             f" {mean_of(self.history, 'time/update_tokens_per_s'):.0f} response tokens/s trained;"
-            f" last training reward {last['rollout/reward']:.3f},"
-            f" KL coefficient {last['rollout/kl_coef']:.4f}"
+            f" last training reward {last['rollout/reward']:.3f}"
+            + (f", KL coefficient {last['rollout/kl_coef']:.4f}" if _charged(last) else "")
         )
+        found = self.details(trainer, trainer.lightning_module)
+        if found:
+            n = found["problems"]
+            console.print(
+                f"First attempts at {n} held-out problems: {found['solved_before']} right before"
+                f" ({found['solved_before'] / n:.1%}), {found['solved_after']} after"
+                f" ({found['solved_after'] / n:.1%}); exact McNemar test, two-sided:"
+                f" p = {found['mcnemar_p']:.2g}"
+            )
+        self._print_samples(console, trainer)
+
+    def _print_samples(self, console: Console, trainer: L.Trainer) -> None:
         samples = next((c for c in trainer.callbacks if isinstance(c, SampleTable)), None)
         if samples is None or not samples.before:
             return
         table = Table(title="What it writes", title_justify="left", show_lines=True)
         for column in ("prompt", "before", "after"):
             table.add_column(column, overflow="fold")
-        for old, new in list(zip(samples.before, samples.latest, strict=False))[:3]:
+        pairs = list(zip(samples.before, samples.latest, strict=False))
+        first = {old["prompt"]: (old, new) for old, new in reversed(pairs)}  # of several attempts
+        for old, new in list(first.values())[::-1][:3]:
             table.add_row(_shown(old["prompt"]), *map(_sample, (old, new)))
         console.print(table)
 
     def plot(self, path: Path) -> None:
         plot_iterations(self.history, self.before, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"solved": self._solved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._solved = state_dict["solved"]
+
+
+def _charged(row: dict[str, float]) -> bool:
+    """Whether the algorithm has a KL coefficient of its own."""
+    return "rollout/kl_coef" in row
 
 
 def _shown(text: str) -> Text:

@@ -55,7 +55,7 @@ class SampleTable(Callback):
             writer.writerows(self.latest)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                data = [[row[c] for c in COLUMNS] for row in self.latest[: self.rows]]
+                data = [[row.get(c) for c in COLUMNS] for row in self.latest[: self.rows]]
                 logger.log_table(
                     "samples", columns=list(COLUMNS), data=data, step=trainer.global_step
                 )

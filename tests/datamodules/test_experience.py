@@ -63,23 +63,26 @@ def batch() -> TokenBatch:
     )
 
 
-def test_collate_pads_on_the_right_and_lists_actions_row_by_row():
+def test_collate_lists_actions_row_by_row():
     tokens = batch()
-    assert tokens.input_ids.tolist() == [
+    assert [s.tolist() for s in tokens.sequences] == [
         [10, 11, 12, 20, 21],
-        [13, 22, 0, 0, 0],
-        [10, 20, 90, 21, 0],
+        [13, 22],
+        [10, 20, 90, 21],
     ]
-    assert tokens.rows.tolist() == [0, 0, 1, 2, 2]
-    assert tokens.columns.tolist() == [3, 4, 1, 1, 3]
+    assert [p.tolist() for p in tokens.positions] == [[3, 4], [1], [1, 3]]
     assert tokens.mask.tolist() == [[True, True], [True, False], [True, True]]
     assert tokens.actions.tolist() == [20, 21, 22, 20, 21]
 
 
-def test_the_hidden_state_before_an_action_is_one_position_earlier():
-    hidden = torch.arange(15.0).view(3, 5, 1).repeat(1, 1, 2)  # row * 5 + column
-    taken = batch().before_actions(hidden)
-    assert taken.tolist() == [[2, 2], [3, 3], [5, 5], [10, 10], [12, 12]]
+def test_an_episode_without_actions_counts_nowhere():
+    none = torch.tensor([], dtype=torch.long)
+    tokens = TokenBatch.collate(
+        [torch.tensor([1, 2]), torch.tensor([3])], [torch.tensor([1]), none]
+    )
+    assert tokens.mask.tolist() == [[True], [False]] and tokens.actions.tolist() == [2]
+    nothing = TokenBatch.collate([torch.tensor([3])], [none])
+    assert nothing.mask.tolist() == [[False]] and nothing.scatter(torch.zeros(0)).tolist() == [[0]]
 
 
 def test_scatter_puts_flat_numbers_back_in_their_rows_with_zeros_elsewhere():
@@ -125,7 +128,7 @@ def with_critic() -> Experience:
 
 def test_a_minibatch_is_padded_to_its_own_longest_sequence_only():
     small = with_critic().minibatch([1, 0], num_actions=7.5)
-    assert small.tokens.input_ids.tolist() == [[13, 22, 0, 0, 0], [10, 11, 12, 20, 21]]
+    assert [s.tolist() for s in small.tokens.sequences] == [[13, 22], [10, 11, 12, 20, 21]]
     assert small.tokens.mask.tolist() == [[True, False], [True, True]]
     assert small.old_logprobs.tolist() == [[4, 5], [0, 1]]
     assert small.advantages.tolist() == [[104, 105], [100, 101]]
@@ -133,13 +136,13 @@ def test_a_minibatch_is_padded_to_its_own_longest_sequence_only():
     assert small.returns.tolist() == [[304, 305], [300, 301]]
     assert small.num_actions == 7.5
     shortest = with_critic().minibatch([1], num_actions=1)
-    assert shortest.tokens.input_ids.tolist() == [[13, 22]]
+    assert [s.tolist() for s in shortest.tokens.sequences] == [[13, 22]]
     assert shortest.old_logprobs.tolist() == [[4]]
 
 
 def test_a_minibatch_of_all_rows_holds_all():
     everything = with_critic().minibatch([0, 1, 2], num_actions=7)
-    assert everything.tokens.input_ids.shape == (3, 8)
+    assert [len(s) for s in everything.tokens.sequences] == [5, 2, 8]
     assert torch.equal(everything.tokens.mask, with_critic().mask)
     assert torch.equal(everything.returns, with_critic().returns)
 
@@ -170,8 +173,11 @@ def test_the_state_survives_a_checkpoint_read_with_weights_only(make):
 def assert_same(first: Minibatch, second: Minibatch) -> None:
     for name in ("old_logprobs", "advantages", "values", "returns"):
         assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0)
-    for name in ("input_ids", "rows", "columns", "mask"):
+    for name in ("actions", "mask"):
         assert torch.equal(getattr(first.tokens, name), getattr(second.tokens, name))
+    for name in ("sequences", "positions"):
+        pairs = zip(getattr(first.tokens, name), getattr(second.tokens, name), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
     assert first.num_actions == second.num_actions
 
 
@@ -182,9 +188,9 @@ def test_cpu_is_a_detached_copy():
     assert played.returns is None
 
 
-def test_moving_a_minibatch_moves_every_tensor_and_keeps_the_rest():
+def test_moving_a_minibatch_moves_its_tensors_and_leaves_ragged_lists_to_the_layout():
     moved = with_critic().minibatch([0, 1], num_actions=3.0).to("meta")
     tensors = [moved.old_logprobs, moved.advantages, moved.values, moved.returns]
-    tensors += [moved.tokens.input_ids, moved.tokens.rows, moved.tokens.columns, moved.tokens.mask]
+    tensors += [moved.tokens.actions, moved.tokens.mask]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.num_actions == 3.0

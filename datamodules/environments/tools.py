@@ -1,0 +1,279 @@
+"""Episodes of several turns in which the model calls tools.
+
+A ``Scene`` is one task with its state, its tools (methods with type hints and docstrings) and its
+judgement; ``ToolEnv`` plays it. The model calls a tool in the form of Hermes and Qwen models::
+
+    <tool_call>{"name": "book", "arguments": {"hotel_id": 3, "nights": 2}}</tool_call>
+
+Whatever is wrong with a call is told to the model as the tool's answer and never stops the run.
+"""
+
+import copy
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jsonschema import Draft202012Validator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import get_json_schema
+
+from datamodules.environments.base import Environment, Observation, StepResult
+from datamodules.environments.chat import Message, opening, reply
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+MAX_ANSWER = 2000
+"""Characters of a tool's answer that the model is shown."""
+
+
+class ToolError(Exception):
+    """What the model did wrong, in words for the model."""
+
+
+class Scene(ABC):
+    """One task in its starting state. Every episode plays a deep copy of its own."""
+
+    messages: Sequence[Message]
+    """The conversation's beginning: system and user messages."""
+
+    @abstractmethod
+    def tools(self) -> Sequence[Callable[..., Any]]:
+        """Functions that the model may call: type hints, and a docstring with ``Args:`` for each
+        argument. They return text or what JSON can hold; what they raise is told to the model."""
+
+    @abstractmethod
+    def judge(self, answer: str) -> tuple[float, dict[str, float]]:
+        """Reward and metrics of the finished episode, from its state and the model's last words
+        (empty if it never answered)."""
+
+    def turn_reward(self) -> float:
+        """Reward of the turn just played, its tool calls included."""
+        return 0.0
+
+
+class ToolEnv(Environment):
+    """Plays scenes: the model calls tools, turn after turn, until it answers without a call.
+
+    Metrics: ``turns``, ``tool_calls``, ``tool_errors``, ``truncated`` and what the scene's judge
+    gives, as a rule ``correct``.
+
+    Args:
+        tokenizer: of the policy. Its chat template writes the turns (see ``chat``).
+        scenes: starting states.
+        held_out: indices of scenes kept for evaluation; None leaves the choice to the data module.
+        max_turns: responses an episode may have. A call in the last one is still executed.
+        max_length: most tokens that an episode may have, the environment's own included; one that
+            leaves no room for another response ends there, ``truncated``.
+        tool_bonus: reward of the first call of an episode that a tool answered without an error.
+        error_penalty: subtracted for every call that ended in an error.
+        stop_sequences: strings that end a response; default ``</tool_call>``, for a model that goes
+            on would invent the tool's answer. An empty list allows several calls in one response.
+        on_error, timeout_s: see ``Environment``.
+
+    Raises:
+        ValueError: no scenes, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        scenes: Sequence[Scene],
+        *,
+        held_out: Sequence[int] | None = None,
+        max_turns: int = 4,
+        max_length: int = 1024,
+        tool_bonus: float = 0.0,
+        error_penalty: float = 0.0,
+        stop_sequences: Sequence[str] = ("</tool_call>",),
+        on_error: str = "raise",
+        timeout_s: float | None = None,
+    ) -> None:
+        if not scenes:
+            raise ValueError("scenes is empty: an environment needs at least one")
+        if max_turns < 1:
+            raise ValueError(f"env.max_turns={max_turns} must be at least 1")
+        if error_penalty < 0:
+            raise ValueError(f"env.error_penalty={error_penalty} must not be negative")
+        check_options(on_error=on_error, timeout_s=timeout_s, stop_sequences=stop_sequences)
+        self.tokenizer, self.scenes, self.held_out = tokenizer, scenes, held_out
+        self.max_turns, self.max_length = max_turns, max_length
+        self.tool_bonus, self.error_penalty = tool_bonus, error_penalty
+        self.stop_sequences = tuple(stop_sequences)
+        self.on_error, self.timeout_s = on_error, timeout_s
+        self._next, self._done = 0, True
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def reset(self, index: int | None = None) -> Observation:
+        """Start scene ``index``, or the next one in turn."""
+        if index is None:
+            index, self._next = self._next, (self._next + 1) % len(self)
+        self.scene = copy.deepcopy(self.scenes[index])
+        self._toolbox = Toolbox(self.scene.tools())
+        self._prompt, ids = opening(self.tokenizer, self.scene.messages, self._toolbox.schemas)
+        if len(ids) >= self.max_length:
+            raise ValueError(
+                f"scene {index} has {len(ids)} tokens, which leaves no room for a response within"
+                f" env.max_length={self.max_length}: raise it"
+            )
+        self._context: list[int] = ids
+        self._turns = self._calls = self._errors = 0
+        self._answer, self._done = "", False
+        return self._observation()
+
+    def respond(self, tokens: Tensor) -> StepResult:
+        """Take one whole response [A]: an answer ends the episode, tool calls are executed."""
+        if self._done:
+            raise RuntimeError("the episode is over: call reset() before the next step")
+        response = torch.as_tensor(tokens).reshape(-1).tolist()
+        if len(self._context) + len(response) > self.max_length:
+            raise ValueError(
+                f"context and response have {len(self._context) + len(response)} tokens,"
+                f" env.max_length is {self.max_length}: raise it, or lower max_new_tokens"
+            )
+        text = self._text(response)
+        self._context = self._context + response  # a new list: a fork may hold the old one
+        self._turns += 1
+        calls = _CALL.findall(text)
+        if not calls:
+            self._answer = text
+            cut = not self._ended(response, text)
+            return self._result(self.scene.turn_reward(), done=True, truncated=cut)
+        answered, errors = self._calls - self._errors, self._errors
+        messages = [self._call(call) for call in calls]
+        reward = self.scene.turn_reward() - self.error_penalty * (self._errors - errors)
+        if answered == 0 and self._calls > self._errors:
+            reward += self.tool_bonus
+        if self._turns == self.max_turns:
+            return self._result(reward, done=True, truncated=True)
+        context = self._context + reply(self.tokenizer, response, messages)
+        if len(context) >= self.max_length:
+            return self._result(reward, done=True, truncated=True)
+        self._context = context
+        return self._result(reward, done=False, truncated=False)
+
+    def score(self, episodes: Sequence["ToolEnv"]) -> list[tuple[float, dict[str, float]]]:
+        """Each scene judges its own end."""
+        return [episode.scene.judge(episode._answer) for episode in episodes]
+
+    def fork(self) -> "ToolEnv":
+        """Another episode; of a running one, a copy with its own state that goes its own way."""
+        other = super().fork()
+        if not self._done:
+            other.scene = copy.deepcopy(self.scene)
+            other._toolbox = Toolbox(other.scene.tools())
+        return other
+
+    def render(self) -> str:
+        """The episode so far, as text."""
+        return self.tokenizer.decode(self._context)
+
+    def _text(self, response: list[int]) -> str:
+        """Special tokens are kept, for some tokenizers count ``<tool_call>`` among them."""
+        eos = self.tokenizer.eos_token_id
+        said = response[: response.index(eos)] if eos in response else response
+        return self.tokenizer.decode(said)
+
+    def _ended(self, response: list[int], text: str) -> bool:
+        stopped = any(stop in text for stop in self.stop_sequences)
+        return stopped or self.tokenizer.eos_token_id in response
+
+    def _call(self, text: str) -> Message:
+        self._calls += 1
+        try:
+            answer = self._toolbox.call(text)
+        except ToolError as error:
+            self._errors += 1
+            answer = f"Error: {error}"
+        if len(answer) > MAX_ANSWER:
+            answer = f"{answer[:MAX_ANSWER]} ... ({len(answer)} characters)"
+        return {"role": "tool", "content": answer}
+
+    def _observation(self) -> Observation:
+        ids = torch.tensor(self._context, dtype=torch.long)
+        metadata = {"messages": list(self.scene.messages)}
+        return Observation(ids, torch.ones_like(ids), self._prompt, metadata)
+
+    def _result(self, reward: float, *, done: bool, truncated: bool) -> StepResult:
+        self._done = done
+        counts = {"turns": self._turns, "tool_calls": self._calls, "tool_errors": self._errors}
+        metrics = {name: float(count) for name, count in counts.items()}
+        return StepResult(
+            reward=reward,
+            done=done,
+            next_observation=None if done else self._observation(),
+            info={"truncated": truncated},
+            metrics=metrics | {"truncated": float(truncated)},
+        )
+
+
+class Toolbox:
+    """Functions that a model may call by name, with arguments that its schema allows."""
+
+    def __init__(self, tools: Sequence[Callable[..., Any]]) -> None:
+        self.schemas = [get_json_schema(tool) for tool in tools]
+        self._tools = {
+            schema["function"]["name"]: (
+                tool,
+                Draft202012Validator(
+                    schema["function"]["parameters"] | {"additionalProperties": False}
+                ),
+            )
+            for tool, schema in zip(tools, self.schemas, strict=True)
+        }
+
+    def call(self, text: str) -> str:
+        """The answer to a call as the model wrote it.
+
+        Raises:
+            ToolError: no such call can be made, or the tool raised.
+        """
+        name, arguments = _parsed(text)
+        if name not in self._tools:
+            raise ToolError(f"there is no tool {name!r:.80}; there are {sorted(self._tools)}")
+        tool, validator = self._tools[name]
+        for problem in validator.iter_errors(arguments):
+            raise ToolError(f"{name}: {problem.message[:200]}")
+        try:
+            answer = tool(**arguments)
+        except Exception as error:  # the model is to read it, and may do better
+            raise ToolError(f"{name}: {type(error).__name__}: {error}") from error
+        return answer if isinstance(answer, str) else json.dumps(answer)
+
+
+def check_options(
+    *, on_error: str, timeout_s: float | None, stop_sequences: Sequence[str] | None
+) -> None:
+    """Check what every environment takes.
+
+    Raises:
+        ValueError: names the option that is out of range.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
+    if timeout_s is not None and timeout_s <= 0:
+        raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
+    if any(not stop for stop in stop_sequences or ()):
+        raise ValueError("env.stop_sequences holds an empty string: it would end every response")
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    form = '{"name": "TOOL", "arguments": {"ARGUMENT": "VALUE"}}'
+    try:
+        call = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ToolError(f"the call is no valid JSON ({error}): write {form}") from error
+    if isinstance(call, list) and len(call) == 1:  # as SmolLM2 was taught to write it
+        call = call[0]
+    arguments = call.get("arguments", {}) if isinstance(call, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
+        raise ToolError(f"the call must have the form {form}")
+    return call["name"], arguments
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")

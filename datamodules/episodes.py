@@ -1,0 +1,183 @@
+"""Playing whole episodes with a policy, and scoring them, whatever an environment does meanwhile.
+
+The policy is a module with ``act``, ``evaluate`` and ``fits`` (``rlmodules.online.OnlineModule``).
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+
+from datamodules.environments.base import Environment, StepResult, Trajectory
+from datamodules.guard import Failure, run_all
+from datamodules.rewards import RewardError, finite_number
+from datamodules.seeding import derive_seed
+
+
+class EpisodeError(RuntimeError):
+    """An environment raised, hung or returned no number; the message shows the episode."""
+
+
+class Rollout:
+    """Played and scored episodes, what the policy says of them, and the seconds it took.
+
+    (A plain class: Lightning would look into a tuple or a dataclass and move what is inside.)
+
+    Args:
+        starts: starting state of each episode.
+        resampled: groups that were played and left out, for their rewards were all equal.
+    """
+
+    def __init__(
+        self,
+        trajectories: list[Trajectory],
+        evaluation: Any,
+        seconds: dict[str, float],
+        starts: Sequence[int] = (),
+        resampled: int = 0,
+    ) -> None:
+        self.trajectories, self.evaluation, self.seconds = trajectories, evaluation, seconds
+        self.starts, self.resampled = starts, resampled
+
+
+def play(module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[int]) -> Rollout:
+    """Play whole episodes with the current policy, and score them while it evaluates itself.
+
+    Args:
+        starts: starting state of each episode.
+        seeds: of each episode's random stream.
+
+    Raises:
+        EpisodeError: an episode failed and ``env.on_error`` is ``raise``, or all of them failed.
+    """
+    began = time.perf_counter()
+    episodes, trajectories = act_out(module, env, starts, seeds)
+    sampled = time.perf_counter()
+    with ThreadPoolExecutor(1, "score") as pool:
+        scored = pool.submit(score, env, episodes, trajectories)
+        evaluation = module.evaluate(trajectories)
+        scored.result()
+    if any(t.failed for t in trajectories):  # found out only after it was evaluated
+        evaluation = evaluation.without([t.failed for t in trajectories])
+    seconds = {"rollout": sampled - began, "evaluate": time.perf_counter() - sampled}
+    return Rollout(trajectories, evaluation, seconds, starts)
+
+
+def act_out(
+    module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[int]
+) -> tuple[list[Environment], list[Trajectory]]:
+    """Episodes played to their end, not yet scored."""
+    episodes = [env.fork() for _ in starts]
+    observations = [e.reset(i) for e, i in zip(episodes, starts, strict=True)]
+    trajectories = [Trajectory([], [], [], [], False, 0.0, {}) for _ in starts]
+    live = list(range(len(episodes)))
+    turn = 0
+    while live:
+        responses = module.act(
+            [observations[i] for i in live],
+            seeds=[derive_seed(seeds[i], turn) for i in live],
+            env=env,
+        )
+        calls = []
+        for i, response in zip(live, responses, strict=True):
+            _record(trajectories[i], observations[i], response)
+            calls.append(partial(episodes[i].respond, torch.tensor(response.tokens)))
+        for i, result in zip(live, _guarded(calls, env.timeout_s), strict=True):
+            if isinstance(result, Failure):
+                _fail(env, trajectories[i], result)
+            else:
+                _take(trajectories[i], result)
+                observations[i] = result.next_observation
+        live = [i for i in live if not trajectories[i].done]
+        for i in live:
+            if not module.fits(observations[i], env):  # its context has no room for another turn
+                trajectories[i].done = True
+                trajectories[i].metrics |= {"truncated": 1.0, "finish_reason": "length"}
+        live = [i for i in live if not trajectories[i].done]
+        turn += 1
+    return episodes, trajectories
+
+
+def score(
+    env: Environment, episodes: Sequence[Environment], trajectories: Sequence[Trajectory]
+) -> None:
+    """Add final rewards and metrics to the trajectories, as one batch where that is possible."""
+    pairs = [(e, t) for e, t in zip(episodes, trajectories, strict=True) if not t.failed]
+    for (_, trajectory), result in zip(pairs, _scores(env, [e for e, _ in pairs]), strict=True):
+        if not isinstance(result, Failure) and finite_number(result[0]) is None:
+            result = Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
+        if isinstance(result, Failure):
+            _fail(env, trajectory, result)
+            continue
+        reward, metrics = result
+        trajectory.rewards[-1] += float(reward)
+        trajectory.total_reward = sum(trajectory.rewards)
+        trajectory.metrics |= metrics
+    if trajectories and all(t.failed for t in trajectories):
+        raise EpisodeError(
+            f"all {len(trajectories)} episodes of {type(env).__name__} failed, so there is nothing"
+            " to learn from; see the warnings above"
+        )
+
+
+def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
+    if env.timeout_s is None:
+        try:
+            scores = list(env.score(episodes))
+        except Exception as error:
+            if isinstance(error, RewardError) and env.on_error == "raise":
+                raise  # it shows the culprit already
+        else:
+            if len(scores) != len(episodes):
+                raise EpisodeError(
+                    f"{type(env).__name__}.score returned {len(scores)} results for"
+                    f" {len(episodes)} episodes"
+                )
+            return scores
+    results = _guarded([partial(env.score, [e]) for e in episodes], env.timeout_s)
+    return [r if isinstance(r, Failure) else r[0] for r in results]
+
+
+def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
+    if timeout_s is not None:
+        return run_all(calls, timeout_s=timeout_s)
+    results = []
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:  # `env.on_error` decides
+            results.append(Failure(error))
+    return results
+
+
+def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:
+    trajectory.metrics["failed"] = trajectory.done = True
+    hint = " (env.timeout_s)" if isinstance(failure.error, TimeoutError) else ""
+    message = (
+        f"an episode of {type(env).__name__} failed: {failure}{hint}\n"
+        f"  prompt:   {trajectory.observations[0].prompt!r}\n"
+        f"  response: {trajectory.actions[-1].tolist()} (token ids of its last turn)"
+    )
+    if env.on_error == "raise":
+        raise EpisodeError(f"{message}\nenv.on_error=skip leaves it out") from failure.error
+    warnings.warn(f"{message}\nIt is left out (env.on_error=skip).", stacklevel=2)
+
+
+def _record(trajectory: Trajectory, observation: Any, response: Any) -> None:
+    trajectory.observations.append(observation)
+    trajectory.actions.append(torch.tensor(response.tokens))
+    trajectory.logprobs.append(torch.tensor(response.logprobs))
+    trajectory.rewards.append(0.0)
+    trajectory.metrics["finish_reason"] = response.finish_reason
+    kept = trajectory.metrics.get("kept_mass", [])
+    trajectory.metrics["kept_mass"] = [*kept, *response.kept_mass]
+
+
+def _take(trajectory: Trajectory, result: StepResult) -> None:
+    trajectory.rewards[-1] += result.reward
+    trajectory.done = result.done
+    trajectory.metrics |= result.metrics
