@@ -38,11 +38,6 @@ def train(cfg: DictConfig) -> float | None:
     elif ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: there is no such file")
 
-    for group in ("env", "reward"):
-        if cfg[group] and cfg.data.get("env") is None:
-            raise ValueError(
-                f"{cfg.module} learns from preferences and has no use for {group}=: leave it out"
-            )
     config, model_config = OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model)
     datamodule = instantiate(cfg.data)
     module = get_class(cfg.module)(config, model_config)
@@ -66,11 +61,46 @@ def train(cfg: DictConfig) -> float | None:
     return None if metric is None else float(metric)
 
 
+def collect(cfg: DictConfig) -> None:
+    """``task=collect_preferences``: pairs instead of training."""
+    L.seed_everything(cfg.seed, verbose=False)
+    module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
+    datamodule, settings = instantiate(cfg.data), OmegaConf.to_container(cfg, resolve=True)
+    trainer = instantiate(
+        cfg.trainer, precision=resolve_precision(cfg.trainer.precision), logger=False
+    )
+    print(instantiate(cfg.task)(module, datamodule, trainer, settings))
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ValueError: a group was chosen that nothing reads, or one is missing.
+    """
+    if cfg.data.get("env") is None:
+        for group in ("env", "reward"):
+            if cfg[group]:
+                raise ValueError(
+                    f"{cfg.module} learns from preferences and has no use for {group}=: leave it"
+                    " out"
+                )
+        return
+    env = OmegaConf.to_container(cfg.env)
+    takes_reward = "${reward}" in env.values()
+    if cfg.reward and not takes_reward:
+        raise ValueError(
+            f"{env['_target_']} scores its episodes itself and has no use for reward=: leave it out"
+        )
+    if takes_reward and not cfg.reward:
+        raise ValueError(f"{env['_target_']} needs a reward: reward=sentiment, for example")
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
     try:
-        return train(cfg)
+        check_groups(cfg)
+        return collect(cfg) if cfg.task else train(cfg)
     except (ValueError, OSError, RuntimeError, InstantiationException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -2,10 +2,14 @@
 
 from datamodules.environments import (
     Environment,
+    MathEnv,
+    MultiObjectiveRewardEnv,
     Observation,
+    PreferenceComparisonEnv,
     StepResult,
     TextGenerationEnv,
     Trajectory,
+    create_math_problem_env,
 )
 from datamodules.experience import Experience, Minibatch, TokenBatch
 from datamodules.preference_data import PreferenceDataModule
@@ -17,9 +21,12 @@ from datamodules.rollouts import RolloutDataModule
 __all__ = [
     "Environment",
     "Experience",
+    "MathEnv",
     "Minibatch",
+    "MultiObjectiveRewardEnv",
     "Observation",
     "PreferenceBatch",
+    "PreferenceComparisonEnv",
     "PreferenceDataModule",
     "PreferenceDataset",
     "Prompt",
@@ -30,5 +37,6 @@ __all__ = [
     "TextGenerationEnv",
     "TokenBatch",
     "Trajectory",
+    "create_math_problem_env",
     "load_prompts",
 ]

@@ -1,6 +1,7 @@
 """Reinforcement learning and preference training of language models, as Lightning modules."""
 
 from rlmodules.dpo import DPO, DPOConfig
+from rlmodules.grpo import GRPO, GRPOConfig
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
 from rlmodules.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
 from rlmodules.orpo import ORPO, ORPOConfig
@@ -11,15 +12,18 @@ from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTr
 from rlmodules.reward import RewardModel
 from rlmodules.reward_config import RewardModelConfig
 from rlmodules.sampling import SamplingParams, sample
-from rlmodules.trainers import PPOTrainer
+from rlmodules.trainers import GRPOTrainer, PPOTrainer
 
 __all__ = [
     "DPO",
+    "GRPO",
     "ORPO",
     "PPO",
     "AdaptiveKLController",
     "DPOConfig",
     "DPOTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
     "LoraConfig",
     "ModelConfig",
     "MultiObjectiveConfig",

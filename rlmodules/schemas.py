@@ -1,12 +1,20 @@
 """Every public config as a schema in Hydra's ConfigStore, so that typos and wrong types fail."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from rlmodules.dpo import DPOConfig
+from rlmodules.env_schemas import (
+    CodeEnvSchema,
+    CollectPreferencesSchema,
+    MathEnvSchema,
+    PreferenceEnvSchema,
+    TextEnvSchema,
+)
+from rlmodules.grpo import GRPOConfig
 from rlmodules.models import ModelConfig
 from rlmodules.multi_objective import MultiObjectiveConfig
 from rlmodules.orpo import ORPOConfig
@@ -26,10 +34,13 @@ class RolloutDataSchema:
     eval_prompts: list[Any] | None = None
     eval_path: str | None = None
     eval_size: int = 64
+    eval_generations: int = 1
     prompt_column: str | None = None
     split: str = "train"
     chat: bool = False
     batch_size: int = MISSING
+    num_generations: int = 1
+    max_resamples: int = 0
     mini_batch_size: int = MISSING
     epochs: int = MISSING
     gradient_accumulation_steps: int = MISSING
@@ -57,18 +68,6 @@ class PreferenceDataSchema:
     eval_batch_size: int = 8
     seed: int = MISSING
     _convert_: str = "all"
-
-
-@dataclass
-class TextEnvSchema:
-    """Arguments of ``datamodules.TextGenerationEnv`` that a config can give."""
-
-    _target_: str = "datamodules.TextGenerationEnv"
-    _partial_: bool = True
-    max_length: int = 512
-    stop_sequences: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    reward_fn: Any = MISSING
 
 
 @dataclass
@@ -102,6 +101,7 @@ class ModelRewardSchema(RewardSchema):
 SCHEMAS: dict[str, dict[str, Any]] = {
     "algo": {
         "ppo": PPOConfig,
+        "grpo": GRPOConfig,
         "dpo": DPOConfig,
         "orpo": ORPOConfig,
         "reward": RewardModelConfig,
@@ -109,7 +109,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "model": {"base": ModelConfig},
     "data": {"rollouts": RolloutDataSchema, "preferences": PreferenceDataSchema},
-    "env": {"text": TextEnvSchema},
+    "env": {
+        "text": TextEnvSchema,
+        "math": MathEnvSchema,
+        "code": CodeEnvSchema,
+        "preference": PreferenceEnvSchema,
+    },
+    "task": {"collect_preferences": CollectPreferencesSchema},
     "reward": {
         "base": RewardSchema,
         "function": FunctionRewardSchema,

@@ -22,11 +22,15 @@ NEEDS = {  # what the user must give besides
     "model=hf": ["model.name=random:tiny"],
     "reward=function": ["reward.path=tests.rewards:fn"],
     "reward=model": ["reward.path=some/folder"],
+    "env=gsm8k": ["env.path=problems.jsonl"],
+    "env=custom": ["env._target_=my_envs.MyEnv"],
+    "task=collect_preferences": ["out=pairs.jsonl"],
     "data=preferences": ["algo=dpo"],
     "callbacks=preferences": ["algo=dpo"],
     "callbacks=reward": ["algo=reward"],
     "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
 }
+ONLINE = ("ppo", "grpo", "rloo", "reinforce_plus_plus")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,7 @@ def test_every_part_instantiates(option, tmp_path):
     cfg = composed(option, "model=tiny", tmp_path=tmp_path)
     module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
     assert module.config.seed == cfg.seed
-    online = option == "algo=ppo" or not option.startswith("algo")
+    online = option.split("=")[1] in ONLINE or not option.startswith("algo")
     kind = datamodules.RolloutDataModule if online else datamodules.PreferenceDataModule
     assert isinstance(instantiate(cfg.data), kind)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]

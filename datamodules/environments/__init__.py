@@ -1,14 +1,19 @@
 """Environments of online algorithms."""
 
 from datamodules.environments.base import Environment, Observation, StepResult, Trajectory
+from datamodules.environments.maths import MathEnv, create_math_problem_env
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
+from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.environments.text import TextGenerationEnv
 
 __all__ = [
     "Environment",
+    "MathEnv",
     "MultiObjectiveRewardEnv",
     "Observation",
+    "PreferenceComparisonEnv",
     "StepResult",
     "TextGenerationEnv",
     "Trajectory",
+    "create_math_problem_env",
 ]

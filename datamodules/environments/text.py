@@ -1,6 +1,7 @@
 """Write a continuation or an answer; a reward function judges it at the end."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class TextGenerationEnv(Environment):
         tokenizer: of the policy.
         prompts: strings, chat messages (lists of ``{"role": ..., "content": ...}``) or ``Prompt``s.
         max_length: most tokens that prompt and response may have together.
-        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``; default: length.
+        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``, or for one response at a
+            time ``(prompt, generated, full_text) -> float``, known by these names; default: length.
         stop_sequences: strings that end the response. They count only in the response, and the text
             that is rewarded ends before them.
         temperature: sampling temperature the rewards were made for. 1.0 leaves it to the policy;
@@ -54,12 +56,15 @@ class TextGenerationEnv(Environment):
             raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
         self.tokenizer = tokenizer
         self.on_error, self.timeout_s = on_error, timeout_s
-        self.prompts = [as_prompt(prompt) for prompt in prompts]
+        self.prompts = list(prompts)
+        self._starts = [as_prompt(prompt) for prompt in prompts]
         self.max_length = max_length
-        self.reward_fn = as_reward(reward_fn or length_reward)
+        self.reward_fn = as_reward(_batched(reward_fn or length_reward))
         self.stop_sequences = tuple(stop_sequences or ())
         self.temperature = temperature
-        self._next = 0
+        self.current_prompt_idx = 0
+        self._prompt: Prompt | None = None
+        self._response: list[int] = []
         self._done = True
 
     def __len__(self) -> int:
@@ -68,8 +73,9 @@ class TextGenerationEnv(Environment):
     def reset(self, index: int | None = None) -> Observation:
         """Start over with prompt ``index``, or with the next one in turn."""
         if index is None:
-            index, self._next = self._next, (self._next + 1) % len(self.prompts)
-        self._prompt = self.prompts[index]
+            index = self.current_prompt_idx
+            self.current_prompt_idx = (index + 1) % len(self)
+        self._prompt = self._starts[index]
         self._prompt_ids = encode_prompt(self.tokenizer, self._prompt)
         if len(self._prompt_ids) >= self.max_length:
             raise ValueError(
@@ -77,8 +83,7 @@ class TextGenerationEnv(Environment):
                 f" response within env.max_length={self.max_length}: raise it or shorten the"
                 f" prompt {prompt_text(self.tokenizer, self._prompt)[:80]!r}"
             )
-        self._response: list[int] = []
-        self._stopped = False
+        self._response = []
         self._done = False
         return self._observation()
 
@@ -128,9 +133,24 @@ class TextGenerationEnv(Environment):
         ends = [text.find(stop) for stop in self.stop_sequences if stop in text]
         return text[: min(ends)] if ends else text
 
-    def render(self) -> str:
+    @property
+    def current_prompt(self) -> str | None:
+        """The episode's prompt as text; None before the first ``reset``."""
+        return None if self._prompt is None else prompt_text(self.tokenizer, self._prompt)
+
+    @property
+    def current_text(self) -> str:
         """Prompt and response so far, as text."""
-        return prompt_text(self.tokenizer, self._prompt) + self.response
+        return (self.current_prompt or "") + self.response
+
+    @property
+    def steps(self) -> int:
+        """Tokens of the response so far."""
+        return len(self._response)
+
+    def render(self) -> str:
+        """What there is to look at: ``current_text``."""
+        return self.current_text
 
     def fork(self) -> "TextGenerationEnv":
         """Another episode of the same task; of a running one, a copy that goes its own way."""
@@ -181,3 +201,22 @@ class TextGenerationEnv(Environment):
     def _require_running(self) -> None:
         if self._done:
             raise RuntimeError("the episode is over: call reset() before the next step")
+
+
+def _batched(reward_fn: RewardFunction | Callable[..., float]) -> RewardFunction | Callable:
+    """A reward of one response as a reward of a batch; others as they are."""
+    try:
+        names = inspect.signature(reward_fn).parameters
+    except (TypeError, ValueError):  # nothing callable, or built in
+        return reward_fn
+    if not {"generated", "full_text"} <= set(names):
+        return reward_fn
+
+    def one_by_one(
+        prompts: Sequence[str], responses: Sequence[str], metadata: object = None
+    ) -> list[float]:
+        pairs = zip(prompts, responses, strict=True)
+        return [reward_fn(prompt=p, generated=r, full_text=p + r) for p, r in pairs]
+
+    one_by_one.__qualname__ = getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
+    return one_by_one

@@ -8,6 +8,14 @@ from rlmodules.functional.advantages import (
     whiten,
 )
 from rlmodules.functional.dpo_losses import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
+from rlmodules.functional.grpo_losses import (
+    BASELINES,
+    GRPO_LOSSES,
+    LEVELS,
+    SCALES,
+    group_advantages,
+    grpo_loss,
+)
 from rlmodules.functional.kl import KL_ESTIMATORS, adapt_kl_coefficient, exact_kl, kl_estimate
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.functional.policy_losses import (
@@ -23,8 +31,12 @@ from rlmodules.functional.preference_losses import (
 )
 
 __all__ = [
+    "BASELINES",
     "DPO_LOSSES",
+    "GRPO_LOSSES",
     "KL_ESTIMATORS",
+    "LEVELS",
+    "SCALES",
     "DPOShape",
     "PairLogps",
     "Projection",
@@ -37,6 +49,8 @@ __all__ = [
     "exact_kl",
     "explained_variance",
     "gae",
+    "group_advantages",
+    "grpo_loss",
     "kl_estimate",
     "masked_mean",
     "masked_var",

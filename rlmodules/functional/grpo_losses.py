@@ -1,0 +1,158 @@
+"""Group-relative advantages, and the family of losses around GRPO.
+
+Shapes: B episodes, A actions, left-aligned; ``mask_BA`` is True where an action exists. Groups (the
+episodes of one prompt) stand in consecutive rows.
+"""
+
+import torch
+from torch import Tensor
+
+from rlmodules.functional.advantages import Reduce, _local, masked_mean, masked_var
+from rlmodules.functional.kl import kl_estimate
+from rlmodules.functional.policy_losses import Loss
+
+BASELINES = ("group", "leave_one_out", "batch")
+SCALES = ("group", "batch", "none")
+GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
+LEVELS = ("token", "sequence")
+EPS = 1e-4
+"""Added to standard deviations, as in TRL."""
+
+
+def group_advantages(
+    rewards_B: Tensor,
+    counts_B: Tensor,
+    group_size: int,
+    *,
+    baseline: str = "group",
+    scale: str = "group",
+    reduce: Reduce = _local,
+) -> Tensor:
+    """``A_i = (r_i - baseline) / scale``, [B]; 0 for episodes that do not count.
+
+    ``baseline``, the expected reward of a prompt:
+
+    - ``group``: the mean of its group (GRPO, Shao et al. 2024, arXiv:2402.03300, §4.1.2);
+    - ``leave_one_out``: the mean of the group's *other* episodes, so that it does not depend on
+      ``r_i`` (RLOO, Ahmadian et al. 2024, arXiv:2402.14740, eq. 6);
+    - ``batch``: the mean of all episodes (REINFORCE++, Hu 2025, arXiv:2501.03262).
+
+    ``scale``: standard deviation of the group's rewards, of all rewards of the batch, or 1 (Dr.
+    GRPO, Liu et al. 2025, arXiv:2503.20783). Deviations are those of a sample (n - 1) plus 1e-4,
+    as in TRL.
+
+    Args:
+        counts_B: True where an episode counts: a failed one has no say in its group's mean.
+        reduce: sums over processes.
+
+    Raises:
+        ValueError: an unknown name, or a batch that is no whole number of groups.
+    """
+    if baseline not in BASELINES or scale not in SCALES:
+        raise ValueError(
+            f"baseline={baseline!r}: use one of {BASELINES}; scale={scale!r}: one of {SCALES}"
+        )
+    if len(rewards_B) % group_size:
+        raise ValueError(f"{len(rewards_B)} episodes are no whole number of groups of {group_size}")
+    rewards = rewards_B.float().view(-1, group_size)
+    counts = counts_B.view(-1, group_size)
+    n = counts.sum(1, keepdim=True)
+    kept = rewards.masked_fill(~counts, 0.0)
+    mean = kept.sum(1, keepdim=True) / n.clamp(min=1)
+    centred = (rewards - mean).masked_fill(~counts, 0.0)
+    if baseline == "batch":
+        advantages = rewards - masked_mean(rewards, counts, reduce=reduce)
+    elif baseline == "leave_one_out":
+        advantages = centred * n / (n - 1).clamp(min=1)
+    else:
+        advantages = centred
+    if scale == "group":
+        std = (centred.square().sum(1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
+        advantages = advantages / (std + EPS)
+    elif scale == "batch":
+        total = reduce(counts.sum().float())
+        variance = masked_var(rewards, counts, reduce=reduce) * total / (total - 1).clamp(min=1)
+        advantages = advantages / (variance.sqrt() + EPS)
+    return advantages.masked_fill(~counts, 0.0).flatten()
+
+
+def grpo_loss(
+    *,
+    logprobs_BA: Tensor,
+    old_logprobs_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    num_actions: float,
+    max_new_tokens: int,
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    importance_sampling_level: str = "token",
+    ref_logprobs_BA: Tensor | None = None,
+    beta: float = 0.0,
+) -> Loss:
+    """The clipped surrogate with the group's advantage in every token, to be minimised.
+
+    ``w = exp(logprob - old_logprob)`` of a token, or with ``sequence`` the geometric mean of the
+    response's (GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7). A token's loss is
+    ``-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta * k3``, for ``cispo``
+    ``-min(w, epsilon_high).detach() A logprob`` (MiniMax 2025, arXiv:2506.13585, eq. 4).
+
+    ``loss_type`` says how tokens are averaged:
+
+    - ``grpo``: over each response, then over responses (arXiv:2402.03300, eq. 3);
+    - ``bnpo``: over all tokens of this minibatch;
+    - ``dapo``, ``cispo``: over all tokens of the optimizer step (Yu et al. 2025, arXiv:2503.14476);
+    - ``dr_grpo``: the sum over responses, divided by their number and ``max_new_tokens``.
+
+    Args:
+        num_actions: the optimizer step's action count, for one rank and accumulated minibatch.
+        epsilon_high: default: ``epsilon``; for ``cispo`` the largest weight itself.
+
+    Returns:
+        The loss, and ``clip_fraction``, ``ratio``, ``approx_kl`` (k3 of old against new), and with
+        a reference ``kl`` (its k3 estimate); means over the tokens of this minibatch.
+    """
+    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, torch.zeros_like(logprobs_BA))
+    lengths = mask_BA.sum(1).clamp(min=1)
+    log_weight = log_ratio
+    if importance_sampling_level == "sequence":
+        log_weight = (log_ratio.sum(1) / lengths)[:, None].expand_as(log_ratio)
+    weight = log_weight.exp()
+    high = epsilon if epsilon_high is None else epsilon_high
+    if loss_type == "cispo":
+        clipped = weight.clamp(max=high).detach()
+        held = torch.where(mask_BA, logprobs_BA, torch.zeros_like(logprobs_BA))
+        per_token = -clipped * advantages_BA * held
+        is_clipped = weight > high
+    else:
+        unclipped = weight * advantages_BA
+        clipped = weight.clamp(1 - epsilon, 1 + high) * advantages_BA
+        per_token = -torch.minimum(unclipped, clipped)
+        is_clipped = clipped < unclipped
+    metrics = {}
+    with torch.no_grad():
+        metrics["clip_fraction"] = masked_mean(is_clipped.float(), mask_BA)
+        metrics["ratio"] = masked_mean(weight, mask_BA)
+        metrics["approx_kl"] = masked_mean(torch.expm1(log_ratio) - log_ratio, mask_BA)
+    if ref_logprobs_BA is not None:
+        held = torch.where(mask_BA, logprobs_BA, ref_logprobs_BA)
+        divergence = kl_estimate(held, ref_logprobs_BA, "k3")
+        per_token = per_token + beta * divergence
+        metrics["kl"] = masked_mean(divergence.detach(), mask_BA)
+    per_token = torch.where(mask_BA, per_token, torch.zeros_like(per_token))
+    return _average(per_token, mask_BA, loss_type, num_actions, max_new_tokens), metrics
+
+
+def _average(
+    per_token: Tensor, mask: Tensor, loss_type: str, num_actions: float, max_new_tokens: int
+) -> Tensor:
+    if loss_type == "grpo":
+        return (per_token.sum(1) / mask.sum(1).clamp(min=1)).mean()
+    if loss_type == "bnpo":
+        return per_token.sum() / mask.sum().clamp(min=1)
+    if loss_type == "dr_grpo":
+        return per_token.sum() / (len(mask) * max_new_tokens)
+    if loss_type in ("dapo", "cispo"):
+        return per_token.sum() / max(num_actions, 1.0)
+    raise ValueError(f"loss_type={loss_type!r} is unknown: use one of {GRPO_LOSSES}")

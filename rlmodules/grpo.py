@@ -1,0 +1,267 @@
+"""Group Relative Policy Optimization (Shao et al. 2024, arXiv:2402.03300), and its relatives.
+
+Several responses are sampled to each prompt; how much better a response is than its group is the
+advantage of all its tokens, so no critic is needed. RLOO and REINFORCE++ are settings
+(``conf/algo/rloo.yaml``, ``reinforce_plus_plus.yaml``): another baseline, another scale, the KL as
+a part of the reward. We deviate from the paper in two places: without several updates an iteration
+the old log-probabilities are the new ones, so that the ratio is exactly 1; and a sequence's KL in
+the reward is one sum, where REINFORCE++ discounts it token by token.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.experience import Experience, Minibatch
+from rlmodules import policy
+from rlmodules.checks import require
+from rlmodules.functional import (
+    BASELINES,
+    GRPO_LOSSES,
+    LEVELS,
+    SCALES,
+    group_advantages,
+    grpo_loss,
+    masked_mean,
+    token_logprobs,
+)
+from rlmodules.models import ModelConfig, load_model, load_tokenizer, projection
+from rlmodules.models.heads import check_projection
+from rlmodules.online import OnlineModule
+from rlmodules.sampling import SamplingParams
+
+
+@dataclass
+class GRPOConfig:
+    """Settings of GRPO; the Python API and the schema of ``conf/algo/grpo.yaml`` alike."""
+
+    model_name: str = "google/gemma-2-2b"
+    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-6
+    """Of AdamW."""
+    batch_size: int = 64
+    """Episodes an iteration, over all processes."""
+    mini_batch_size: int = 16
+    """Episodes a backward pass, over all processes; whole groups are the fastest."""
+    gradient_accumulation_steps: int = 4
+    """Backward passes an optimizer step."""
+    num_generations: int = 8
+    """Episodes of each prompt: the size of a group."""
+    num_epochs: int = 1
+    """Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL)."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    beta: float = 0.0
+    """Weight of the KL to the reference; 0 keeps no reference at all."""
+    kl_in_reward: bool = False
+    """Take beta times the KL off a response's reward, instead of adding it to the loss."""
+    epsilon: float = 0.2
+    """The surrogate ignores gains from ratios below 1 - this."""
+    epsilon_high: float | None = None
+    """And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself."""
+    loss_type: str = "dapo"
+    """How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo."""
+    importance_sampling_level: str = "token"
+    """Ratios of tokens, or of whole responses (``sequence``: GSPO)."""
+    scale_rewards: str = "group"
+    """Divide advantages by the deviation of the rewards in the group, the batch, or not (none)."""
+    baseline: str = "group"
+    """What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from responses that ``max_new_tokens`` cut off."""
+    max_resamples: int = 0
+    """How often an iteration's groups of equal rewards are replaced by others (DAPO)."""
+
+    max_new_tokens: int = 256
+    """Longest response, in tokens (a turn, where there are several)."""
+    temperature: float = 1.0
+    """Sampling temperature; it is part of the policy that is trained."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
+
+    num_iterations: int = 100
+    """Iterations: rollout, then updates."""
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    eval_every: int = 10
+    """Iterations between evaluations on held-out prompts."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        names = {
+            "loss_type": GRPO_LOSSES,
+            "importance_sampling_level": LEVELS,
+            "scale_rewards": SCALES,
+            "baseline": BASELINES,
+        }
+        for name, known in names.items():
+            require(self, (name,), lambda x, known=known: x in known, f"one of {known}")
+        window = self.mini_batch_size * self.gradient_accumulation_steps
+        for size, what in (
+            (window, "mini_batch_size x gradient_accumulation_steps"),
+            (self.num_generations, "num_generations"),
+        ):
+            if size < 1 or self.batch_size < 1 or self.batch_size % size:
+                raise ValueError(
+                    f"algo.batch_size={self.batch_size} must be a multiple of {what} = {size}"
+                )
+        if self.num_generations == 1 and "group" in (self.scale_rewards, self.baseline):
+            raise ValueError(
+                "algo.num_generations=1 leaves nothing to compare a response with in its group:"
+                " raise it, or set algo.baseline and algo.scale_rewards to batch"
+            )
+        if self.kl_in_reward and self.beta == 0:
+            raise ValueError("algo.kl_in_reward=true needs algo.beta above 0")
+        at_least_1 = ("num_epochs", "max_new_tokens", "num_iterations", "save_every", "eval_every")
+        require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        positive = ("learning_rate", "epsilon", "max_grad_norm", "temperature")
+        require(self, positive, lambda x: x > 0, "positive")
+        not_negative = ("beta", "weight_decay", "top_k", "max_resamples")
+        require(self, not_negative, lambda x: x >= 0, "0 or more")
+        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+        require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")
+        if self.loss_type == "cispo" and (self.epsilon_high or 0) < 1:
+            raise ValueError(
+                f"algo.loss_type=cispo takes algo.epsilon_high={self.epsilon_high} as the largest"
+                " ratio itself: set it to 1 or more, 5 for example"
+            )
+
+
+class GRPO(OnlineModule):
+    """GRPO over any causal language model.
+
+    Args:
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
+        model, tokenizer: used instead of loading what ``model_config`` names.
+    """
+
+    def __init__(
+        self,
+        config: GRPOConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        c = GRPOConfig(**config) if isinstance(config, dict) else config
+        model_config = ModelConfig.of(model_config, c.model_name, given=model is not None)
+        with torch.random.fork_rng():  # new adapters are a function of the seed
+            torch.manual_seed(c.seed)
+            model = load_model(model_config) if model is None else model
+        check_projection(model)
+        sampling = SamplingParams(
+            max_new_tokens=c.max_new_tokens,
+            temperature=c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+        )
+        tokenizer = tokenizer or load_tokenizer(model_config)
+        super().__init__(model, tokenizer, sampling, with_reference=c.beta > 0, packs=True)
+        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.language_model, self.config = model, c
+        window = c.mini_batch_size * c.gradient_accumulation_steps
+        self.recompute = c.batch_size * c.num_epochs > window
+        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.language_model
+
+    def experience(self, rollout: Any) -> Experience:
+        """Rewards -> advantages within groups; notes the rollout's metrics."""
+        c, seen, played = self.config, rollout.evaluation, rollout.trajectories
+        self.note_rollout(rollout)
+        rewards = torch.tensor([t.total_reward for t in played])
+        intact = torch.tensor([not t.failed for t in played])
+        if c.kl_in_reward:
+            rewards = rewards - c.beta * (seen.kl() * seen.mask).sum(1)
+        advantages = group_advantages(
+            rewards,
+            intact,
+            c.num_generations,
+            baseline=c.baseline,
+            scale=c.scale_rewards,
+            reduce=self.sum_over_ranks,
+        )
+        self._note_groups(rewards, intact, rollout.resampled)
+        entropy = masked_mean(-seen.logprobs, seen.mask, reduce=self.sum_over_ranks)
+        self.rollout_metrics["rollout/entropy"] = entropy.item()
+        if c.mask_truncated_completions:
+            cut = [t.metrics["finish_reason"] == "length" for t in played]
+            seen = seen.without(cut)
+        self.update_clock.start()
+        return Experience(
+            sequences=seen.sequences,
+            positions=seen.positions,
+            mask=seen.mask,
+            old_logprobs=seen.logprobs,
+            advantages=advantages[:, None].expand_as(seen.logprobs),
+            ref_logprobs=None if c.kl_in_reward else seen.ref_logprobs,
+        )
+
+    def _note_groups(self, rewards: Tensor, intact: Tensor, resampled: int) -> None:
+        """How far the groups tell their responses apart."""
+        groups = rewards.view(-1, self.config.num_generations)
+        counts = intact.view_as(groups)
+        highest = groups.masked_fill(~counts, -torch.inf).amax(1)
+        lowest = groups.masked_fill(~counts, torch.inf).amin(1)
+        equal = (highest <= lowest).float()
+        total = self.sum_over_ranks(torch.stack([equal.sum(), torch.tensor(float(len(equal)))]))
+        left_out = self.sum_over_ranks(torch.tensor(float(resampled)))
+        self.rollout_metrics |= {
+            "rollout/equal_groups": (total[0] / total[1]).item(),
+            "rollout/resampled_groups": left_out.item(),
+        }
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        """The loss of one minibatch."""
+        c, tokens = self.config, batch.tokens
+        hidden = policy.action_hidden(self.base_model, tokens, packs=self.packs)
+        logprobs, _ = token_logprobs(
+            hidden,
+            projection(self.base_model),
+            tokens.actions,
+            temperature=c.temperature,
+            with_entropy=False,
+        )
+        logprobs = tokens.scatter(logprobs)
+        loss, metrics = grpo_loss(
+            logprobs_BA=logprobs,
+            old_logprobs_BA=batch.old_logprobs if self.recompute else logprobs.detach(),
+            advantages_BA=batch.advantages,
+            mask_BA=tokens.mask,
+            num_actions=batch.num_actions,
+            max_new_tokens=c.max_new_tokens,
+            loss_type=c.loss_type,
+            epsilon=c.epsilon,
+            epsilon_high=c.epsilon_high,
+            importance_sampling_level=c.importance_sampling_level,
+            ref_logprobs_BA=batch.ref_logprobs,
+            beta=c.beta,
+        )
+        metrics["loss"] = loss.detach()
+        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the iteration was like."""
+        self.log_iteration(self.config.num_epochs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weights = [p for p in self.base_model.parameters() if p.requires_grad]
+        c = self.config
+        return torch.optim.AdamW(
+            weights, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+        )
