@@ -1,6 +1,7 @@
 """Data: environments, rollouts and prompts. Never imports ``rlmodules``."""
 
 from datamodules.environments import (
+    CodeGenerationEnv,
     Environment,
     MathEnv,
     MultiObjectiveRewardEnv,
@@ -9,7 +10,9 @@ from datamodules.environments import (
     StepResult,
     TextGenerationEnv,
     Trajectory,
+    create_code_generation_env,
     create_math_problem_env,
+    make_environment,
 )
 from datamodules.experience import Experience, Minibatch, TokenBatch
 from datamodules.preference_data import PreferenceDataModule
@@ -19,6 +22,7 @@ from datamodules.rewards import RewardError, RewardFunction
 from datamodules.rollouts import RolloutDataModule
 
 __all__ = [
+    "CodeGenerationEnv",
     "Environment",
     "Experience",
     "MathEnv",
@@ -37,6 +41,8 @@ __all__ = [
     "TextGenerationEnv",
     "TokenBatch",
     "Trajectory",
+    "create_code_generation_env",
     "create_math_problem_env",
     "load_prompts",
+    "make_environment",
 ]

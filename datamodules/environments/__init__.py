@@ -1,12 +1,15 @@
 """Environments of online algorithms."""
 
+from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment, Observation, StepResult, Trajectory
+from datamodules.environments.code import CodeGenerationEnv, create_code_generation_env
 from datamodules.environments.maths import MathEnv, create_math_problem_env
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.environments.text import TextGenerationEnv
 
 __all__ = [
+    "CodeGenerationEnv",
     "Environment",
     "MathEnv",
     "MultiObjectiveRewardEnv",
@@ -15,5 +18,7 @@ __all__ = [
     "StepResult",
     "TextGenerationEnv",
     "Trajectory",
+    "create_code_generation_env",
     "create_math_problem_env",
+    "make_environment",
 ]

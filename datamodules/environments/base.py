@@ -34,7 +34,7 @@ class StepResult:
 
     reward: float
     done: bool
-    next_observation: Observation | None
+    next_observation: Observation | None = None
     """None once the episode is over."""
     info: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)

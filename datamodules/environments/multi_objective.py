@@ -84,8 +84,8 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
         return sum(self.reward_weights[name] * value for name, value in parts.items()), parts
 
     def _score_episode(self, episode: "MultiObjectiveRewardEnv") -> tuple[float, dict]:
-        prompt = prompt_text(self.tokenizer, episode._prompt)
+        prompt, generated = prompt_text(self.tokenizer, episode._prompt), episode.response
         total, parts = self.compute_multi_objective_reward(
-            prompt, episode.response, prompt + episode.response, episode._metadata()
+            prompt, generated, prompt + generated, episode._metadata()
         )
         return total, {f"reward_{name}": value for name, value in parts.items()}
