@@ -7,11 +7,13 @@ both alike; ratios are taken within a round. Each prints one JSON line.
 - `ppo`: against TRL 1.12.0, the last release with PPO. A row holds side, version, seconds (one an
   iteration), episodes_per_iteration, peak_gib, response_tokens, notes.
 - `dpo`, `reward`: against TRL 1.16.0; see `compare_pairs.py`.
+- `grpo`: against TRL 1.16.0; see `compare_grpo.py`.
 
     python benchmarks/compare_trl.py ppo
     python benchmarks/compare_trl.py ppo --only trl --rounds 1 --model DIR --json rows.json
     python benchmarks/compare_trl.py dpo
     python benchmarks/compare_trl.py reward --pairs pairs.jsonl --accuracy heldout.jsonl
+    python benchmarks/compare_trl.py grpo --prompts gsm8k_train.jsonl
 """
 
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import compare_grpo
 import compare_pairs
 from side_by_side import (
     HERE,
@@ -127,6 +130,7 @@ def parse() -> argparse.Namespace:
         "ppo": ("PPO with a critic, full fine-tuning", add_ppo),
         "dpo": ("DPO, full fine-tuning", compare_pairs.add_arguments),
         "reward": ("a Bradley-Terry reward model, full fine-tuning", compare_pairs.add_arguments),
+        "grpo": ("GRPO, full fine-tuning", compare_grpo.add_arguments),
     }
     for name, (described, add) in kinds.items():
         command = commands.add_parser(name, help=described)
