@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         check_groups(cfg)
         return collect(cfg) if cfg.task else train(cfg)
-    except (ValueError, OSError, RuntimeError, InstantiationException) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, InstantiationException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) else error

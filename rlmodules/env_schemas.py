@@ -91,3 +91,48 @@ class CollectPreferencesSchema:
     max_pairs: int = 1
     min_gap: float = 0.0
     truncated: str = "rejected"
+
+
+@dataclass
+class ToolEnvSchema(EnvSchema):
+    """What environments of several turns with tools take."""
+
+    max_length: int | None = 1024
+    difficulty: int = MISSING
+    num_problems: int = 1000
+    num_held_out: int = 200
+    seed: int = 0
+    max_turns: int = 4
+    tool_bonus: float = 0.0
+    error_penalty: float = 0.0
+
+
+@dataclass
+class CalculatorEnvSchema(ToolEnvSchema):
+    """``env=calculator``."""
+
+    _target_: str = "datamodules.environments.calculator.CalculatorEnv"
+    difficulty: int = 3
+
+
+@dataclass
+class BookingEnvSchema(ToolEnvSchema):
+    """``env=booking``."""
+
+    _target_: str = "datamodules.environments.booking.BookingEnv"
+    difficulty: int = 1
+
+
+@dataclass
+class ReasoningGymSchema(EnvSchema):
+    """``env=reasoning_gym``."""
+
+    _target_: str = "datamodules.environments.reasoning.ReasoningGymEnv"
+    task: Any = "leg_counting"
+    num_problems: int = 1000
+    num_held_out: int = 200
+    seed: int = 0
+    config: dict[str, Any] | None = None
+    answer_format: str = "tag"
+    instruction: str | None = None
+    temperature: float = 1.0

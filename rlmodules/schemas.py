@@ -8,10 +8,13 @@ from omegaconf import MISSING, OmegaConf
 
 from rlmodules.dpo import DPOConfig
 from rlmodules.env_schemas import (
+    BookingEnvSchema,
+    CalculatorEnvSchema,
     CodeEnvSchema,
     CollectPreferencesSchema,
     MathEnvSchema,
     PreferenceEnvSchema,
+    ReasoningGymSchema,
     TextEnvSchema,
 )
 from rlmodules.grpo import GRPOConfig
@@ -114,6 +117,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "math": MathEnvSchema,
         "code": CodeEnvSchema,
         "preference": PreferenceEnvSchema,
+        "calculator": CalculatorEnvSchema,
+        "booking": BookingEnvSchema,
+        "reasoning_gym": ReasoningGymSchema,
     },
     "task": {"collect_preferences": CollectPreferencesSchema},
     "reward": {
