@@ -52,7 +52,7 @@ def play(module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[i
         seeds: of each episode's random stream.
 
     Raises:
-        EpisodeError: an episode failed and ``env.on_error`` is ``raise``, or all of them failed.
+        EpisodeError: an episode failed and ``env.on_error`` is ``raise``.
     """
     began = time.perf_counter()
     episodes, trajectories = act_out(module, env, starts, seeds)
@@ -87,6 +87,7 @@ def act_out(
             _record(trajectories[i], observations[i], response)
             calls.append(partial(episodes[i].respond, torch.tensor(response.tokens)))
         for i, result in zip(live, _guarded(calls, env.timeout_s), strict=True):
+            result = _checked(result)
             if isinstance(result, Failure):
                 _fail(env, trajectories[i], result)
             else:
@@ -107,6 +108,8 @@ def score(
 ) -> None:
     """Add final rewards and metrics to the trajectories, as one batch where that is possible."""
     pairs = [(e, t) for e, t in zip(episodes, trajectories, strict=True) if not t.failed]
+    if not pairs:
+        return
     for (_, trajectory), result in zip(pairs, _scores(env, [e for e, _ in pairs]), strict=True):
         if not isinstance(result, Failure) and finite_number(result[0]) is None:
             result = Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
@@ -117,6 +120,13 @@ def score(
         trajectory.rewards[-1] += float(reward)
         trajectory.total_reward = sum(trajectory.rewards)
         trajectory.metrics |= metrics
+
+
+def require_some(env: Environment, trajectories: Sequence[Trajectory]) -> None:
+    """
+    Raises:
+        EpisodeError: all of them failed.
+    """
     if trajectories and all(t.failed for t in trajectories):
         raise EpisodeError(
             f"all {len(trajectories)} episodes of {type(env).__name__} failed, so there is nothing"
@@ -125,21 +135,31 @@ def score(
 
 
 def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
+    whole: Exception | None = None
     if env.timeout_s is None:
         try:
             scores = list(env.score(episodes))
         except Exception as error:
             if isinstance(error, RewardError) and env.on_error == "raise":
                 raise  # it shows the culprit already
+            whole = error
         else:
-            if len(scores) != len(episodes):
-                raise EpisodeError(
-                    f"{type(env).__name__}.score returned {len(scores)} results for"
-                    f" {len(episodes)} episodes"
-                )
-            return scores
+            return _only(env, scores, len(episodes))
     results = _guarded([partial(env.score, [e]) for e in episodes], env.timeout_s)
-    return [r if isinstance(r, Failure) else r[0] for r in results]
+    failed = any(isinstance(result, Failure) for result in results)
+    if whole is not None and env.on_error == "raise" and not failed:
+        raise whole  # it does not come back, yet it was there
+    return [r if isinstance(r, Failure) else _only(env, r, 1)[0] for r in results]
+
+
+def _only(env: Environment, scores: Any, count: int) -> list[Any]:
+    """``scores`` as a list of ``count``."""
+    scores = list(scores)
+    if len(scores) != count:
+        raise EpisodeError(
+            f"{type(env).__name__}.score returned {len(scores)} results for {count} episodes"
+        )
+    return scores
 
 
 def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
@@ -175,6 +195,19 @@ def _record(trajectory: Trajectory, observation: Any, response: Any) -> None:
     trajectory.metrics["finish_reason"] = response.finish_reason
     kept = trajectory.metrics.get("kept_mass", [])
     trajectory.metrics["kept_mass"] = [*kept, *response.kept_mass]
+
+
+def _checked(result: Any) -> StepResult | Failure:
+    """What ``respond`` returned, if it can be gone on with."""
+    if isinstance(result, Failure):
+        return result
+    if not isinstance(result, StepResult):
+        return Failure(TypeError(f"respond returned {result!r}, which is no StepResult"))
+    if finite_number(result.reward) is None:
+        return Failure(ValueError(f"the reward {result.reward!r} is no finite number"))
+    if not result.done and result.next_observation is None:
+        return Failure(ValueError("the episode is not done, and there is no next_observation"))
+    return result
 
 
 def _take(trajectory: Trajectory, result: StepResult) -> None:

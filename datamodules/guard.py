@@ -55,13 +55,13 @@ def run_all(
             continue
         now = time.monotonic()
         for position, worker in enumerate(threads):
-            busy = worker.busy
-            if busy is not None and busy[0] in open_calls and now - busy[1] > timeout_s:
-                worker.abandoned = True
-                error = TimeoutError(f"did not return within {timeout_s:g} seconds")
-                results[busy[0]] = Failure(error)
-                open_calls.discard(busy[0])
+            busy = worker.abandon_if_busy_since(now - timeout_s)
+            if busy is not None:
                 threads[position] = _Worker(waiting, finished)
+            if busy in open_calls:
+                error = TimeoutError(f"did not return within {timeout_s:g} seconds")
+                results[busy] = Failure(error)
+                open_calls.discard(busy)
     return results
 
 
@@ -74,18 +74,30 @@ class _Worker(threading.Thread):
         self.busy: tuple[int, float] | None = None
         """The call it is in, and since when."""
         self.abandoned = False
+        self.lock = threading.Lock()
         self.start()
 
+    def abandon_if_busy_since(self, moment: float) -> int | None:
+        """Give the thread up if it began its call before ``moment``; returns which one."""
+        with self.lock:
+            if self.abandoned or self.busy is None or self.busy[1] >= moment:
+                return None
+            self.abandoned = True
+            return self.busy[0]
+
     def run(self) -> None:
-        while not self.abandoned:
-            try:
-                index, call = self.waiting.get_nowait()
-            except Empty:
-                return
-            self.busy = (index, time.monotonic())
+        while True:
+            with self.lock:  # whoever is given up takes no further call
+                if self.abandoned:
+                    return
+                try:
+                    index, call = self.waiting.get_nowait()
+                except Empty:
+                    self.busy = None
+                    return
+                self.busy = (index, time.monotonic())
             try:
                 result = call()
             except BaseException as error:  # the caller's to judge
                 result = Failure(error)
-            self.busy = None
             self.finished.put((index, result))

@@ -2,7 +2,8 @@
 
 Play ``batch_size`` episodes with the policy as it is now, then go over them ``epochs`` times in
 shuffled minibatches. All randomness is a function of (seed, iteration, episode), so a resumed run
-needs no random states, and the number of processes changes neither prompts nor texts.
+needs no random states, and the number of processes changes neither prompts nor texts (but for
+replaced groups, ``max_resamples``: a process knows only its own).
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from datamodules.environments.base import Trajectory
-from datamodules.episodes import Rollout, act_out, play, score
+from datamodules.episodes import Rollout, act_out, play, require_some, score
 from datamodules.experience import Experience, Minibatch
 from datamodules.seeding import derive_seed, seed_all
 
@@ -82,6 +83,7 @@ class RolloutStream:
                 rollout = self._resampled(iteration)
             else:
                 rollout = play(module, self.data.env, *self._episodes(iteration))
+            require_some(self.data.env, rollout.trajectories)
             experience = module.experience(rollout).cpu()
         module.train()
         return experience
@@ -116,6 +118,9 @@ class RolloutStream:
             if not missing:
                 break
             starts, seeds = starts[: missing * size], seeds[: missing * size]
+            if draw:
+                taken = {start for some, _ in groups for start in some}
+                starts = _others(starts, taken, data.train_starts, size)
             episodes, played = act_out(module, data.env, starts, seeds)
             score(data.env, episodes, played)
             resampled += missing if draw else 0
@@ -172,6 +177,19 @@ class EvaluationStream:
             seeds = [derive_seed(data.seed, EVALUATION, e) for e in episodes]
             empty = Rollout([], None, {})
             yield play(trainer.lightning_module, data.env, starts, seeds) if mine else empty
+
+
+def _others(starts: Sequence[int], taken: set[int], known: Sequence[int], size: int) -> list[int]:
+    """``starts`` of groups, with those ``taken`` or repeated exchanged, while there are others."""
+    chosen: list[int] = []
+    used = set(taken)
+    spare = iter([start for start in known if start not in taken and start not in starts])
+    for start in starts[::size]:
+        if start in used:
+            start = next(spare, start)
+        used.add(start)
+        chosen += [start] * size
+    return chosen
 
 
 def _differ(group: Sequence[Trajectory]) -> bool:

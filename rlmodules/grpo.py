@@ -30,30 +30,28 @@ from rlmodules.functional import (
 )
 from rlmodules.models import ModelConfig, load_model, load_tokenizer, projection
 from rlmodules.models.heads import check_projection
-from rlmodules.online import OnlineModule
-from rlmodules.sampling import SamplingParams
+from rlmodules.online import OnlineConfig, OnlineModule
 
 
 @dataclass
-class GRPOConfig:
-    """Settings of GRPO; the Python API and the schema of ``conf/algo/grpo.yaml`` alike."""
+class GRPOConfig(OnlineConfig):
+    """Settings of GRPO; the Python API and the schema of ``conf/algo/grpo.yaml`` alike.
 
-    model_name: str = "google/gemma-2-2b"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    Whole groups in a minibatch are the fastest: ``mini_batch_size`` a multiple of
+    ``num_generations``.
+    """
+
     learning_rate: float = 1e-6
-    """Of AdamW."""
     batch_size: int = 64
-    """Episodes an iteration, over all processes."""
     mini_batch_size: int = 16
-    """Episodes a backward pass, over all processes; whole groups are the fastest."""
     gradient_accumulation_steps: int = 4
-    """Backward passes an optimizer step."""
+    max_new_tokens: int = 256
+    eval_every: int = 10
+
     num_generations: int = 8
     """Episodes of each prompt: the size of a group."""
     num_epochs: int = 1
     """Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL)."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
 
     beta: float = 0.0
     """Weight of the KL to the reference; 0 keeps no reference at all."""
@@ -76,29 +74,8 @@ class GRPOConfig:
     max_resamples: int = 0
     """How often an iteration's groups of equal rewards are replaced by others (DAPO)."""
 
-    max_new_tokens: int = 256
-    """Longest response, in tokens (a turn, where there are several)."""
-    temperature: float = 1.0
-    """Sampling temperature; it is part of the policy that is trained."""
-    top_p: float = 1.0
-    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
-
-    num_iterations: int = 100
-    """Iterations: rollout, then updates."""
-    save_every: int = 10
-    """Iterations between checkpoints."""
-    eval_every: int = 10
-    """Iterations between evaluations on held-out prompts."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    seed: int = 0
-    """Of everything random."""
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = {
             "loss_type": GRPO_LOSSES,
             "importance_sampling_level": LEVELS,
@@ -107,30 +84,23 @@ class GRPOConfig:
         }
         for name, known in names.items():
             require(self, (name,), lambda x, known=known: x in known, f"one of {known}")
-        window = self.mini_batch_size * self.gradient_accumulation_steps
-        for size, what in (
-            (window, "mini_batch_size x gradient_accumulation_steps"),
-            (self.num_generations, "num_generations"),
-        ):
-            if size < 1 or self.batch_size < 1 or self.batch_size % size:
-                raise ValueError(
-                    f"algo.batch_size={self.batch_size} must be a multiple of {what} = {size}"
-                )
-        if self.num_generations == 1 and "group" in (self.scale_rewards, self.baseline):
+        require(self, ("num_epochs", "num_generations"), lambda x: x >= 1, "at least 1")
+        require(self, ("epsilon",), lambda x: x > 0, "positive")
+        require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")
+        require(self, ("beta", "max_resamples"), lambda x: x >= 0, "0 or more")
+        if self.batch_size % self.num_generations:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of num_generations ="
+                f" {self.num_generations}"
+            )
+        alone = (self.scale_rewards == "group", self.baseline in ("group", "leave_one_out"))
+        if self.num_generations == 1 and any(alone):
             raise ValueError(
                 "algo.num_generations=1 leaves nothing to compare a response with in its group:"
-                " raise it, or set algo.baseline and algo.scale_rewards to batch"
+                " raise it, or set algo.baseline=batch and algo.scale_rewards=batch"
             )
         if self.kl_in_reward and self.beta == 0:
             raise ValueError("algo.kl_in_reward=true needs algo.beta above 0")
-        at_least_1 = ("num_epochs", "max_new_tokens", "num_iterations", "save_every", "eval_every")
-        require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        positive = ("learning_rate", "epsilon", "max_grad_norm", "temperature")
-        require(self, positive, lambda x: x > 0, "positive")
-        not_negative = ("beta", "weight_decay", "top_k", "max_resamples")
-        require(self, not_negative, lambda x: x >= 0, "0 or more")
-        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
-        require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")
         if self.loss_type == "cispo" and (self.epsilon_high or 0) < 1:
             raise ValueError(
                 f"algo.loss_type=cispo takes algo.epsilon_high={self.epsilon_high} as the largest"
@@ -161,14 +131,8 @@ class GRPO(OnlineModule):
             torch.manual_seed(c.seed)
             model = load_model(model_config) if model is None else model
         check_projection(model)
-        sampling = SamplingParams(
-            max_new_tokens=c.max_new_tokens,
-            temperature=c.temperature,
-            top_k=c.top_k,
-            top_p=c.top_p,
-        )
         tokenizer = tokenizer or load_tokenizer(model_config)
-        super().__init__(model, tokenizer, sampling, with_reference=c.beta > 0, packs=True)
+        super().__init__(model, tokenizer, c, with_reference=c.beta > 0, packs=True)
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
         self.language_model, self.config = model, c
         window = c.mini_batch_size * c.gradient_accumulation_steps

@@ -72,9 +72,10 @@ class HeldOut:
         metrics["val/distinct_bigrams"] = distinct_bigrams(texts)
         if attempts:
             self.solved = {start: tries[0] for start, tries in sorted(attempts.items())}
-            least = min(len(tries) for tries in attempts.values())
-            for k in sorted({1, least}):
-                each = [pass_at_k(len(tries), sum(tries), k) for tries in attempts.values()]
+            most = max(len(tries) for tries in attempts.values())
+            for k in sorted({1, most}):
+                whole = [tries for tries in attempts.values() if len(tries) >= k]
+                each = [pass_at_k(len(tries), sum(tries), k) for tries in whole]
                 metrics[f"val/pass@{k}"] = sum(each) / len(each)
         self.clear()
         return metrics

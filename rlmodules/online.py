@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,73 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.environments.base import Environment, Observation, Trajectory
 from rlmodules import policy
 from rlmodules.base import AlgorithmModule, Stopwatch
+from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.held_out import HeldOut
+from rlmodules.metrics import Means
 from rlmodules.models import backbone
 from rlmodules.models.layout import can_pack
 from rlmodules.models.saving import save_language_model
 from rlmodules.sampling import Response, SamplingParams
+
+
+@dataclass
+class OnlineConfig:
+    """Settings that all these algorithms have."""
+
+    model_name: str = "google/gemma-2-2b"
+    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-5
+    """Of the policy (AdamW)."""
+    batch_size: int = 16
+    """Episodes an iteration, over all processes."""
+    mini_batch_size: int = 4
+    """Episodes a backward pass, over all processes."""
+    gradient_accumulation_steps: int = 1
+    """Backward passes an optimizer step."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    weight_decay: float = 0.0
+    """Of AdamW, on the policy."""
+
+    max_new_tokens: int = 128
+    """Longest response, in tokens (a turn, where there are several)."""
+    temperature: float = 1.0
+    """Sampling temperature; it is part of the policy that is trained."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
+
+    num_iterations: int = 100
+    """Iterations: rollout, then updates."""
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    eval_every: int = 5
+    """Iterations between evaluations on held-out prompts; the end is always one."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        window = self.mini_batch_size * self.gradient_accumulation_steps
+        if window < 1 or self.batch_size < 1 or self.batch_size % window:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
+                f" gradient_accumulation_steps = {self.mini_batch_size} x"
+                f" {self.gradient_accumulation_steps}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"algo.temperature={self.temperature} must be positive: online algorithms need a"
+                " policy that explores"
+            )
+        at_least_1 = ("max_new_tokens", "num_iterations", "save_every", "eval_every")
+        require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        require(self, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
+        require(self, ("weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
 
 
 class OnlineModule(AlgorithmModule):
@@ -29,7 +91,7 @@ class OnlineModule(AlgorithmModule):
     Args:
         base_model: the policy, a causal language model.
         tokenizer: of the policy.
-        sampling: how responses are drawn; stop strings come from the environment.
+        config: how responses are drawn; stop strings come from the environment.
         with_reference: whether a KL to the policy as it was is of interest.
         packs: compute what episodes of one prompt begin with alike once, if the model allows it.
     """
@@ -41,13 +103,19 @@ class OnlineModule(AlgorithmModule):
         self,
         base_model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        sampling: SamplingParams,
+        config: OnlineConfig,
         *,
         with_reference: bool = True,
         packs: bool = False,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.sampling = tokenizer, sampling
+        self.tokenizer = tokenizer
+        self.sampling = SamplingParams(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
         self.packs = packs and can_pack(backbone(base_model))
         self.reference = policy.Reference(base_model) if with_reference else None
         self.rollout_metrics: dict[str, float] = {}
@@ -115,8 +183,11 @@ class OnlineModule(AlgorithmModule):
         }
         if (divergence := seen.kl()) is not None:
             metrics["rollout/kl"] = masked_mean(divergence, seen.mask, reduce=total)
-        for name in sorted({k for t in played for k in t.metrics if k.startswith("reward_")}):
-            metrics[f"rollout/{name}"] = mean([t.metrics.get(name, 0.0) for t in played])
+        parts = Means()  # processes may have met different ones
+        for trajectory in played:
+            found = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+            parts.add({f"rollout/{name}": value for name, value in found.items()})
+        metrics |= self.over_ranks(parts)
         self.rollout_metrics = {name: float(value) for name, value in metrics.items()}
 
     def log_iteration(self, epochs: int) -> None:

@@ -200,7 +200,9 @@ def evaluate(
     values = torch.zeros_like(logprobs)
     ref_logprobs = None if reference is None else torch.zeros_like(logprobs)
     if not recompute:
-        sampled = [torch.cat(t.logprobs) for t in trajectories if not t.failed]
+        # By position, as scoring goes on meanwhile and may mark an episode as failed.
+        pairs = zip(trajectories, positions, strict=True)
+        sampled = [torch.cat(trajectory.logprobs) for trajectory, at in pairs if len(at)]
         logprobs[mask] = torch.cat([torch.zeros(0), *sampled])
     for rows in _batches(sequences, keep_order=packs):
         if not recompute and reference is None:

@@ -32,25 +32,16 @@ from rlmodules.functional import (
     whiten,
 )
 from rlmodules.models import ModelConfig, PPOModel, load_model, load_tokenizer, projection
-from rlmodules.online import OnlineModule
+from rlmodules.online import OnlineConfig, OnlineModule
 from rlmodules.policy import AdaptiveKLController
-from rlmodules.sampling import SamplingParams
 
 
 @dataclass
-class PPOConfig:
+class PPOConfig(OnlineConfig):
     """Settings of PPO; the Python API and the schema of ``conf/algo/ppo.yaml`` alike."""
 
-    model_name: str = "google/gemma-2-2b"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
-    learning_rate: float = 1e-5
-    """Of the policy (AdamW)."""
-    batch_size: int = 16
-    """Episodes an iteration, over all processes."""
-    mini_batch_size: int = 4
-    """Episodes a backward pass, over all processes."""
-    gradient_accumulation_steps: int = 1
-    """Backward passes an optimizer step."""
+    temperature: float = 0.7
+    top_p: float = 0.9
 
     ppo_epochs: int = 4
     """Passes over each iteration's episodes."""
@@ -62,8 +53,6 @@ class PPOConfig:
     """The surrogate ignores gains from ratios beyond 1 ± this."""
     value_clip: float = 0.2
     """The critic's loss ignores gains from moves beyond ± this."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
 
     kl_penalty_coef: float = 0.01
     """Initial price of a nat of KL, in units of reward."""
@@ -78,29 +67,8 @@ class PPOConfig:
     """Weight of the entropy bonus."""
     value_coef: float = 0.5
     """Weight of the critic's loss."""
-
-    max_new_tokens: int = 128
-    """Longest response, in tokens."""
-    temperature: float = 0.7
-    """Sampling temperature; it is part of the policy that is trained."""
-    top_p: float = 0.9
-    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
-
-    num_iterations: int = 100
-    """Iterations: rollout, then updates."""
-    save_every: int = 10
-    """Iterations between checkpoints."""
-    eval_every: int = 5
-    """Iterations between evaluations on held-out prompts."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-
     value_learning_rate: float | None = None
     """Of the value head; None takes ``learning_rate``."""
-    weight_decay: float = 0.0
-    """Of AdamW, on the policy."""
     value_warmup_iterations: int = 0
     """First iterations in which only the value head learns and the policy stays as it is."""
     whiten_advantages: bool = True
@@ -111,32 +79,17 @@ class PPOConfig:
     """Rewards are clipped to ± this; the logged reward is not."""
     target_kl: float | None = None
     """Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this."""
-    seed: int = 0
-    """Of everything random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kl_estimator not in KL_ESTIMATORS:
             raise ValueError(f"algo.kl_estimator={self.kl_estimator!r}: use one of {KL_ESTIMATORS}")
-        window = self.mini_batch_size * self.gradient_accumulation_steps
-        if window < 1 or self.batch_size < 1 or self.batch_size % window:
-            raise ValueError(
-                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
-                f" gradient_accumulation_steps = {self.mini_batch_size} x"
-                f" {self.gradient_accumulation_steps}"
-            )
-        if self.temperature <= 0:
-            raise ValueError(
-                f"algo.temperature={self.temperature} must be positive: PPO needs a policy that"
-                " explores"
-            )
-        at_least_1 = ("ppo_epochs", "max_new_tokens", "num_iterations", "save_every", "eval_every")
-        positive = ("learning_rate", "clip_ratio", "value_clip", "max_grad_norm", "kl_target")
+        require(self, ("ppo_epochs",), lambda x: x >= 1, "at least 1")
+        positive = ("clip_ratio", "value_clip", "kl_target", "kl_horizon")
+        require(self, positive, lambda x: x > 0, "positive")
         not_negative = ("kl_penalty_coef", "entropy_coef", "value_coef", "value_warmup_iterations")
-        require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        require(self, (*positive, "kl_horizon"), lambda x: x > 0, "positive")
-        require(self, (*not_negative, "weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        require(self, not_negative, lambda x: x >= 0, "0 or more")
         require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
-        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
         optional = ("value_learning_rate", "reward_clip", "target_kl")
         require(self, optional, lambda x: x is None or x > 0, "positive, or null")
 
@@ -163,14 +116,8 @@ class PPO(OnlineModule):
         with torch.random.fork_rng():  # new adapters and heads are a function of the seed
             torch.manual_seed(config.seed)
             actor_critic = PPOModel(load_model(model_config) if model is None else model)
-        sampling = SamplingParams(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
         tokenizer = tokenizer or load_tokenizer(model_config)
-        super().__init__(actor_critic.base_model, tokenizer, sampling)
+        super().__init__(actor_critic.base_model, tokenizer, config)
         self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
         self.policy = actor_critic
         c = self.config = config

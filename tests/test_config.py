@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
-from rlmodules import ModelConfig, PPOConfig, schemas
+from rlmodules import GRPOConfig, ModelConfig, PPOConfig, schemas
 
 CONF = Path(__file__).parent.parent / "conf"
 REFUSED = (ConfigCompositionException, HydraException, OmegaConfBaseException, ValueError)
@@ -140,7 +140,8 @@ def test_every_field_of_every_config_has_a_reader():
         paths = (CONF.parent / folder).glob("**/*.*")
         files += [path for path in paths if path.suffix in (".py", ".yaml")]
     text = "\n".join(path.read_text() for path in files)
-    readers = {PPOConfig: ("c.", "config.", "algo."), ModelConfig: ("config.", "value.")}
+    algorithm = ("c.", "config.", "algo.")
+    readers = {PPOConfig: algorithm, GRPOConfig: algorithm, ModelConfig: ("config.", "value.")}
     for config, owners in readers.items():
         for name in config.__dataclass_fields__:
             assert any(f"{owner}{name}" in text for owner in owners), f"{config.__name__}.{name}"

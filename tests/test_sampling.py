@@ -23,7 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rlmodules import sampling
+from datamodules import TextGenerationEnv
+from rlmodules import policy, sampling
 from rlmodules.models import backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 from rlmodules.sampling import SamplingParams, choose, sample
@@ -551,3 +552,52 @@ def test_an_empty_prompt_is_refused():
     prompts = [torch.tensor([7]), torch.tensor([], dtype=torch.long)]
     with pytest.raises(ValueError, match="no tokens"):
         sample(reciter([5]), tiny_tokenizer(), prompts, greedy(4), [0, 0])
+
+
+# ------------------------------------------------------- groups, and environments
+
+
+@pytest.mark.parametrize("shape", [{"temperature": 1.0}, {"temperature": 0.9, "top_p": 0.8}])
+def test_a_prompt_that_several_rows_have_is_computed_once_and_changes_no_text(llama, shape):
+    model, tokenizer = llama
+    prompts = encode(tokenizer, "ab", "a longer one", "ab", "ab", "x", "a longer one")
+    seeds = [21, 22, 23, 24, 25, 26]
+    params = SamplingParams(max_new_tokens=12, **shape)
+    shapes = []
+    hook = backbone(model).register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    together = sample(model, tokenizer, prompts, params, seeds)
+    hook.remove()
+    width = max(len(prompt) for prompt in prompts)
+    assert shapes[0] == (3, width)  # three different prompts
+    assert shapes[1][1] == 1 and 3 < shapes[1][0] <= 6
+    for prompt, seed, response in zip(prompts, seeds, together, strict=True):
+        alone = sample(model, tokenizer, [prompt], params, [seed])[0]
+        assert response.tokens == alone.tokens
+        assert response.finish_reason == alone.finish_reason
+        assert_close(
+            torch.tensor(response.logprobs), torch.tensor(alone.logprobs), rtol=0, atol=1e-4
+        )
+    assert len({tuple(together[i].tokens) for i in (0, 2, 3)}) == 3  # same prompt, own stream
+
+
+def test_equal_prompts_with_equal_seeds_say_the_same(llama):
+    model, tokenizer = llama
+    responses = sample(model, tokenizer, encode(tokenizer, *["ab"] * 3), SamplingParams(8), [4] * 3)
+    assert responses[0].tokens == responses[1].tokens == responses[2].tokens
+
+
+def test_an_environments_stop_strings_end_what_the_policy_writes():
+    tokenizer = tiny_tokenizer()
+    observations = [TextGenerationEnv(tokenizer, ["ab"]).reset(0)]
+    start = len(observations[0].input_ids)
+    model = reciter([5] * (start - 1) + tokenizer("Hi END of it")["input_ids"])
+    said = {}
+    for stops in ((), ("END",)):
+        env = TextGenerationEnv(tokenizer, ["ab"], stop_sequences=list(stops))
+        (said[stops],) = policy.act(model, tokenizer, observations, greedy(10), [0], env)
+    assert tokenizer.decode(said[()].tokens) == "Hi END of "
+    assert tokenizer.decode(said[("END",)].tokens) == "Hi END"
+    assert (said[()].finish_reason, said[("END",)].finish_reason) == ("length", "stop")

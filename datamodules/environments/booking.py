@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.calculator import distinct
+from datamodules.environments.toolbox import as_call
 from datamodules.environments.tools import Scene, ToolEnv
 
 CITIES = ("Lisbon", "Oslo", "Prague", "Vienna", "Athens", "Dublin", "Madrid", "Warsaw")
@@ -55,6 +56,12 @@ class BookingScene(Scene):
     def judge(self, answer: str) -> tuple[float, dict[str, float]]:
         correct = float(self.bookings == self.goal)
         return correct, {"correct": correct, "bookings": float(len(self.bookings))}
+
+    def solution(self) -> Sequence[str]:
+        ((hotel_id, nights),) = self.goal.items()
+        hotel = self._hotel(hotel_id)
+        book = as_call("book", hotel_id=hotel_id, nights=nights)
+        return [as_call("search_hotels", city=hotel.city), book, f"{hotel.name} is booked."]
 
     def search_hotels(self, city: str, max_price: float | None = None) -> list[dict[str, Any]]:
         """List the hotels of a city, cheapest first.
@@ -147,6 +154,7 @@ class BookingEnv(ToolEnv):
     Args:
         tokenizer: of the policy.
         difficulty: 1, 2 or 3 (see ``wish``).
+        demonstrations: other tasks that are shown solved before each one.
         num_problems: to train on.
         num_held_out: for evaluation; none of them is trained on.
         seed: of the tables and the guests' wishes.
@@ -161,6 +169,7 @@ class BookingEnv(ToolEnv):
         tokenizer: PreTrainedTokenizerBase,
         *,
         difficulty: int = 1,
+        demonstrations: int = 1,
         num_problems: int = 1000,
         num_held_out: int = 200,
         seed: int = 0,
@@ -169,7 +178,10 @@ class BookingEnv(ToolEnv):
         if difficulty not in LEVELS:
             raise ValueError(f"env.difficulty={difficulty}: use one of {LEVELS}")
         scenes = distinct(
-            lambda generator: wish(difficulty, generator), num_problems, num_held_out, seed
+            lambda generator: wish(difficulty, generator),
+            num_problems,
+            num_held_out,
+            demonstrations,
+            seed,
         )
-        held_out = range(num_problems, len(scenes))
-        super().__init__(tokenizer, scenes, held_out=held_out, **tool_options)
+        super().__init__(tokenizer, **scenes, **tool_options)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.environments.toolbox import as_call
 from datamodules.environments.tools import Scene, ToolEnv
 from datamodules.verify import is_correct
 
@@ -26,8 +27,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-_STEPS = {"add": operator.add, "subtract": operator.sub, "multiply by": operator.mul}
-_INSTRUCTION = "Work it out with the calculator. Then answer with the result alone."
+_INSTRUCTION = "Use the calculator for every question. Then answer with its result."
 
 
 def evaluate(expression: str) -> int | float:
@@ -77,11 +77,11 @@ def _bounded(value: int | float | complex) -> int | float:
 class CalculatorScene(Scene):
     """One chain: ``correct`` if the answer states its result."""
 
-    def __init__(self, question: str, result: int) -> None:
-        self.question, self.result = question, result
+    def __init__(self, expression: str) -> None:
+        self.expression, self.result = expression, evaluate(expression)
         self.messages = [
             {"role": "system", "content": _INSTRUCTION},
-            {"role": "user", "content": question},
+            {"role": "user", "content": f"What is {expression}?"},
         ]
 
     def tools(self) -> Sequence[Callable[..., Any]]:
@@ -91,27 +91,30 @@ class CalculatorScene(Scene):
         correct = float(is_correct(answer, str(self.result)))
         return correct, {"correct": correct}
 
+    def solution(self) -> Sequence[str]:
+        return [as_call("calculator", expression=self.expression), f"The answer is {self.result}."]
+
 
 def calculator(expression: str) -> str:
     """Evaluate an arithmetic expression.
 
     Args:
-        expression: numbers, + - * / and parentheses, such as (12 + 5) * 3.
+        expression: such as (12 + 5) * 3
     """
     value = evaluate(expression)
     return str(value) if isinstance(value, int) else format(value, ".12g")
 
 
 def chain(difficulty: int, generator: random.Random) -> CalculatorScene:
-    """A start and ``difficulty`` steps: sums of two-digit numbers, products with 2 to 9."""
-    value = generator.randint(10, 99)
-    steps = [f"Start with {value}"]
-    for _ in range(difficulty):
-        name = generator.choice(list(_STEPS))
-        operand = generator.randint(2, 9) if name == "multiply by" else generator.randint(10, 99)
-        value = _STEPS[name](value, operand)
-        steps.append(f"{name} {operand}")
-    return CalculatorScene(f"{', '.join(steps)}. What is the result?", value)
+    """A number and ``difficulty`` steps: sums with two-digit numbers, products with 2 to 9."""
+    expression = str(generator.randint(10, 99))
+    for step in range(difficulty):
+        sign = generator.choice("+-*")
+        if sign == "*" and step:
+            expression = f"({expression})"
+        operand = generator.randint(2, 9) if sign == "*" else generator.randint(10, 99)
+        expression = f"{expression} {sign} {operand}"
+    return CalculatorScene(expression)
 
 
 class CalculatorEnv(ToolEnv):
@@ -119,7 +122,8 @@ class CalculatorEnv(ToolEnv):
 
     Args:
         tokenizer: of the policy.
-        difficulty: steps of a chain, 1 at least.
+        difficulty: steps of a chain, 1 to 20.
+        demonstrations: other chains that are shown solved before each one.
         num_problems: to train on.
         num_held_out: for evaluation; none of them is trained on.
         seed: of the chains.
@@ -133,41 +137,52 @@ class CalculatorEnv(ToolEnv):
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        difficulty: int = 3,
+        difficulty: int = 2,
+        demonstrations: int = 3,
         num_problems: int = 1000,
         num_held_out: int = 200,
         seed: int = 0,
         **tool_options: Any,
     ) -> None:
-        if difficulty < 1:
-            raise ValueError(f"env.difficulty={difficulty} must be at least 1 (steps of a chain)")
+        if not 1 <= difficulty <= 20:
+            raise ValueError(f"env.difficulty={difficulty} must be 1 to 20 (steps of a chain)")
         scenes = distinct(
-            lambda generator: chain(difficulty, generator), num_problems, num_held_out, seed
+            lambda generator: chain(difficulty, generator),
+            num_problems,
+            num_held_out,
+            demonstrations,
+            seed,
         )
-        held_out = range(num_problems, len(scenes))
-        super().__init__(tokenizer, scenes, held_out=held_out, **tool_options)
+        super().__init__(tokenizer, **scenes, **tool_options)
 
 
 def distinct(
-    make: Callable[[random.Random], Scene], num_problems: int, num_held_out: int, seed: int
-) -> list[Scene]:
-    """Scenes as ``make`` draws them, no two of them alike.
+    make: Callable[[random.Random], Scene],
+    num_problems: int,
+    num_held_out: int,
+    demonstrations: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Scenes as ``make`` draws them, no two of them alike: arguments of ``ToolEnv``.
 
     Raises:
         ValueError: a count is out of range, or so many different ones are not found.
     """
     if num_problems < 1:
         raise ValueError(f"env.num_problems={num_problems} must be at least 1")
-    if num_held_out < 0:
-        raise ValueError(f"env.num_held_out={num_held_out} must not be negative")
-    generator, wanted = random.Random(seed), num_problems + num_held_out
-    scenes: dict[str, Scene] = {}
-    for _ in range(20 * wanted):
+    for name, count in (("num_held_out", num_held_out), ("demonstrations", demonstrations)):
+        if count < 0:
+            raise ValueError(f"env.{name}={count} must not be negative")
+    generator, size = random.Random(seed), num_problems + num_held_out
+    found: dict[str, Scene] = {}
+    for _ in range(20 * (size + demonstrations)):
         scene = make(generator)
-        scenes.setdefault(repr(vars(scene)), scene)
-        if len(scenes) == wanted:
-            return list(scenes.values())
+        found.setdefault(repr(vars(scene)), scene)
+        if len(found) == size + demonstrations:
+            scenes = list(found.values())
+            held_out = range(num_problems, size)
+            return {"scenes": scenes[:size], "examples": scenes[size:], "held_out": held_out}
     raise ValueError(
         f"env.num_problems={num_problems} and env.num_held_out={num_held_out} are too many: only"
-        f" {len(scenes)} different ones were found; ask for fewer, or raise env.difficulty"
+        f" {len(found)} different ones were found; ask for fewer, or raise env.difficulty"
     )

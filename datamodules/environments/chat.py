@@ -6,7 +6,6 @@ assistant's next turn. That text is cut out of the template's own rendering of a
 A tokenizer without a chat template gets plain text: ``User: ...``, ``Assistant: ...``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +22,7 @@ _RESPONSE = "The response stands here."
 """Stands for the policy's words in the dummy conversation."""
 
 TOOL_TEXT = """You can call these tools:
-<tools>
 {tools}
-</tools>
 To call one, write nothing but
 <tool_call>{{"name": "TOOL", "arguments": {{"ARGUMENT": "VALUE"}}}}</tool_call>
 and wait for its answer."""
@@ -48,7 +45,7 @@ def opening(
         return text, encode_prompt(tokenizer, Prompt(text)).tolist()
     text = _render(tokenizer, messages, tools) if knows_tools(tokenizer) else None
     if text is None:
-        told = _with_tools(messages, tools)
+        told = _with_tools([_as_user([m]) if m["role"] == "tool" else m for m in messages], tools)
         text = _render(tokenizer, told) or _render(tokenizer, _without_system(told))
     if text is None:
         roles = [message["role"] for message in messages]
@@ -116,10 +113,20 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Me
     """The tools described in the system message."""
     if not tools:
         return list(messages)
-    text = TOOL_TEXT.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
+    text = TOOL_TEXT.format(tools="\n".join(_described(tool["function"]) for tool in tools))
     if messages[0]["role"] == "system":
         text, messages = f"{messages[0]['content']}\n\n{text}", messages[1:]
     return [{"role": "system", "content": text}, *messages]
+
+
+def _described(function: Mapping[str, Any]) -> str:
+    """One tool in words: a whole schema takes five times the tokens, and confuses small models."""
+    arguments = function["parameters"].get("properties", {})
+    lines = [f"- {function['name']}({', '.join(arguments)}): {function['description']}"]
+    for name, argument in arguments.items():
+        kind = argument.get("enum", argument.get("type", "any"))
+        lines.append(f"  {name} ({kind}): {argument['description']}")
+    return "\n".join(lines)
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

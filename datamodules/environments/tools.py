@@ -9,28 +9,17 @@ Whatever is wrong with a call is told to the model as the tool's answer and neve
 """
 
 import copy
-import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jsonschema import Draft202012Validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import get_json_schema
 
 from datamodules.environments.base import Environment, Observation, StepResult
 from datamodules.environments.chat import Message, opening, reply
-
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
-MAX_ANSWER = 2000
-"""Characters of a tool's answer that the model is shown."""
-
-
-class ToolError(Exception):
-    """What the model did wrong, in words for the model."""
+from datamodules.environments.toolbox import Toolbox, calls_in
 
 
 class Scene(ABC):
@@ -41,13 +30,16 @@ class Scene(ABC):
 
     @abstractmethod
     def tools(self) -> Sequence[Callable[..., Any]]:
-        """Functions that the model may call: type hints, and a docstring with ``Args:`` for each
-        argument. They return text or what JSON can hold; what they raise is told to the model."""
+        """Functions that the model may call (see ``Toolbox``); what they raise is told to it."""
 
     @abstractmethod
     def judge(self, answer: str) -> tuple[float, dict[str, float]]:
         """Reward and metrics of the finished episode, from its state and the model's last words
         (empty if it never answered)."""
+
+    def solution(self) -> Sequence[str]:
+        """The responses that solve it, turn after turn; wanted of examples only."""
+        raise NotImplementedError(f"{type(self).__name__} has no solution to be shown")
 
     def turn_reward(self) -> float:
         """Reward of the turn just played, its tool calls included."""
@@ -63,6 +55,7 @@ class ToolEnv(Environment):
     Args:
         tokenizer: of the policy. Its chat template writes the turns (see ``chat``).
         scenes: starting states.
+        examples: scenes that are shown solved before each task; small models need some.
         held_out: indices of scenes kept for evaluation; None leaves the choice to the data module.
         max_turns: responses an episode may have. A call in the last one is still executed.
         max_length: most tokens that an episode may have, the environment's own included; one that
@@ -82,6 +75,7 @@ class ToolEnv(Environment):
         tokenizer: PreTrainedTokenizerBase,
         scenes: Sequence[Scene],
         *,
+        examples: Sequence[Scene] = (),
         held_out: Sequence[int] | None = None,
         max_turns: int = 4,
         max_length: int = 1024,
@@ -99,6 +93,7 @@ class ToolEnv(Environment):
             raise ValueError(f"env.error_penalty={error_penalty} must not be negative")
         check_options(on_error=on_error, timeout_s=timeout_s, stop_sequences=stop_sequences)
         self.tokenizer, self.scenes, self.held_out = tokenizer, scenes, held_out
+        self._examples = [message for scene in examples for message in solved(scene)]
         self.max_turns, self.max_length = max_turns, max_length
         self.tool_bonus, self.error_penalty = tool_bonus, error_penalty
         self.stop_sequences = tuple(stop_sequences)
@@ -114,7 +109,9 @@ class ToolEnv(Environment):
             index, self._next = self._next, (self._next + 1) % len(self)
         self.scene = copy.deepcopy(self.scenes[index])
         self._toolbox = Toolbox(self.scene.tools())
-        self._prompt, ids = opening(self.tokenizer, self.scene.messages, self._toolbox.schemas)
+        system, asked = _parts(self.scene.messages)
+        self._messages = [*system, *self._examples, *asked]
+        self._prompt, ids = opening(self.tokenizer, self._messages, self._toolbox.schemas)
         if len(ids) >= self.max_length:
             raise ValueError(
                 f"scene {index} has {len(ids)} tokens, which leaves no room for a response within"
@@ -138,7 +135,7 @@ class ToolEnv(Environment):
         text = self._text(response)
         self._context = self._context + response  # a new list: a fork may hold the old one
         self._turns += 1
-        calls = _CALL.findall(text)
+        calls = calls_in(text)
         if not calls:
             self._answer = text
             cut = not self._ended(response, text)
@@ -183,19 +180,14 @@ class ToolEnv(Environment):
         return stopped or self.tokenizer.eos_token_id in response
 
     def _call(self, text: str) -> Message:
+        answer, fine = self._toolbox.answer(text)
         self._calls += 1
-        try:
-            answer = self._toolbox.call(text)
-        except ToolError as error:
-            self._errors += 1
-            answer = f"Error: {error}"
-        if len(answer) > MAX_ANSWER:
-            answer = f"{answer[:MAX_ANSWER]} ... ({len(answer)} characters)"
+        self._errors += not fine
         return {"role": "tool", "content": answer}
 
     def _observation(self) -> Observation:
         ids = torch.tensor(self._context, dtype=torch.long)
-        metadata = {"messages": list(self.scene.messages)}
+        metadata = {"messages": self._messages}
         return Observation(ids, torch.ones_like(ids), self._prompt, metadata)
 
     def _result(self, reward: float, *, done: bool, truncated: bool) -> StepResult:
@@ -211,38 +203,22 @@ class ToolEnv(Environment):
         )
 
 
-class Toolbox:
-    """Functions that a model may call by name, with arguments that its schema allows."""
+def solved(scene: Scene) -> list[Message]:
+    """The conversation in which a scene is solved, its system message left out."""
+    scene = copy.deepcopy(scene)
+    toolbox = Toolbox(scene.tools())
+    messages = _parts(scene.messages)[1]
+    for response in scene.solution():
+        messages.append({"role": "assistant", "content": response})
+        for call in calls_in(response):
+            messages.append({"role": "tool", "content": toolbox.answer(call)[0]})
+    return messages
 
-    def __init__(self, tools: Sequence[Callable[..., Any]]) -> None:
-        self.schemas = [get_json_schema(tool) for tool in tools]
-        self._tools = {
-            schema["function"]["name"]: (
-                tool,
-                Draft202012Validator(
-                    schema["function"]["parameters"] | {"additionalProperties": False}
-                ),
-            )
-            for tool, schema in zip(tools, self.schemas, strict=True)
-        }
 
-    def call(self, text: str) -> str:
-        """The answer to a call as the model wrote it.
-
-        Raises:
-            ToolError: no such call can be made, or the tool raised.
-        """
-        name, arguments = _parsed(text)
-        if name not in self._tools:
-            raise ToolError(f"there is no tool {name!r:.80}; there are {sorted(self._tools)}")
-        tool, validator = self._tools[name]
-        for problem in validator.iter_errors(arguments):
-            raise ToolError(f"{name}: {problem.message[:200]}")
-        try:
-            answer = tool(**arguments)
-        except Exception as error:  # the model is to read it, and may do better
-            raise ToolError(f"{name}: {type(error).__name__}: {error}") from error
-        return answer if isinstance(answer, str) else json.dumps(answer)
+def _parts(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """The system message, if there is one, and the rest."""
+    system = [message for message in messages if message["role"] == "system"]
+    return system, [message for message in messages if message["role"] != "system"]
 
 
 def check_options(
@@ -259,21 +235,3 @@ def check_options(
         raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
     if any(not stop for stop in stop_sequences or ()):
         raise ValueError("env.stop_sequences holds an empty string: it would end every response")
-
-
-def _parsed(text: str) -> tuple[str, dict[str, Any]]:
-    form = '{"name": "TOOL", "arguments": {"ARGUMENT": "VALUE"}}'
-    try:
-        call = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise ToolError(f"the call is no valid JSON ({error}): write {form}") from error
-    if isinstance(call, list) and len(call) == 1:  # as SmolLM2 was taught to write it
-        call = call[0]
-    arguments = call.get("arguments", {}) if isinstance(call, dict) else None
-    if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
-        raise ToolError(f"the call must have the form {form}")
-    return call["name"], arguments
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")

@@ -15,6 +15,8 @@ BASELINES = ("group", "leave_one_out", "batch")
 SCALES = ("group", "batch", "none")
 GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 LEVELS = ("token", "sequence")
+LARGEST_LOG_RATIO = 80.0
+"""exp of more is infinite in float32, and infinity times an advantage of 0 is NaN."""
 EPS = 1e-4
 """Added to standard deviations, as in TRL."""
 
@@ -54,7 +56,8 @@ def group_advantages(
         )
     if len(rewards_B) % group_size:
         raise ValueError(f"{len(rewards_B)} episodes are no whole number of groups of {group_size}")
-    rewards = rewards_B.float().view(-1, group_size)
+    # In float64 the mean of equal float32 rewards is exact, and they have exactly no advantage.
+    rewards = rewards_B.double().view(-1, group_size)
     counts = counts_B.view(-1, group_size)
     n = counts.sum(1, keepdim=True)
     kept = rewards.masked_fill(~counts, 0.0)
@@ -70,10 +73,10 @@ def group_advantages(
         std = (centred.square().sum(1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
         advantages = advantages / (std + EPS)
     elif scale == "batch":
-        total = reduce(counts.sum().float())
+        total = reduce(counts.sum().double())
         variance = masked_var(rewards, counts, reduce=reduce) * total / (total - 1).clamp(min=1)
         advantages = advantages / (variance.sqrt() + EPS)
-    return advantages.masked_fill(~counts, 0.0).flatten()
+    return advantages.masked_fill(~counts, 0.0).flatten().float()
 
 
 def grpo_loss(
@@ -113,7 +116,10 @@ def grpo_loss(
         The loss, and ``clip_fraction``, ``ratio``, ``approx_kl`` (k3 of old against new), and with
         a reference ``kl`` (its k3 estimate); means over the tokens of this minibatch.
     """
-    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, torch.zeros_like(logprobs_BA))
+    zeros = torch.zeros_like(logprobs_BA)
+    advantages_BA = torch.where(mask_BA, advantages_BA, zeros)
+    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, zeros)
+    log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
     lengths = mask_BA.sum(1).clamp(min=1)
     log_weight = log_ratio
     if importance_sampling_level == "sequence":
@@ -122,7 +128,7 @@ def grpo_loss(
     high = epsilon if epsilon_high is None else epsilon_high
     if loss_type == "cispo":
         clipped = weight.clamp(max=high).detach()
-        held = torch.where(mask_BA, logprobs_BA, torch.zeros_like(logprobs_BA))
+        held = torch.where(mask_BA, logprobs_BA, zeros)
         per_token = -clipped * advantages_BA * held
         is_clipped = weight > high
     else:
@@ -154,5 +160,5 @@ def _average(
     if loss_type == "dr_grpo":
         return per_token.sum() / (len(mask) * max_new_tokens)
     if loss_type in ("dapo", "cispo"):
-        return per_token.sum() / max(num_actions, 1.0)
+        return per_token.sum() / (num_actions or 1.0)
     raise ValueError(f"loss_type={loss_type!r} is unknown: use one of {GRPO_LOSSES}")
