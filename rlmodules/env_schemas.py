@@ -102,6 +102,7 @@ class ToolEnvSchema(EnvSchema):
     num_problems: int = 1000
     num_held_out: int = 200
     seed: int = 0
+    demonstrations: int = MISSING
     max_turns: int = 4
     tool_bonus: float = 0.0
     error_penalty: float = 0.0
@@ -112,7 +113,8 @@ class CalculatorEnvSchema(ToolEnvSchema):
     """``env=calculator``."""
 
     _target_: str = "datamodules.environments.calculator.CalculatorEnv"
-    difficulty: int = 3
+    difficulty: int = 2
+    demonstrations: int = 3
 
 
 @dataclass
@@ -121,6 +123,7 @@ class BookingEnvSchema(ToolEnvSchema):
 
     _target_: str = "datamodules.environments.booking.BookingEnv"
     difficulty: int = 1
+    demonstrations: int = 1
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from datamodules.environments.booking import BookingEnv
 from datamodules.environments.calculator import CalculatorEnv, calculator, chain, distinct, evaluate
 from datamodules.environments.toolbox import MAX_ANSWER, as_call
-from datamodules.environments.tools import Scene, ToolEnv
+from datamodules.environments.tools import Scene, ToolEnv, solved
 from datamodules.episodes import play as play_episodes
 from datamodules.experience import sequence_of
 from rlmodules.models.embedded import tiny_tokenizer
@@ -127,6 +127,7 @@ MISTAKES = {
     as_call("add", number="1"): "add: '1' is not of type 'integer'",
     as_call("add", number=True): "add: True is not of type 'integer'",
     as_call("add", number=1, self=2): "add: Additional properties are not allowed ('self' was",
+    as_call("add", number="9" * 5000): "add: '9999",
     as_call("fail"): "fail: RuntimeError: it broke",
 }
 
@@ -364,6 +365,8 @@ def test_examples_are_shown_solved_and_are_no_task_themselves():
     assert prompt.index("<tool_response>") < prompt.rindex("[user]")
     assert prompt.count("[system]") == 1 and "[tool]" not in prompt
     assert len(CalculatorEnv(TOKENIZER, demonstrations=0, **SMALL).reset(0).prompt) < len(prompt)
+    scene = BookingEnv(TOKENIZER, **SMALL).scenes[0]
+    assert "booked" in solved(scene)[4]["content"] and scene.bookings == {}
     with pytest.raises(NotImplementedError, match="Counter has no solution"):
         ToolEnv(TOKENIZER, [Counter()], examples=[Counter()])
 
@@ -434,6 +437,18 @@ def test_a_scripted_guest_books_the_right_hotel(difficulty):
                 break
         assert answers == ["Error:", "booked"] if difficulty == 3 else ["booked"]
         assert episode.step(ids("It is booked.")).reward == 1.0
+
+
+def test_from_the_second_level_on_the_cheapest_hotel_is_not_always_the_right_one():
+    for difficulty, at_least in ((1, 0), (2, 8), (3, 25)):
+        env = BookingEnv(TOKENIZER, difficulty=difficulty, **SMALL)
+        others = 0
+        for scene in env.scenes:
+            ((hotel_id, _),) = scene.goal.items()
+            goal = next(hotel for hotel in scene.hotels if hotel.hotel_id == hotel_id)
+            cheapest = min((h for h in scene.hotels if h.city == goal.city), key=lambda h: h.price)
+            others += goal != cheapest
+        assert others >= at_least and (difficulty > 1 or others == 0)
 
 
 def goal_of(env, index: int) -> dict:
