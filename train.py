@@ -61,13 +61,16 @@ def train(cfg: DictConfig) -> float | None:
     return None if metric is None else float(metric)
 
 
-def collect(cfg: DictConfig) -> None:
-    """``task=collect_preferences``: pairs instead of training."""
+def run_task(cfg: DictConfig) -> None:
+    """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
     module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
     datamodule, settings = instantiate(cfg.data), OmegaConf.to_container(cfg, resolve=True)
     trainer = instantiate(
-        cfg.trainer, precision=resolve_precision(cfg.trainer.precision), logger=False
+        cfg.trainer,
+        precision=resolve_precision(cfg.trainer.precision),
+        logger=False,
+        enable_progress_bar=False,
     )
     print(instantiate(cfg.task)(module, datamodule, trainer, settings))
 
@@ -100,7 +103,7 @@ def main(cfg: DictConfig) -> float | None:
     sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
     try:
         check_groups(cfg)
-        return collect(cfg) if cfg.task else train(cfg)
+        return run_task(cfg) if cfg.task else train(cfg)
     except (ValueError, OSError, RuntimeError, ImportError, InstantiationException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -7,8 +7,8 @@ that generating the sampled ones took: formulas, each of which `math-verify` has
 start included), and right programs, which run through all tests. No two of those are the same, for
 the environments remember what they have judged.
 
-    python benchmarks/scoring.py
-    python benchmarks/scoring.py --maths 32 --code 4 --code-tokens 16
+    PYTHONPATH=. python benchmarks/scoring.py
+    PYTHONPATH=. python benchmarks/scoring.py --maths 32 --code 4 --code-tokens 16
 """
 
 import argparse

@@ -112,7 +112,7 @@ class RunReport(Report):
     title = "Held-out prompts"
     held_out: ClassVar = {
         "val/reward": "reward",
-        "val/pass@1": "solved at the first attempt (pass@1)",
+        "val/pass@1": "solved in one attempt (pass@1)",
         "val/kl": "KL to the reference (nats a token)",
         "val/distinct_bigrams": "distinct bigrams",
         "val/response_length": "response length (tokens)",
