@@ -152,7 +152,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--response-length", type=int, default=64, help="tokens, exactly")
     command.add_argument("--beta", type=float, default=0.04, help="weight of the reference")
     command.add_argument("--learning-rate", type=float, default=1e-6)
-    command.add_argument("--batch", type=int, default=16, help="ours: responses a backward pass")
+    command.add_argument("--batch", type=int, default=8, help="ours: responses a backward pass")
     command.add_argument("--trl-batch", type=int, default=16, help="TRL's: the same")
     command.add_argument(
         "--trl-checkpointing", action="store_true", help="TRL's default: less memory, more time"

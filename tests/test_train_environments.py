@@ -99,7 +99,7 @@ def test_a_model_is_judged_without_being_trained(tmp_path):
         (["env=text", "reward=none"], "needs a reward: reward=sentiment"),
         (["env=math", "env.difficulty=9"], r"env.difficulty=9: the levels are 1 to 6"),
         (["env=gsm8k", "env.path=nowhere.jsonl"], "env.path='nowhere.jsonl': there is no such"),
-        (["env=math", "data.path=x.txt"], "takes no prompts: leave out data.prompts"),
+        (["env=math", "data.prompts=[One,Two]"], "takes no prompts: leave out data.prompts"),
         (["env=code", "env.sandbox=none"], "env.sandbox='none'"),
         (["env=custom", "env._target_=nowhere.Env"], "nowhere"),
         (["algo.loss_type=ppo"], "algo.loss_type='ppo' must be one of"),
