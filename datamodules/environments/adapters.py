@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment
+from datamodules.environments.base import Environment, check_options
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.environments.tools import check_options
 from datamodules.prompts import Prompt, as_prompt
 from datamodules.rewards import finite_number
 

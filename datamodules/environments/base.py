@@ -114,3 +114,19 @@ class Environment(ABC):
             result.reward += reward
             result.metrics.update(metrics)
         return result
+
+
+def check_options(
+    *, on_error: str, timeout_s: float | None, stop_sequences: Sequence[str] | None
+) -> None:
+    """Check what every environment takes.
+
+    Raises:
+        ValueError: names the option that is out of range.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
+    if timeout_s is not None and timeout_s <= 0:
+        raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
+    if any(not stop for stop in stop_sequences or ()):
+        raise ValueError("env.stop_sequences holds an empty string: it would end every response")

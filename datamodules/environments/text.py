@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Observation, StepResult
+from datamodules.environments.base import Environment, Observation, StepResult, check_options
 from datamodules.prompts import Prompt, as_prompt, encode_prompt, prompt_text
 from datamodules.rewards import RewardFunction, as_reward, length_reward
 
@@ -44,16 +44,9 @@ class TextGenerationEnv(Environment):
     ) -> None:
         if not prompts:
             raise ValueError("prompts is empty: an environment needs at least one")
-        if any(not stop for stop in stop_sequences or ()):
-            raise ValueError(
-                "env.stop_sequences holds an empty string: it would end every response"
-            )
         if temperature <= 0:
             raise ValueError(f"env.temperature={temperature} must be positive")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
-        if timeout_s is not None and timeout_s <= 0:
-            raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
+        check_options(on_error=on_error, timeout_s=timeout_s, stop_sequences=stop_sequences)
         self.tokenizer = tokenizer
         self.on_error, self.timeout_s = on_error, timeout_s
         self.prompts = list(prompts)

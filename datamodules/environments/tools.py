@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Observation, StepResult
+from datamodules.environments.base import Environment, Observation, StepResult, check_options
 from datamodules.environments.chat import Message, opening, reply
 from datamodules.environments.toolbox import Toolbox, calls_in
 
@@ -219,19 +219,3 @@ def _parts(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
     """The system message, if there is one, and the rest."""
     system = [message for message in messages if message["role"] == "system"]
     return system, [message for message in messages if message["role"] != "system"]
-
-
-def check_options(
-    *, on_error: str, timeout_s: float | None, stop_sequences: Sequence[str] | None
-) -> None:
-    """Check what every environment takes.
-
-    Raises:
-        ValueError: names the option that is out of range.
-    """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
-    if timeout_s is not None and timeout_s <= 0:
-        raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
-    if any(not stop for stop in stop_sequences or ()):
-        raise ValueError("env.stop_sequences holds an empty string: it would end every response")
