@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from datamodules.environments.base import Environment, StepResult, Trajectory
+from datamodules.environments.base import Environment, Observation, StepResult, Trajectory
 from datamodules.guard import Failure, run_all
 from datamodules.rewards import RewardError, finite_number
 from datamodules.seeding import derive_seed
@@ -72,9 +73,9 @@ def act_out(
 ) -> tuple[list[Environment], list[Trajectory]]:
     """Episodes played to their end, not yet scored."""
     episodes = [env.fork() for _ in starts]
-    observations = [e.reset(i) for e, i in zip(episodes, starts, strict=True)]
     trajectories = [Trajectory([], [], [], [], False, 0.0, {}) for _ in starts]
-    live = list(range(len(episodes)))
+    observations = _reset(env, episodes, starts, trajectories)
+    live = [i for i, trajectory in enumerate(trajectories) if not trajectory.done]
     turn = 0
     while live:
         responses = module.act(
@@ -122,16 +123,52 @@ def score(
         trajectory.metrics |= metrics
 
 
-def require_some(env: Environment, trajectories: Sequence[Trajectory]) -> None:
+def require_some(
+    env: Environment,
+    trajectories: Sequence[Trajectory],
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> None:
     """
+    Args:
+        total: sum over all processes.
+
     Raises:
-        EpisodeError: all of them failed.
+        EpisodeError: all of them failed, in every process.
     """
-    if trajectories and all(t.failed for t in trajectories):
+    intact = sum(not trajectory.failed for trajectory in trajectories)
+    counts = total(torch.tensor([float(intact), float(len(trajectories))]))
+    if counts[0] == 0 and counts[1] > 0:
         raise EpisodeError(
-            f"all {len(trajectories)} episodes of {type(env).__name__} failed, so there is nothing"
+            f"all {int(counts[1])} episodes of {type(env).__name__} failed, so there is nothing"
             " to learn from; see the warnings above"
         )
+
+
+def _reset(
+    env: Environment,
+    episodes: Sequence[Environment],
+    starts: Sequence[int],
+    trajectories: list[Trajectory],
+) -> list[Observation]:
+    """The first observations; the trajectory of an episode that cannot begin has failed."""
+    calls = [partial(e.reset, i) for e, i in zip(episodes, starts, strict=True)]
+    observations = _guarded(calls, env.timeout_s)
+    for i, result in enumerate(observations):
+        if isinstance(result, Failure):
+            if env.on_error == "raise":
+                raise result.error
+            trajectories[i] = _unreached(starts[i])
+            observations[i] = trajectories[i].observations[0]
+            _fail(env, trajectories[i], result)
+    return observations
+
+
+def _unreached(start: int) -> Trajectory:
+    """Of a starting state that ``reset`` did not bring about; its tokens mean nothing."""
+    token = torch.zeros(1, dtype=torch.long)
+    observation = Observation(token, torch.ones_like(token), f"(starting state {start})")
+    metrics = {"kept_mass": [], "finish_reason": "failed"}
+    return Trajectory([observation], [token], [0.0], [torch.zeros(1)], True, 0.0, metrics)
 
 
 def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:

@@ -83,7 +83,7 @@ class RolloutStream:
                 rollout = self._resampled(iteration)
             else:
                 rollout = play(module, self.data.env, *self._episodes(iteration))
-            require_some(self.data.env, rollout.trajectories)
+            require_some(self.data.env, rollout.trajectories, module.sum_over_ranks)
             experience = module.experience(rollout).cpu()
         module.train()
         return experience

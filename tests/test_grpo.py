@@ -1,6 +1,8 @@
 """GRPO as a whole on the tiny model: what it computes, that it learns, what it is invariant to."""
 
+import math
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -324,6 +326,25 @@ def test_a_failed_episode_changes_nothing_for_the_others():
     without = three.experience(with_rewards(clean, [1, 2, 6]))
     assert_close(failed.advantages[kept], without.advantages, rtol=0, atol=1e-6)
     assert_close(mine, gradient(three, whole(without)), rtol=0, atol=1e-6)
+
+
+class NoSecondPrompt(TextGenerationEnv):
+    def reset(self, index=None):
+        if index == 1:
+            raise ConnectionError("no such scene")
+        return super().reset(index)
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.1}, {"num_epochs": 2}, {"max_resamples": 1}])
+@pytest.mark.filterwarnings("ignore:an episode of NoSecondPrompt failed")
+def test_a_starting_state_that_cannot_be_reached_costs_its_group_alone(settings):
+    c = config(**settings)
+    make = partial(NoSecondPrompt, reward_fn=any_letter, on_error="skip")
+    two = data(c, env=make, prompts=PROMPTS[:2], eval_prompts=PROMPTS[:2], eval_size=2)
+    module, rows = run(c, data=two)
+    assert [row["rollout/failed"] for row in rows] == [0.5, 0.5]
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+    assert module.trainer.callback_metrics["val/reward"].isfinite()
 
 
 def test_an_episode_may_fail_in_scoring_while_the_policy_is_being_evaluated(monkeypatch):

@@ -25,11 +25,14 @@ class Chain(Environment):
     """Starting state i takes ``turns[i]`` turns; each but the last is answered by ``REPLY``.
 
     Args:
-        respond_with, score_with: starting state -> a call made instead, given the episode.
+        reset_with, respond_with, score_with: starting state -> a call made instead, given the
+            episode.
     """
 
-    def __init__(self, turns=(1, 1, 1), respond_with=None, score_with=None, **options):
-        self.turns, self.batches = turns, []
+    def __init__(
+        self, turns=(1, 1, 1), reset_with=None, respond_with=None, score_with=None, **options
+    ):
+        self.turns, self.batches, self.reset_with = turns, [], reset_with or {}
         self.respond_with, self.score_with = respond_with or {}, score_with or {}
         vars(self).update(options)
 
@@ -38,6 +41,8 @@ class Chain(Environment):
 
     def reset(self, index=None):
         self.index, self.turn, self.context = index, 0, torch.tensor([10 + index, 11])
+        if index in self.reset_with:
+            return self.reset_with[index](self)
         return self.observation()
 
     def observation(self):
@@ -235,6 +240,23 @@ def test_under_raise_it_stops_the_run_with_an_error_that_shows_it(where, text, h
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_under_skip_an_episode_that_cannot_begin_costs_itself_alone(how, hang):
+    call, limit = (hang, 0.2) if how == "hangs" else (boom, None)
+    env, policy = Chain(reset_with={1: call}, on_error="skip", timeout_s=limit), Script()
+    with pytest.warns(UserWarning, match=r"(?s)(hotel is closed|0\.2 seconds).*starting state 1"):
+        rollout = played(env, policy=policy)
+    assert [prompt for prompt, _ in policy.seen[0]] == ["state 0", "state 2"]
+    assert [t.failed for t in rollout.trajectories] == [False, True, False]
+    assert rollout.evaluation.mask.sum(1).tolist() == [2, 0, 2]
+    assert [t.total_reward for t in rollout.trajectories] == [0.25, 0.0, 2.25]
+
+
+def test_under_raise_an_error_of_reset_is_what_the_environment_said():
+    with pytest.raises(ConnectionError, match="the hotel is closed"):
+        played(Chain(reset_with={1: boom}))
+
+
 def test_an_episode_that_failed_in_its_second_turn_plays_no_third_and_is_not_scored():
     def second_turn(episode):
         if episode.turn == 2:
@@ -276,6 +298,15 @@ def test_if_all_episodes_fail_there_is_nothing_to_learn_from(where):
         rollout = played(env)
     with pytest.raises(EpisodeError, match="all 3 episodes of Chain failed"):
         require_some(env, rollout.trajectories)
+
+
+def test_while_another_process_has_intact_episodes_the_run_goes_on():
+    env = Chain(reset_with=dict.fromkeys(range(3), boom), on_error="skip")
+    with pytest.warns(UserWarning, match="the hotel is closed"):
+        rollout = played(env)
+    require_some(env, rollout.trajectories, lambda counts: counts + torch.tensor([1.0, 3.0]))
+    with pytest.raises(EpisodeError, match="all 6 episodes"):
+        require_some(env, rollout.trajectories, lambda counts: 2 * counts)
 
 
 @pytest.mark.parametrize("timeout_s", [None, 5.0])
