@@ -70,7 +70,7 @@ class GRPOConfig(OnlineConfig):
     baseline: str = "group"
     """What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's."""
     mask_truncated_completions: bool = False
-    """Learn nothing from responses that ``max_new_tokens`` cut off."""
+    """Learn nothing from episodes whose last response ``max_new_tokens`` cut off."""
     max_resamples: int = 0
     """How often an iteration's groups of equal rewards are replaced by others (DAPO)."""
 

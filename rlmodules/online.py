@@ -205,20 +205,17 @@ class OnlineModule(AlgorithmModule):
 
     # -------------------------------------------------------------- held out
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The end of a run is always evaluated, whatever ``eval_every`` says."""
-        if self.current_epoch + 1 == self.trainer.max_epochs:
-            self._every, self.trainer.check_val_every_n_epoch = (
-                self.trainer.check_val_every_n_epoch,
-                1,
-            )
+        self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
+        trainer = self.trainer
+        if self._every is None and self.current_epoch + 1 == trainer.max_epochs:
+            # here, for an epoch that is gone on with in its middle does not start
+            self._every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
 
     def on_fit_end(self) -> None:
         if self._every is not None:
             self.trainer.check_val_every_n_epoch, self._every = self._every, None
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
 
     def validation_step(self, rollout: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Judge held-out episodes; returns one row a sample for whoever shows them."""

@@ -71,14 +71,14 @@ def test_n_plus_m_iterations_equal_n_then_a_resumed_m(tmp_path, name, lora):
 
 
 @pytest.mark.parametrize(
-    ("name", "batch"),
-    [("epochs", 5), ("resampling", 1), ("kl in reward", 0)],
-    ids=["second epoch", "within a window", "first batch"],
+    ("name", "iteration", "batch"),
+    [("epochs", 1, 5), ("resampling", 1, 1), ("kl in reward", 2, 0)],
+    ids=["second epoch", "within a window", "first batch of the last iteration"],
 )
-def test_a_signal_in_the_middle_of_an_iteration_loses_nothing(tmp_path, name, batch):
+def test_a_signal_in_the_middle_of_an_iteration_loses_nothing(tmp_path, name, iteration, batch):
     straight = fit(tmp_path / "straight", 3, **SETTINGS[name])
     with pytest.raises(StoppedBySignal):
-        fit(tmp_path / "first", 3, callbacks=[SignalAt(1, batch)], **SETTINGS[name])
+        fit(tmp_path / "first", 3, callbacks=[SignalAt(iteration, batch)], **SETTINGS[name])
     last = newest_checkpoint(tmp_path / "first")
     middle = torch.load(last, weights_only=True)
     resumed = fit(tmp_path / "second", 3, ckpt_path=last, **SETTINGS[name])
