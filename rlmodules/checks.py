@@ -16,3 +16,18 @@ def require(
         value = getattr(config, name)
         if not holds(value):
             raise ValueError(f"{group}.{name}={value!r} must be {what}")
+
+
+def device_options(device: str | None) -> dict[str, Any]:
+    """Lightning's ``accelerator`` and ``devices`` for cpu, cuda, cuda:INDEX, mps or None.
+
+    Raises:
+        ValueError: another string.
+    """
+    if device is None:
+        return {"accelerator": "auto", "devices": "auto"}
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "gpu", "mps") or (index and not index.isdigit()):
+        raise ValueError(f"algo.device={device!r}: use cpu, cuda, cuda:INDEX, mps or null for auto")
+    accelerator = "gpu" if kind == "cuda" else kind
+    return {"accelerator": accelerator, "devices": [int(index)] if index else 1}

@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from datamodules import PreferenceDataModule, PreferenceDataset
 from datamodules.preferences import ExampleDataset
 from rlmodules.callbacks import AtomicCheckpointIO, PreferenceReport, SaveOnStop, StepBar
+from rlmodules.checks import device_options
 from rlmodules.dpo import DPO, DPOConfig
 from rlmodules.models import ModelConfig, resolve_precision
 from rlmodules.offline import OfflineModule
 from rlmodules.orpo import ORPO, ORPOConfig
 from rlmodules.reward import RewardModel
 from rlmodules.reward_config import RewardModelConfig
-from rlmodules.trainers import device_options
 
 Metrics = dict[str, list[float]]
 

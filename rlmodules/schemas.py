@@ -6,6 +6,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from rlmodules.checks import device_options
 from rlmodules.dpo import DPOConfig
 from rlmodules.env_schemas import (
     BookingEnvSchema,
@@ -23,7 +24,6 @@ from rlmodules.multi_objective import MultiObjectiveConfig
 from rlmodules.orpo import ORPOConfig
 from rlmodules.ppo import PPOConfig
 from rlmodules.reward_config import RewardModelConfig
-from rlmodules.trainers import device_options
 
 
 @dataclass

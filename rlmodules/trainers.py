@@ -14,25 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Environment, RolloutDataModule, TextGenerationEnv
 from rlmodules.callbacks import AtomicCheckpointIO, IterationBar, RunReport, SaveOnStop
+from rlmodules.checks import device_options
 from rlmodules.grpo import GRPO
 from rlmodules.models import ModelConfig, resolve_precision
 from rlmodules.online import OnlineModule
 from rlmodules.ppo import PPO
-
-
-def device_options(device: str | None) -> dict[str, Any]:
-    """Lightning's ``accelerator`` and ``devices`` for cpu, cuda, cuda:INDEX, mps or None.
-
-    Raises:
-        ValueError: another string.
-    """
-    if device is None:
-        return {"accelerator": "auto", "devices": "auto"}
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "mps") or (index and not index.isdigit()):
-        raise ValueError(f"algo.device={device!r}: use cpu, cuda, cuda:INDEX, mps or null for auto")
-    accelerator = "gpu" if kind == "cuda" else kind
-    return {"accelerator": accelerator, "devices": [int(index)] if index else 1}
 
 
 class OnlineTrainer:

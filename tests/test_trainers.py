@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlmodules import LoraConfig, ModelConfig, PPOConfig, PPOTrainer
-from rlmodules.trainers import device_options
+from rlmodules.checks import device_options
 
 QUICK = {
     "model_name": "random:tiny",
