@@ -31,8 +31,8 @@ from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
 from datamodules.tables import read_rows
 from rlmodules import policy
+from rlmodules.drawing import SamplingParams
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
-from rlmodules.sampling import SamplingParams
 
 TESTS = 5
 BATCH = 128

@@ -1,6 +1,7 @@
 """Reinforcement learning and preference training of language models, as Lightning modules."""
 
 from rlmodules.dpo import DPO, DPOConfig
+from rlmodules.drawing import SamplingParams
 from rlmodules.grpo import GRPO, GRPOConfig
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
 from rlmodules.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
@@ -11,7 +12,7 @@ from rlmodules.ppo import PPO, PPOConfig
 from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer
 from rlmodules.reward import RewardModel
 from rlmodules.reward_config import RewardModelConfig
-from rlmodules.sampling import SamplingParams, sample
+from rlmodules.sampling import sample
 from rlmodules.trainers import GRPOTrainer, PPOTrainer
 
 __all__ = [

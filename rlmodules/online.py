@@ -17,13 +17,13 @@ from datamodules.environments.base import Environment, Observation, Trajectory
 from rlmodules import policy
 from rlmodules.base import AlgorithmModule, Stopwatch
 from rlmodules.checks import require
+from rlmodules.drawing import Response, SamplingParams
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.held_out import HeldOut
 from rlmodules.metrics import Means
 from rlmodules.models import backbone
 from rlmodules.models.layout import can_pack
 from rlmodules.models.saving import save_language_model
-from rlmodules.sampling import Response, SamplingParams
 
 
 @dataclass

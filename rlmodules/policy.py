@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, Trajectory
 from datamodules.experience import TokenBatch, action_mask, sequence_of
+from rlmodules.drawing import Response, SamplingParams
 from rlmodules.functional import adapt_kl_coefficient, token_logprobs
 from rlmodules.models import backbone, projection
 from rlmodules.models.layout import flat_hidden, pack, pad
-from rlmodules.sampling import Response, SamplingParams, sample
+from rlmodules.sampling import sample
 
 EVALUATION_TOKENS = 8192
 """Tokens, padding included, of one forward pass without gradients."""

@@ -24,10 +24,11 @@ from transformers import (
 )
 
 from datamodules import TextGenerationEnv
-from rlmodules import policy, sampling
+from rlmodules import drawing, policy
+from rlmodules.drawing import SamplingParams, choose
 from rlmodules.models import backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
-from rlmodules.sampling import SamplingParams, choose, sample
+from rlmodules.sampling import sample
 
 PROMPTS = ["ab", "a much longer prompt, of many tokens", "x", "hello there", "ab"]
 SEEDS = [11, 12, 13, 14, 15]
@@ -72,7 +73,7 @@ def endless(tokenizer):
 @torch.no_grad()
 def naive_loop(model, prompt, params, seed, ends=()):
     """One row, no cache: the model's own logits of everything so far, again for each token."""
-    uniforms = sampling._stream(seed, params.max_new_tokens)
+    uniforms = drawing.stream(seed, params.max_new_tokens)
     tokens, logprobs, kept_mass = [], [], []
     for uniform in uniforms:
         ids = torch.cat([prompt, torch.tensor(tokens, dtype=torch.long)])
@@ -470,10 +471,10 @@ def test_a_nucleus_wider_than_the_candidates_is_found_exactly(monkeypatch, candi
     logits = torch.randn(200, 90, generator=generator) * spreads  # flat rows beside peaked ones
     uniform = torch.rand(200, generator=generator)
     params = SamplingParams(top_p=0.905)
-    monkeypatch.setattr(sampling, "CANDIDATES", 90)
+    monkeypatch.setattr(drawing, "CANDIDATES", 90)
     tokens, logprobs, kept = choose(logits, uniform, params)
     assert (kept >= 0.9049).all() and (kept <= 1.0001).all()
-    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
+    monkeypatch.setattr(drawing, "CANDIDATES", candidates)
     narrow = choose(logits, uniform, params)
     assert torch.equal(narrow[0][40:], tokens[40:])  # equal logits have no order of their own
     assert_close(narrow[1], logprobs)

@@ -14,9 +14,9 @@ from datamodules.environments import TextGenerationEnv
 from datamodules.episodes import EpisodeError, act_out, play, require_some, score
 from datamodules.experience import action_mask, action_rewards, sequence_of
 from datamodules.rewards import RewardError
+from rlmodules.drawing import Response
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.policy import Evaluation
-from rlmodules.sampling import Response
 
 REPLY = [90, 91]
 

@@ -13,8 +13,8 @@ from datamodules.environments.toolbox import MAX_ANSWER, as_call
 from datamodules.environments.tools import Scene, ToolEnv, solved
 from datamodules.episodes import play as play_episodes
 from datamodules.experience import sequence_of
+from rlmodules.drawing import Response
 from rlmodules.models.embedded import tiny_tokenizer
-from rlmodules.sampling import Response
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id

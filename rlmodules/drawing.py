@@ -1,0 +1,121 @@
+"""Drawing tokens: what there is to set, and how a row of logits becomes a token.
+
+The log-probabilities are those of ``softmax(logits / temperature)``, the distribution that ratios
+and KL are computed of; top-k and top-p narrow the choice below that, and ``kept_mass`` says by how
+much.
+
+Shapes: B rows, V vocabulary, K candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 256
+"""The nucleus is looked for among this many tokens first; rows it does not fit sort everything."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw a response. ``temperature=0`` takes the likeliest token."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Sample in the smallest set of likeliest tokens that holds this mass; 1 for all."""
+    stop_strings: Sequence[str] = ()
+    """End once the response (never the prompt) contains one of these."""
+    stop_token_ids: Sequence[int] = ()
+    """End tokens besides the tokenizer's own EOS."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or positive")
+        if any(not stop for stop in self.stop_strings):
+            raise ValueError("stop_strings holds an empty string, which would end every response")
+
+
+@dataclass
+class Response:
+    """What the policy wrote after one prompt; the end token counts, where it wrote one."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    kept_mass: list[float] = field(default_factory=list)
+    """Probability of the tokens that top-k and top-p left to choose from, per token."""
+    finish_reason: str = "length"
+    """``eos`` (an end token), ``stop`` (a stop string) or ``length`` (max_new_tokens)."""
+
+
+def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> tuple[Tensor, ...]:
+    """Draw a token a row by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
+
+    Top-k is applied first, then top-p to what it left (as in transformers).
+
+    Returns:
+        ``(tokens_B, logprobs_B, kept_mass_B)``.
+    """
+    if params.temperature == 0:
+        log_z = logits_BV.logsumexp(-1)
+        best, tokens = logits_BV.max(-1)
+        return tokens, best - log_z, (best - log_z).exp()
+    logits = logits_BV / params.temperature
+    log_z = logits.logsumexp(-1, keepdim=True)
+    vocabulary = logits.shape[1]
+    if params.top_p == 1 and not 0 < params.top_k < vocabulary:
+        probs = (logits - log_z).exp_()
+        tokens = _invert(probs, uniform_B)
+        kept = torch.ones_like(uniform_B)
+    else:
+        width = min(vocabulary, params.top_k or CANDIDATES)
+        tokens, kept = _from_nucleus(logits, log_z, uniform_B, width, params)
+        # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
+        wide = (kept < 0).nonzero().squeeze(1)
+        if len(wide):
+            tokens[wide], kept[wide] = _from_nucleus(
+                logits[wide], log_z[wide], uniform_B[wide], vocabulary, params
+            )
+    logprobs = (logits.gather(1, tokens[:, None]) - log_z).squeeze(1)
+    return tokens, logprobs, kept
+
+
+def _from_nucleus(
+    logits: Tensor, log_z: Tensor, uniform: Tensor, width: int, params: SamplingParams
+) -> tuple[Tensor, Tensor]:
+    """Tokens and kept mass, from the ``width`` likeliest; kept is -1 where that is too few."""
+    top, order = logits.topk(width)
+    probs = (top - log_z).exp_()
+    total = probs.sum(-1, keepdim=True) if params.top_k else torch.ones_like(log_z)
+    before = probs.cumsum(-1) - probs
+    inside = before < params.top_p * total  # the token that crosses the threshold is in
+    probs = probs * inside
+    tokens = order.gather(1, _invert(probs, uniform)[:, None]).squeeze(1)
+    kept = probs.sum(-1)
+    if not params.top_k and width < logits.shape[1]:
+        kept = torch.where(inside[:, -1], -1.0, kept)
+    return tokens, kept
+
+
+def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Index at which the cumulative sum of ``probs`` passes ``uniform`` times its total."""
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    index = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    # Rounding may leave u * total on the total itself: the first index that reaches it is real.
+    return torch.minimum(index, torch.searchsorted(cumulative, total)).squeeze(1)
+
+
+def stream(seed: int, count: int) -> Tensor:
+    """``count`` uniform numbers in [0, 1); the low 32 bits of the seed count."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float32)
