@@ -28,7 +28,7 @@ from rlmodules import drawing, policy
 from rlmodules.drawing import SamplingParams, choose
 from rlmodules.models import backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
-from rlmodules.sampling import sample
+from rlmodules.sampling import Decoding, sample
 
 PROMPTS = ["ab", "a much longer prompt, of many tokens", "x", "hello there", "ab"]
 SEEDS = [11, 12, 13, 14, 15]
@@ -602,3 +602,63 @@ def test_an_environments_stop_strings_end_what_the_policy_writes():
     assert tokenizer.decode(said[()].tokens) == "Hi END of "
     assert tokenizer.decode(said[("END",)].tokens) == "Hi END"
     assert (said[()].finish_reason, said[("END",)].finish_reason) == ("length", "stop")
+
+
+# ------------------------------------------------------------------- rows that join
+
+
+def write_all(decoding):
+    while decoding.rows:
+        decoding.step()
+
+
+@pytest.mark.parametrize("late", ["ab", "a longer prompt than what is there by then"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_rows_that_join_later_say_what_they_say_alone_and_so_do_the_others(llama, kind, late):
+    model, tokenizer = llama[0], endless(llama[1])
+    if kind != "llama":
+        torch.manual_seed(0)
+        model = make_sharp(ARCHITECTURES[kind]())
+    prompts = [
+        ids % 60 if kind != "llama" else ids for ids in encode(tokenizer, "hello", "x", late)
+    ]
+    params = [
+        SamplingParams(12, temperature=0.8),
+        SamplingParams(5, temperature=1.2, top_k=9),
+        SamplingParams(9, temperature=0),
+    ]
+    seeds = [31, 32, 33]
+    joint = Decoding(model, tokenizer)
+    said = joint.admit(prompts[:2], params[:2], seeds[:2])
+    for _ in range(3):
+        joint.step()
+    said += joint.admit(prompts[2:], params[2:], seeds[2:])
+    write_all(joint)
+    for prompt, one, seed, response in zip(prompts, params, seeds, said, strict=True):
+        (alone,) = sample(model, tokenizer, [prompt], one, [seed])
+        assert response.tokens == alone.tokens
+        assert response.finish_reason == alone.finish_reason
+        assert_close(response.logprobs, alone.logprobs, rtol=0, atol=1e-4)
+    assert [len(response.tokens) for response in said] == [12, 5, 9]
+
+
+def test_rows_may_join_after_all_others_have_left(llama):
+    model, tokenizer = llama
+    prompts = encode(tokenizer, "hello", "x")
+    decoding = Decoding(model, tokenizer)
+    decoding.admit(prompts[:1], [greedy(2)], [0])
+    write_all(decoding)
+    (late,) = decoding.admit(prompts[1:], [greedy(4)], [0])
+    write_all(decoding)
+    assert late.tokens == sample(model, tokenizer, prompts[1:], greedy(4), [0])[0].tokens
+
+
+def test_a_model_with_a_cache_of_its_own_kind_takes_no_rows_while_it_writes():
+    torch.manual_seed(0)
+    model = make_sharp(ARCHITECTURES["gemma2"]())
+    decoding = Decoding(model, tiny_tokenizer())
+    assert decoding.open
+    decoding.admit([torch.tensor([3, 4, 5])], [greedy(3)], [0])
+    assert not decoding.open
+    write_all(decoding)
+    assert decoding.open
