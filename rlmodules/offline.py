@@ -134,7 +134,8 @@ class OfflineModule(AlgorithmModule):
         self.log_dict(self.step_metrics)
         self._restart_clock()
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        if last_epoch and batch_idx + 1 == trainer.num_training_batches:
+        ends = last_epoch and batch_idx + 1 == trainer.num_training_batches
+        if ends or trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
 
     def on_train_start(self) -> None:

@@ -209,7 +209,10 @@ class OnlineModule(AlgorithmModule):
         """The end of a run is always evaluated, whatever ``eval_every`` says."""
         self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
         trainer = self.trainer
-        if self._every is None and self.current_epoch + 1 == trainer.max_epochs:
+        last_step = trainer.global_step == trainer.max_steps
+        if last_step:
+            trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
+        if self._every is None and (last_step or self.current_epoch + 1 == trainer.max_epochs):
             # here, for an epoch that is gone on with in its middle does not start
             self._every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
 

@@ -147,6 +147,13 @@ def test_the_end_is_evaluated_whatever_eval_every_says():
     assert [row["step"] for row in evaluations] == [4, 6]
 
 
+def test_a_run_of_so_many_steps_is_evaluated_after_them():
+    c = config(num_epochs=3, eval_every=100)
+    history, evaluations = fit(DPO(c), data(c, held_out=dataset(2)), max_steps=3)
+    assert len(history) == 3
+    assert [row["step"] for row in evaluations] == [3]
+
+
 def test_evaluation_leaves_no_gradient_and_restores_the_mode():
     module = DPO(config(eval_every=1))
     seen = []

@@ -347,6 +347,16 @@ def test_a_starting_state_that_cannot_be_reached_costs_its_group_alone(settings)
     assert module.trainer.callback_metrics["val/reward"].isfinite()
 
 
+def test_a_run_of_so_many_steps_is_evaluated_after_them():
+    c = config(num_iterations=5, batch_size=16)  # two optimizer steps an iteration
+    held_out = data(c, eval_prompts=PROMPTS[:2], eval_size=2)
+    options = {"max_steps": 3, "check_val_every_n_epoch": 10}
+    module, _ = run(c, data=held_out, **options)
+    assert module.trainer.global_step == 3
+    assert module.trainer.callback_metrics["val/reward"].isfinite()
+    assert module.trainer.check_val_every_n_epoch == 10
+
+
 def test_an_episode_may_fail_in_scoring_while_the_policy_is_being_evaluated(monkeypatch):
     """Whenever the failure comes: here between the evaluation's first look and its second."""
     looked, scored = threading.Event(), threading.Event()
