@@ -18,6 +18,9 @@ from datamodules.guard import Failure, run_all
 from datamodules.rewards import RewardError, finite_number
 from datamodules.seeding import derive_seed
 
+SHOWN_FAILURES = 8
+"""Failed episodes of an environment that are shown; others are counted."""
+
 
 class EpisodeError(RuntimeError):
     """An environment raised, hung or returned no number; the message shows the episode."""
@@ -112,8 +115,7 @@ def score(
     if not pairs:
         return
     for (_, trajectory), result in zip(pairs, _scores(env, [e for e, _ in pairs]), strict=True):
-        if not isinstance(result, Failure) and finite_number(result[0]) is None:
-            result = Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
+        result = _checked_score(result)
         if isinstance(result, Failure):
             _fail(env, trajectory, result)
             continue
@@ -154,9 +156,11 @@ def _reset(
     calls = [partial(e.reset, i) for e, i in zip(episodes, starts, strict=True)]
     observations = _guarded(calls, env.timeout_s)
     for i, result in enumerate(observations):
+        if not isinstance(result, Failure | Observation):
+            result = Failure(TypeError(f"reset returned {result!r}, which is no Observation"))
         if isinstance(result, Failure):
-            if env.on_error == "raise":
-                raise result.error
+            if env.on_error == "raise" and isinstance(result.error, ValueError):
+                raise result.error  # the environment says what is wrong with it
             trajectories[i] = _unreached(starts[i])
             observations[i] = trajectories[i].observations[0]
             _fail(env, trajectories[i], result)
@@ -221,7 +225,11 @@ def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:
     )
     if env.on_error == "raise":
         raise EpisodeError(f"{message}\nenv.on_error=skip leaves it out") from failure.error
-    warnings.warn(f"{message}\nIt is left out (env.on_error=skip).", stacklevel=2)
+    env.num_failed += 1
+    if env.num_failed <= SHOWN_FAILURES:
+        warnings.warn(f"{message}\nIt is left out (env.on_error=skip).", stacklevel=2)
+    elif env.num_failed == SHOWN_FAILURES + 1:
+        warnings.warn("further failed episodes are counted only (rollout/failed)", stacklevel=2)
 
 
 def _record(trajectory: Trajectory, observation: Any, response: Any) -> None:
@@ -232,6 +240,17 @@ def _record(trajectory: Trajectory, observation: Any, response: Any) -> None:
     trajectory.metrics["finish_reason"] = response.finish_reason
     kept = trajectory.metrics.get("kept_mass", [])
     trajectory.metrics["kept_mass"] = [*kept, *response.kept_mass]
+
+
+def _checked_score(result: Any) -> tuple[float, dict[str, Any]] | Failure:
+    """What ``score`` returned for one episode, if it can be used."""
+    if isinstance(result, Failure):
+        return result
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        return Failure(TypeError(f"score gave {result!r}, expected (reward, dict of metrics)"))
+    if finite_number(result[0]) is None:
+        return Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
+    return result
 
 
 def _checked(result: Any) -> StepResult | Failure:

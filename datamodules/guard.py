@@ -3,8 +3,10 @@
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -16,7 +18,9 @@ class Failure:
     error: BaseException
 
     def __str__(self) -> str:
-        return f"{type(self.error).__name__}: {self.error}"
+        frames = traceback.extract_tb(self.error.__traceback__)
+        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        return f"{type(self.error).__name__}: {self.error}{where}"
 
 
 def run_all(

@@ -5,7 +5,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, check_options
 from datamodules.environments.text import TextGenerationEnv
+from datamodules.guard import Failure
 from datamodules.prompts import Prompt, as_prompt
 from datamodules.rewards import finite_number
 
@@ -40,10 +41,10 @@ class ScoreEpisodeEnv(TextGenerationEnv):
     ) -> None:
         self.scorer, self.policy = scorer, None
         name = f"{type(scorer).__name__}.build_dataset"
-        prompts = [
-            _row_prompt(row, f"{name}, row {number}")
-            for number, row in enumerate(scorer.build_dataset(tokenizer))
-        ]
+        rows = scorer.build_dataset(tokenizer)
+        if not isinstance(rows, Iterable):
+            raise ValueError(f"{name} returned {rows!r}, expected rows")
+        prompts = [_row_prompt(row, f"{name}, row {i}") for i, row in enumerate(rows)]
         if not prompts:
             raise ValueError(f"{name} gave no rows: an environment needs at least one")
         super().__init__(tokenizer, prompts, **text_options)
@@ -112,7 +113,12 @@ def make_environment(
     if prompts is not None:
         given["prompts"] = prompts
     _check_arguments(target, name, args, given)
-    made = target(*args, **given)
+    try:
+        made = target(*args, **given)
+    except (ValueError, OSError, ImportError):
+        raise  # it says what is wrong
+    except Exception as error:
+        raise ValueError(f"{name} could not be made: {Failure(error)}") from error
     if isinstance(made, Environment):
         return _with_options(made, {k: v for k, v in options.items() if not accepts(k)})
     if all(callable(getattr(made, method, None)) for method in ("build_dataset", "score_episode")):

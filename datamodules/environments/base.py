@@ -74,6 +74,8 @@ class Environment(ABC):
     timeout_s: float | None = None
     """Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it
     is set, each episode is scored by itself, in threads."""
+    num_failed: int = 0
+    """Episodes that have failed so far."""
     held_out: Sequence[int] | None = None
     """Starting states kept for evaluation; None leaves the choice to the data module."""
 

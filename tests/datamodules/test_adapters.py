@@ -241,8 +241,20 @@ def test_an_error_of_the_constructor_is_not_disguised():
         def __init__(self):
             raise TypeError("from within")
 
-    with pytest.raises(TypeError, match="from within"):
+    with pytest.raises(ValueError, match=r"Raises could not be made: TypeError: from within"):
         make_environment(Raises, TOKENIZER)
+
+
+def test_rows_that_are_none_are_named():
+    class Forgetful(HotelEnv):
+        def __init__(self):
+            super().__init__("Rome")
+
+        def build_dataset(self, tokenizer):
+            return None
+
+    with pytest.raises(ValueError, match=r"Forgetful\.build_dataset returned None"):
+        make_environment(Forgetful, TOKENIZER)
 
 
 # ------------------------------------------------------------------------- reasoning-gym

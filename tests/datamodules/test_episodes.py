@@ -252,9 +252,38 @@ def test_under_skip_an_episode_that_cannot_begin_costs_itself_alone(how, hang):
     assert [t.total_reward for t in rollout.trajectories] == [0.25, 0.0, 2.25]
 
 
-def test_under_raise_an_error_of_reset_is_what_the_environment_said():
-    with pytest.raises(ConnectionError, match="the hotel is closed"):
+def test_under_raise_an_episode_that_cannot_begin_stops_the_run():
+    with pytest.raises(EpisodeError, match=r"(?s)hotel is closed.*test_episodes.*state 1"):
         played(Chain(reset_with={1: boom}))
+    with pytest.raises(EpisodeError, match="reset returned None, which is no Observation"):
+        played(Chain(reset_with={1: lambda episode: None}))
+
+
+def test_what_an_environment_finds_wrong_with_a_prompt_is_said_as_it_says_it():
+    def too_long(episode):
+        raise ValueError("env.max_length=8: raise it")
+
+    with pytest.raises(ValueError, match=r"^env\.max_length=8: raise it$"):
+        played(Chain(reset_with={1: too_long}))
+
+
+def test_only_the_first_failures_are_shown_and_the_others_counted():
+    env = Chain(turns=(1,) * 20, respond_with=dict.fromkeys(range(19), boom), on_error="skip")
+    with pytest.warns(UserWarning) as caught:
+        played(env)
+    assert len(caught) == 9 and "counted only" in str(caught[-1].message)
+    assert env.num_failed == 19
+
+
+def test_a_score_without_metrics_is_an_error_that_says_what_is_expected():
+    class Plain(Chain):
+        def score(self, episodes):
+            return [1.0] * len(episodes)
+
+    with pytest.raises(
+        EpisodeError, match=r"score gave 1\.0, expected \(reward, dict of metrics\)"
+    ):
+        played(Plain())
 
 
 def test_an_episode_that_failed_in_its_second_turn_plays_no_third_and_is_not_scored():
