@@ -7,7 +7,9 @@ python train.py -m algo=ppo algo.learning_rate=1e-5,3e-5 seed=0,1
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning as L
@@ -75,11 +77,22 @@ def run_task(cfg: DictConfig) -> None:
     print(instantiate(cfg.task)(module, datamodule, trainer, settings))
 
 
+def left_open(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every value that has to be given and was not, as it is given: ``env.path=...``."""
+    for name, value in group.items():
+        if value == "???":
+            yield f"{prefix}{name}=..."
+        elif isinstance(value, dict):
+            yield from left_open(value, f"{prefix}{name}.")
+
+
 def check_groups(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: a group was chosen that nothing reads, or one is missing.
+        ValueError: a value is missing, or a group is missing or was chosen though nothing reads it.
     """
+    if missing := list(left_open(OmegaConf.to_container(cfg))):
+        raise ValueError(f"what was chosen leaves open: {', '.join(missing)}")
     if cfg.data.get("env") is None:
         for group in ("env", "reward"):
             if cfg[group]:
@@ -104,7 +117,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         check_groups(cfg)
         return run_task(cfg) if cfg.task else train(cfg)
-    except (ValueError, OSError, RuntimeError, ImportError, InstantiationException) as error:
+    except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) else error

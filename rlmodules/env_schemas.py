@@ -49,6 +49,13 @@ class MathEnvSchema(EnvSchema):
 
 
 @dataclass
+class GSM8KEnvSchema(MathEnvSchema):
+    """``env=gsm8k``. (``???`` in YAML hides no default: what must be given has none.)"""
+
+    path: str = MISSING
+
+
+@dataclass
 class CodeEnvSchema(EnvSchema):
     """``env=code``."""
 
@@ -135,7 +142,7 @@ class ReasoningGymSchema(EnvSchema):
     num_problems: int = 1000
     num_held_out: int = 200
     seed: int = 0
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     answer_format: str = "tag"
     instruction: str | None = None
     temperature: float = 1.0

@@ -67,7 +67,9 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         window = self.mini_batch_size * self.gradient_accumulation_steps
-        if window < 1 or self.batch_size < 1 or self.batch_size % window:
+        sizes = ("batch_size", "mini_batch_size", "gradient_accumulation_steps")
+        require(self, sizes, lambda x: x >= 1, "at least 1")
+        if self.batch_size % window:
             raise ValueError(
                 f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
                 f" gradient_accumulation_steps = {self.mini_batch_size} x"

@@ -13,6 +13,7 @@ from rlmodules.env_schemas import (
     CalculatorEnvSchema,
     CodeEnvSchema,
     CollectPreferencesSchema,
+    GSM8KEnvSchema,
     MathEnvSchema,
     PreferenceEnvSchema,
     ReasoningGymSchema,
@@ -24,6 +25,13 @@ from rlmodules.multi_objective import MultiObjectiveConfig
 from rlmodules.orpo import ORPOConfig
 from rlmodules.ppo import PPOConfig
 from rlmodules.reward_config import RewardModelConfig
+
+
+@dataclass
+class NamedModelConfig(ModelConfig):
+    """A model that has to be named (``model=hf``)."""
+
+    name: str = MISSING
 
 
 @dataclass
@@ -110,11 +118,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "reward": RewardModelConfig,
         "multi_objective": MultiObjectiveConfig,
     },
-    "model": {"base": ModelConfig},
+    "model": {"base": ModelConfig, "named": NamedModelConfig},
     "data": {"rollouts": RolloutDataSchema, "preferences": PreferenceDataSchema},
     "env": {
         "text": TextEnvSchema,
         "math": MathEnvSchema,
+        "gsm8k": GSM8KEnvSchema,
         "code": CodeEnvSchema,
         "preference": PreferenceEnvSchema,
         "calculator": CalculatorEnvSchema,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import train
+
 HERE = Path(__file__).parent
 QUICK = [
     "algo=grpo",
@@ -98,6 +100,12 @@ def test_a_model_is_judged_without_being_trained(tmp_path):
         (["env=math", "reward=length"], "has no use for reward="),
         (["env=text", "reward=none"], "needs a reward: reward=sentiment"),
         (["env=math", "env.difficulty=9"], r"env.difficulty=9: the levels are 1 to 6"),
+        (["env=gsm8k"], "what was chosen leaves open: env.path=..."),
+        (["env=custom"], "leaves open: env._target_=..."),
+        (["task=evaluate", "model=hf"], "leaves open: model.name=..."),
+        (["task=collect_preferences"], "leaves open: out=..."),
+        (["env=text", "reward=model"], "leaves open: reward.path=..."),
+        (["algo.batch_size=0"], "algo.batch_size=0 must be at least 1"),
         (["env=gsm8k", "env.path=nowhere.jsonl"], "env.path='nowhere.jsonl': there is no such"),
         (["env=math", "data.prompts=[One,Two]"], "takes no prompts: leave out data.prompts"),
         (["env=code", "env.sandbox=none"], "env.sandbox='none'"),
@@ -107,5 +115,12 @@ def test_a_model_is_judged_without_being_trained(tmp_path):
         (["task=evaluate", "data.eval_size=0"], "nothing is held out"),
     ],
 )
-def test_mistakes_are_named_with_their_remedy(tmp_path, arguments, message):
-    assert message in command(tmp_path, *arguments, status=1)
+def test_mistakes_are_named_with_their_remedy(tmp_path, monkeypatch, arguments, message):
+    """In this process, as a start takes longer than finding out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    said, _, place = str(ended.value).strip().partition("\n(the traceback is in ")
+    assert message in said and len(said.splitlines()) <= 3
+    assert Path(place.rstrip(")")).read_text().startswith("Traceback")
