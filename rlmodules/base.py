@@ -70,12 +70,20 @@ class AlgorithmModule(L.LightningModule):
         kept, state = self._trained_keys(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
         checkpoint["iteration_state"] = self.iteration_state()
+        checkpoint["algorithm"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """
         Raises:
-            ValueError: the checkpoint is of another model.
+            ValueError: the checkpoint is of another algorithm or model, or all is done already.
         """
+        made_by = checkpoint.get("algorithm", type(self).__name__)
+        if made_by != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint is of {made_by}, this run is of {type(self).__name__}: repeat the"
+                " command that it was made with (algo=...), and add ckpt_path"
+            )
+        self._require_more_to_do(checkpoint)
         expected, found = self._trained_keys(), set(checkpoint["state_dict"])
         if expected != found:
             raise ValueError(
@@ -85,6 +93,18 @@ class AlgorithmModule(L.LightningModule):
                 f" {checkpoint.get('hyper_parameters', {}).get('model_config')}"
             )
         self.load_iteration_state(checkpoint["iteration_state"])
+
+    def _require_more_to_do(self, checkpoint: dict[str, Any]) -> None:
+        trainer = self._trainer
+        if trainer is None or not trainer.training or (trainer.max_epochs or -1) < 1:
+            return
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if done >= trainer.max_epochs:
+            name = "num_iterations" if hasattr(self.config, "num_iterations") else "num_epochs"
+            raise ValueError(
+                f"the checkpoint has {done} of algo.{name}={trainer.max_epochs} behind it: there is"
+                " nothing left to do; raise it to go on"
+            )
 
     def _trained_keys(self) -> set[str]:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}

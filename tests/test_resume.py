@@ -172,6 +172,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         fit(tmp_path / "lora", 2, lora=4, ckpt_path=newest_checkpoint(tmp_path / "full"))
 
 
+def test_a_checkpoint_of_another_algorithm_is_refused_by_its_name(tmp_path):
+    fit(tmp_path, 1)
+    path = newest_checkpoint(tmp_path)
+    checkpoint = torch.load(path, weights_only=True) | {"algorithm": "GRPO"}
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="is of GRPO, this run is of PPO"):
+        fit(tmp_path / "ppo", 2, ckpt_path=path)
+
+
+def test_a_run_that_has_nothing_left_to_do_says_so(tmp_path):
+    fit(tmp_path, 2)
+    last = newest_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"2 of algo\.num_iterations=2 behind it"):
+        fit(tmp_path / "again", 2, ckpt_path=last)
+    fit(tmp_path / "more", 3, ckpt_path=last)
+
+
 def test_a_pickle_from_outside_is_not_executed(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -122,7 +122,10 @@ class SaveOnStop(Checkpoint):
             return
         trainer.save_checkpoint(self.path)
         if trainer.is_global_zero:
-            rich_print(f"\nSaved {self.path}\nContinue with: [bold]ckpt_path={self.path}[/]")
+            rich_print(
+                f"\nSaved {self.path}\n"
+                f"Continue with the same command and [bold]ckpt_path={self.path}[/]"
+            )
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None and number == signal.SIGINT:
