@@ -17,6 +17,7 @@ from datamodules.experience import TokenBatch, action_mask, sequence_of
 from rlmodules.drawing import Response, SamplingParams
 from rlmodules.functional import adapt_kl_coefficient, token_logprobs
 from rlmodules.models import backbone, projection
+from rlmodules.models.adapters import adapters_off
 from rlmodules.models.layout import flat_hidden, pack, pad
 from rlmodules.sampling import sample
 
@@ -41,7 +42,7 @@ class Reference(nn.Module):
     def of(self, base_model: nn.Module) -> Iterator[nn.Module]:
         """The reference of ``base_model``, for as long as the context lasts."""
         if self.is_adapter_free:
-            with base_model.disable_adapter():
+            with adapters_off(base_model):
                 yield base_model
         else:
             yield self.model
