@@ -2,6 +2,7 @@
 
 from rlmodules.dpo import DPO, DPOConfig
 from rlmodules.drawing import SamplingParams
+from rlmodules.forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
 from rlmodules.grpo import GRPO, GRPOConfig
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
 from rlmodules.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
@@ -21,8 +22,10 @@ __all__ = [
     "ORPO",
     "PPO",
     "AdaptiveKLController",
+    "AsyncTrainingClient",
     "DPOConfig",
     "DPOTrainer",
+    "ForwardBackwardPipeline",
     "GRPOConfig",
     "GRPOTrainer",
     "LoraConfig",
