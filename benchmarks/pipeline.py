@@ -214,6 +214,7 @@ def remote(model: nn.Module, args: argparse.Namespace) -> str:
         for _ in range(calls):
             client.forward(batch).result()
 
+    torch.set_num_threads(1)  # as Ray gives an actor of one core
     here = tiny_client()
     with AsyncTrainingClient.connect("local", tiny_client) as there:
         seconds = interleaved(
