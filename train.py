@@ -80,7 +80,7 @@ def run_task(cfg: DictConfig) -> None:
 def left_open(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Every value that has to be given and was not, as it is given: ``env.path=...``."""
     for name, value in group.items():
-        if value == "???":
+        if value in ("???", schemas.REQUIRED):
             yield f"{prefix}{name}=..."
         elif isinstance(value, dict):
             yield from left_open(value, f"{prefix}{name}.")

@@ -49,13 +49,6 @@ class MathEnvSchema(EnvSchema):
 
 
 @dataclass
-class GSM8KEnvSchema(MathEnvSchema):
-    """``env=gsm8k``. (``???`` in YAML hides no default: what must be given has none.)"""
-
-    path: str = MISSING
-
-
-@dataclass
 class CodeEnvSchema(EnvSchema):
     """``env=code``."""
 

@@ -13,7 +13,6 @@ from rlmodules.env_schemas import (
     CalculatorEnvSchema,
     CodeEnvSchema,
     CollectPreferencesSchema,
-    GSM8KEnvSchema,
     MathEnvSchema,
     PreferenceEnvSchema,
     ReasoningGymSchema,
@@ -25,13 +24,6 @@ from rlmodules.multi_objective import MultiObjectiveConfig
 from rlmodules.orpo import ORPOConfig
 from rlmodules.ppo import PPOConfig
 from rlmodules.reward_config import RewardModelConfig
-
-
-@dataclass
-class NamedModelConfig(ModelConfig):
-    """A model that has to be named (``model=hf``)."""
-
-    name: str = MISSING
 
 
 @dataclass
@@ -109,6 +101,9 @@ class ModelRewardSchema(RewardSchema):
     device: str | None = None
 
 
+REQUIRED = "${required:}"
+"""In YAML: has to be given. (``???`` says so too, but leaves the default of a schema in place.)"""
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "algo": {
         "ppo": PPOConfig,
@@ -118,12 +113,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "reward": RewardModelConfig,
         "multi_objective": MultiObjectiveConfig,
     },
-    "model": {"base": ModelConfig, "named": NamedModelConfig},
+    "model": {"base": ModelConfig},
     "data": {"rollouts": RolloutDataSchema, "preferences": PreferenceDataSchema},
     "env": {
         "text": TextEnvSchema,
         "math": MathEnvSchema,
-        "gsm8k": GSM8KEnvSchema,
         "code": CodeEnvSchema,
         "preference": PreferenceEnvSchema,
         "calculator": CalculatorEnvSchema,
@@ -149,8 +143,17 @@ def register() -> None:
         OmegaConf.register_new_resolver(
             name, lambda device, name=name: device_options(device)[name], replace=True
         )
+    OmegaConf.register_new_resolver("required", required, replace=True)
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)
+
+
+def required() -> None:
+    """
+    Raises:
+        ValueError: always; ``train.py`` names the value before.
+    """
+    raise ValueError("a value that has to be given was left open")
 
 
 def carried_heldout(path: str | None) -> str | None:

@@ -116,11 +116,22 @@ def test_a_model_is_judged_without_being_trained(tmp_path):
     ],
 )
 def test_mistakes_are_named_with_their_remedy(tmp_path, monkeypatch, arguments, message):
-    """In this process, as a start takes longer than finding out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, *arguments])
+    assert message in refused(monkeypatch, *QUICK, *arguments)
+
+
+def test_an_experiment_names_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refused(monkeypatch, "experiment=chat_lora", "reward.path=x")
+    assert "leaves open: model.name=..., data.path=..." in said
+
+
+def refused(monkeypatch, *arguments):
+    """What ``train.py`` ends with; in this process, as a start takes longer than finding out."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         train.main()
     said, _, place = str(ended.value).strip().partition("\n(the traceback is in ")
-    assert message in said and len(said.splitlines()) <= 3
+    assert len(said.splitlines()) <= 3
     assert Path(place.rstrip(")")).read_text().startswith("Traceback")
+    return said

@@ -58,9 +58,10 @@ class GradientWindow:
             for p, grad in zip(self.parameters, before, strict=True):
                 p.grad = grad
             raise
-        for p, old in zip(self.parameters, before if self.passes else [], strict=self.passes > 0):
-            if old is not None:
-                p.grad = old if p.grad is None else old.add_(p.grad)
+        if self.passes:
+            for p, old in zip(self.parameters, before, strict=True):
+                if old is not None:
+                    p.grad = old if p.grad is None else old.add_(p.grad)
         self.passes, self.tokens = self.passes + 1, self.tokens + tokens
         self.norm = norm if self.steps == 1 else None
 
