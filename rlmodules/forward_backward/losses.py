@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from rlmodules.forward_backward.tokens import Scored, Tokens
-from rlmodules.functional import clipped_surrogate_loss, clipped_value_loss, entropy_bonus
+from rlmodules.functional import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    entropy_bonus,
+    importance_sampling_loss,
+)
 from rlmodules.functional.policy_losses import Loss
 
 PER_TOKEN = (
@@ -34,17 +39,13 @@ def cross_entropy(scored: Scored) -> Loss:
 
 
 def importance_sampling(scored: Scored, *, old_logprobs: Tensor, advantages: Tensor) -> Loss:
-    """``-mean exp(logprob - old_logprob) * advantage``.
-
-    The policy gradient with the ratio that corrects for the policy having moved since it sampled
-    (the unclipped objective of Schulman et al. 2017, arXiv:1707.06347, eq. 6).
-    """
-    log_ratio = scored.logprobs - old_logprobs
-    ratio = log_ratio.exp()
-    loss = -(ratio * advantages).mean()
-    with torch.no_grad():
-        kl = (torch.expm1(log_ratio) - log_ratio).mean()
-        return loss, {"ratio": ratio.mean(), "approx_kl": kl}
+    """``-mean exp(logprob - old_logprob) * advantage``: corrects for the policy having moved."""
+    return importance_sampling_loss(
+        logprobs_BA=scored.logprobs[None],
+        old_logprobs_BA=old_logprobs[None],
+        advantages_BA=advantages[None],
+        **_all_count(scored),
+    )
 
 
 def ppo(
@@ -70,8 +71,7 @@ def ppo(
         ValueError: ``returns`` without old values or without a value head, or the reverse.
     """
     old_values = values if old_values is None else old_values
-    shared = {"mask_BA": torch.ones_like(scored.logprobs, dtype=torch.bool)[None]}
-    shared |= {"num_actions": float(len(scored.logprobs))}
+    shared = _all_count(scored)
     loss, metrics = clipped_surrogate_loss(
         logprobs_BA=scored.logprobs[None],
         old_logprobs_BA=old_log_probs[None],
@@ -101,6 +101,11 @@ def ppo(
         loss = loss + entropy_coef * bonus
         metrics |= entropy_metrics
     return loss, metrics
+
+
+def _all_count(scored: Scored) -> dict[str, Any]:
+    mask = torch.ones_like(scored.logprobs, dtype=torch.bool)[None]
+    return {"mask_BA": mask, "num_actions": float(mask.numel())}
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {

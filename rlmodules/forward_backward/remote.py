@@ -182,6 +182,8 @@ def _hand_over(answer: Future, future: Future) -> None:
         return
     error = answer.exception()
     if error is not None:
-        future.set_exception(error)
+        # Ray's own errors are of the type that was raised there, but not through a Ray client.
+        typed = getattr(error, "as_instanceof_cause", lambda: error)
+        future.set_exception(typed())
     else:
         future.set_result(answer.result())

@@ -22,6 +22,7 @@ from rlmodules.functional.policy_losses import (
     clipped_surrogate_loss,
     clipped_value_loss,
     entropy_bonus,
+    importance_sampling_loss,
 )
 from rlmodules.functional.preference_losses import (
     bradley_terry_loss,
@@ -51,6 +52,7 @@ __all__ = [
     "gae",
     "group_advantages",
     "grpo_loss",
+    "importance_sampling_loss",
     "kl_estimate",
     "masked_mean",
     "masked_var",

@@ -50,6 +50,31 @@ def clipped_surrogate_loss(
     return loss, metrics
 
 
+def importance_sampling_loss(
+    *,
+    logprobs_BA: Tensor,
+    old_logprobs_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    num_actions: float,
+) -> Loss:
+    """``-sum exp(logprob - old_logprob) A / num_actions``: the surrogate without a clip.
+
+    (Schulman et al. 2017, arXiv:1707.06347, eq. 6.)
+
+    Metrics: ``ratio``, its mean; ``approx_kl``, the k3 estimate of KL(old || new).
+    """
+    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, torch.zeros_like(logprobs_BA))
+    ratio = log_ratio.exp()
+    loss = -masked_sum(ratio * advantages_BA, mask_BA) / num_actions
+    with torch.no_grad():
+        metrics = {
+            "ratio": masked_mean(ratio, mask_BA),
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask_BA),
+        }
+    return loss, metrics
+
+
 def clipped_value_loss(
     *,
     values_BA: Tensor,

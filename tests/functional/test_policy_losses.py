@@ -10,6 +10,7 @@ from rlmodules.functional.policy_losses import (
     clipped_surrogate_loss,
     clipped_value_loss,
     entropy_bonus,
+    importance_sampling_loss,
 )
 
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -331,3 +332,17 @@ def test_a_minibatch_without_actions_gives_zero_and_metrics_carry_no_graph(name)
     assert loss.item() == 0.0 and gradient.count_nonzero() == 0
     assert all(math.isfinite(metric.item()) for metric in metrics.values())
     assert not any(metric.requires_grad for metric in metrics.values())
+
+
+def test_the_importance_sampling_loss_is_the_ratio_times_the_advantage_unclipped():
+    loss, metrics = importance_sampling_loss(
+        logprobs_BA=torch.tensor([[math.log(0.5), math.log(0.1), math.nan]]),
+        old_logprobs_BA=torch.tensor([[math.log(0.25), math.log(0.2), 0.0]]),
+        advantages_BA=torch.tensor([[3.0, -1.0, 7.0]]),
+        mask_BA=torch.tensor([[True, True, False]]),
+        num_actions=4.0,
+    )
+    assert loss.item() == pytest.approx(-(2.0 * 3.0 - 0.5 * 1.0) / 4)
+    assert metrics["ratio"].item() == pytest.approx(1.25)
+    expected = ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2
+    assert metrics["approx_kl"].item() == pytest.approx(expected)
