@@ -1,6 +1,7 @@
 """The same client over Ray, started on this machine."""
 
 import os
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_a_callback_that_fails_costs_the_call_that_needs_it_alone(client):
     assert after.result(WAIT).loss > 0
 
 
+def test_what_cannot_be_sent_costs_its_call_alone(client):
+    lock = threading.Lock()
+    lost = client.forward_backward_custom({"input_ids": IDS}, lambda *_: lock)
+    after = client.forward({"input_ids": IDS})
+    with pytest.raises(TypeError, match="lock"):
+        lost.result(WAIT)
+    assert after.result(WAIT).logprobs.shape == (2, 12)
+
+
 def slow(model, inputs, outputs):
     time.sleep(2)
     return outputs.logits.mean()
@@ -119,3 +129,22 @@ def test_what_has_not_started_there_can_be_cancelled_here(client):
     time.sleep(0.5)  # until it has arrived
     assert waiting.cancel() and waiting.cancelled()
     assert client.optim_step().result(WAIT).step == 1  # the other one took no step
+
+
+def test_what_was_not_sent_when_a_client_is_ended_is_cancelled(remote):
+    """Over another actor of the same cluster; nothing is left waiting."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    options = {"runtime_env": {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}}
+    other, gate = AsyncTrainingClient.connect("local", make, **options), threading.Event()
+    held = other.submit(gate.wait)
+    first = other.forward({"input_ids": IDS, "mask": held})  # is being sent, and waits
+    behind = [other.forward({"input_ids": IDS}) for _ in range(3)]
+    time.sleep(0.2)
+    ending = threading.Thread(target=other.shutdown, kwargs={"cancel_pending": True})
+    ending.start()
+    time.sleep(0.2)
+    gate.set()
+    ending.join(WAIT)
+    assert not ending.is_alive()
+    assert first.exception(WAIT) is not None  # True is no mask
+    assert all(future.cancelled() for future in behind)

@@ -31,6 +31,8 @@ class Model:
         self.module, self.fabric = module, fabric
         self.language = module.base_model if isinstance(module, PPOModel) else module
         self.value_head = module.value_head if isinstance(module, PPOModel) else None
+        if not hasattr(self.language, "get_output_embeddings"):
+            raise ValueError(f"{type(module).__name__} is no causal language model of transformers")
         check_projection(self.language)
         self.packs = can_pack(backbone(self.language))
 

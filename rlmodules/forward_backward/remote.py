@@ -93,6 +93,7 @@ class RemoteTrainingClient(Closing):
         self._actor = ray.remote(Service).options(**options).remote(make)
         self._sending, self._helpers = Lane("sending"), Helpers(max_workers)
         self._number, self._lock = 0, threading.Lock()
+        self._unsent: dict[int, RemoteFuture] = {}
 
     def forward_backward(
         self, batch: Mapping[str, Any], loss_fn: str = "cross_entropy", **arguments: Any
@@ -135,6 +136,9 @@ class RemoteTrainingClient(Closing):
     def shutdown(self, *, wait: bool = True, cancel_pending: bool = False) -> None:
         """End after all that was called; the actor ends too, and a Ray that was started here."""
         self._sending.shutdown(wait=wait, cancel_pending=cancel_pending)
+        if cancel_pending:
+            for future in list(self._unsent.values()):
+                Future.cancel(future)  # nobody there knows of it
         self._helpers.shutdown(wait=wait, cancel_pending=cancel_pending)
         if self._actor is None:
             return
@@ -151,7 +155,7 @@ class RemoteTrainingClient(Closing):
         args, kwargs = snapshot(args), snapshot(kwargs)
         with self._lock:
             number, self._number = self._number, self._number + 1
-            future = RemoteFuture(lambda: self._cancel(number))
+            future = self._unsent[number] = RemoteFuture(lambda: self._cancel(number))
             # Not as arguments: the lane would wait for the very future that it is to fulfil.
             self._sending.submit(lambda: self._send(future, number, name, args, kwargs))
         return future
@@ -159,14 +163,15 @@ class RemoteTrainingClient(Closing):
     def _send(
         self, future: Future, number: int, name: str, args: tuple, kwargs: dict[str, Any]
     ) -> None:
+        self._unsent.pop(number, None)
         try:
             ready = tuple(map(resolved, args)), resolved(kwargs)
-        except BaseException as error:
+            sent = self._actor.call.remote(number, name, *ready)
+        except BaseException as error:  # a callback's, or of what cannot be sent
             # The number must not be missing there, or all that follows would wait for it.
             self._actor.call.remote(number, "submit", (_nothing,), {})
             future.set_exception(error)
             return
-        sent = self._actor.call.remote(number, name, *ready)
         sent.future().add_done_callback(lambda answer: _hand_over(answer, future))
 
     def _cancel(self, number: int) -> bool:

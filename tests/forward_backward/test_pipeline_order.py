@@ -516,3 +516,8 @@ def test_an_optimizer_of_another_model_is_refused():
             pipeline.optim_step(sgd(tiny())).result(timeout=LONG)
         assert same(before, gradients(model))
         pipeline.optim_step(sgd(model)).result(timeout=LONG)
+
+
+def test_a_model_that_is_no_language_model_is_refused():
+    with pytest.raises(ValueError, match="Linear is no causal language model"):
+        pipeline_of(torch.nn.Linear(2, 2))
