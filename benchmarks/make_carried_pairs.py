@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from datamodules import rewards
-from datamodules.prompts import Prompt, encode_prompt, load_prompts
+from datamodules.text.prompts import Prompt, encode_prompt, load_prompts
 from rlmodules import ModelConfig, SamplingParams, sample
 from rlmodules.models import load_model, load_tokenizer
 

@@ -21,7 +21,7 @@ import lightning as L
 import torch
 
 from datamodules import PreferenceDataModule, PreferenceDataset
-from datamodules.preferences import Example, PreferenceBatch
+from datamodules.preferences.dataset import Example, PreferenceBatch
 from rlmodules import DPO, DPOConfig, ModelConfig, RewardModel, RewardModelConfig
 from rlmodules.models.layout import shared_prefix
 

@@ -29,10 +29,10 @@ from datamodules.environments.code import OWN_PROBLEMS, CodeGenerationEnv
 from datamodules.environments.maths import MathEnv
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
-from datamodules.tables import read_rows
-from rlmodules import policy
-from rlmodules.drawing import SamplingParams
+from datamodules.text.tables import read_rows
+from rlmodules.algorithms import policy
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
+from rlmodules.sampling.choose import SamplingParams
 
 TESTS = 5
 BATCH = 128

@@ -14,12 +14,12 @@ from datamodules.environments import (
     create_math_problem_env,
     make_environment,
 )
-from datamodules.experience import Experience, Minibatch, TokenBatch
-from datamodules.preference_data import PreferenceDataModule
-from datamodules.preferences import PreferenceBatch, PreferenceDataset
-from datamodules.prompts import Prompt, load_prompts
-from datamodules.rewards import RewardError, RewardFunction
-from datamodules.rollouts import RolloutDataModule
+from datamodules.preferences.datamodule import PreferenceDataModule
+from datamodules.preferences.dataset import PreferenceBatch, PreferenceDataset
+from datamodules.rewards.functions import RewardError, RewardFunction
+from datamodules.rollouts.datamodule import RolloutDataModule
+from datamodules.text.prompts import Prompt, load_prompts
+from datamodules.types import Experience, Minibatch, TokenBatch
 
 __all__ = [
     "CodeGenerationEnv",

@@ -1,19 +1,23 @@
 """Reinforcement learning and preference training of language models, as Lightning modules."""
 
-from rlmodules.dpo import DPO, DPOConfig
-from rlmodules.drawing import SamplingParams
+import importlib
+import warnings
+from types import ModuleType
+
+from rlmodules.algorithms.dpo import DPO, DPOConfig
+from rlmodules.algorithms.grpo import GRPO, GRPOConfig
+from rlmodules.algorithms.orpo import ORPO, ORPOConfig
+from rlmodules.algorithms.policy import AdaptiveKLController
+from rlmodules.algorithms.ppo import PPO, PPOConfig
 from rlmodules.forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
-from rlmodules.grpo import GRPO, GRPOConfig
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
-from rlmodules.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
-from rlmodules.orpo import ORPO, ORPOConfig
-from rlmodules.pairwise import PairwiseRewardModel
-from rlmodules.policy import AdaptiveKLController
-from rlmodules.ppo import PPO, PPOConfig
 from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer
-from rlmodules.reward import RewardModel
-from rlmodules.reward_config import RewardModelConfig
-from rlmodules.sampling import sample
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
+from rlmodules.reward_models.pairwise import PairwiseRewardModel
+from rlmodules.reward_models.scalar import RewardModel
+from rlmodules.sampling.choose import SamplingParams
+from rlmodules.sampling.decoding import sample
 from rlmodules.trainers import GRPOTrainer, PPOTrainer
 
 __all__ = [
@@ -45,3 +49,18 @@ __all__ = [
     "ValueHead",
     "sample",
 ]
+
+_MOVED = {
+    "collect": "rlmodules.tasks.collect_preferences",
+    "evaluate": "rlmodules.tasks.evaluate",
+    "preference_model": "rlmodules.reward_models.preference_model",
+    "reward_function": "rlmodules.reward_models.serving",
+}
+"""Modules that a ``_target_`` of an earlier version names."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"rlmodules.{name} is now {_MOVED[name]}", FutureWarning, stacklevel=2)
+    return importlib.import_module(_MOVED[name])

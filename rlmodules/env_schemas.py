@@ -68,7 +68,7 @@ class CodeEnvSchema(EnvSchema):
 class PreferenceEnvSchema:
     """``env=preference``. It scores whole groups, so an episode has no limit of its own."""
 
-    _target_: str = "rlmodules.preference_model.preference_env"
+    _target_: str = "rlmodules.reward_models.preference_model.preference_env"
     _partial_: bool = True
     max_length: int = 512
     stop_sequences: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class PreferenceEnvSchema:
 class CollectPreferencesSchema:
     """``task=collect_preferences``."""
 
-    _target_: str = "rlmodules.collect.collect_preferences"
+    _target_: str = "rlmodules.tasks.collect_preferences.collect_preferences"
     _partial_: bool = True
     out: str = MISSING
     num_generations: int = 8

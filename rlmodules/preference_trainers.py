@@ -12,15 +12,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import PreferenceDataModule, PreferenceDataset
-from datamodules.preferences import ExampleDataset
+from datamodules.preferences.dataset import ExampleDataset
+from rlmodules.algorithms.dpo import DPO, DPOConfig
+from rlmodules.algorithms.offline import OfflineModule
+from rlmodules.algorithms.orpo import ORPO, ORPOConfig
 from rlmodules.callbacks import AtomicCheckpointIO, PreferenceReport, SaveOnStop, StepBar
 from rlmodules.checks import device_options
-from rlmodules.dpo import DPO, DPOConfig
 from rlmodules.models import ModelConfig, resolve_precision
-from rlmodules.offline import OfflineModule
-from rlmodules.orpo import ORPO, ORPOConfig
-from rlmodules.reward import RewardModel
-from rlmodules.reward_config import RewardModelConfig
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.scalar import RewardModel
 
 Metrics = dict[str, list[float]]
 

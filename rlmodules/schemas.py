@@ -6,8 +6,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from rlmodules.algorithms.dpo import DPOConfig
+from rlmodules.algorithms.grpo import GRPOConfig
+from rlmodules.algorithms.orpo import ORPOConfig
+from rlmodules.algorithms.ppo import PPOConfig
 from rlmodules.checks import device_options
-from rlmodules.dpo import DPOConfig
 from rlmodules.env_schemas import (
     BookingEnvSchema,
     CalculatorEnvSchema,
@@ -18,12 +21,9 @@ from rlmodules.env_schemas import (
     ReasoningGymSchema,
     TextEnvSchema,
 )
-from rlmodules.grpo import GRPOConfig
 from rlmodules.models import ModelConfig
-from rlmodules.multi_objective import MultiObjectiveConfig
-from rlmodules.orpo import ORPOConfig
-from rlmodules.ppo import PPOConfig
-from rlmodules.reward_config import RewardModelConfig
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.multi_objective import MultiObjectiveConfig
 
 
 @dataclass
@@ -93,7 +93,7 @@ class FunctionRewardSchema(RewardSchema):
 class ModelRewardSchema(RewardSchema):
     """``reward=model``."""
 
-    _target_: str = "rlmodules.reward_function.model"
+    _target_: str = "rlmodules.reward_models.serving.model"
     path: str = MISSING
     batch_size: int = 16
     max_length: int | None = None

@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Environment, RolloutDataModule, TextGenerationEnv
+from rlmodules.algorithms.grpo import GRPO
+from rlmodules.algorithms.online import OnlineModule
+from rlmodules.algorithms.ppo import PPO
 from rlmodules.callbacks import AtomicCheckpointIO, IterationBar, RunReport, SaveOnStop
 from rlmodules.checks import device_options
-from rlmodules.grpo import GRPO
 from rlmodules.models import ModelConfig, resolve_precision
-from rlmodules.online import OnlineModule
-from rlmodules.ppo import PPO
 
 
 class OnlineTrainer:

@@ -5,7 +5,7 @@ import lightning as L
 import torch
 
 from datamodules import RolloutDataModule, TextGenerationEnv
-from datamodules.episodes import play
+from datamodules.rollouts.episodes import play
 from rlmodules import GRPO, GRPOConfig
 
 PROMPTS = ["One", "Two words", "A third prompt", "And four", "Five of them now", "6"]
@@ -35,6 +35,12 @@ def any_letter(prompts, responses, metadata=None):
 def lower_case(prompts, responses, metadata=None):
     """A reward that a byte model learns quickly: the share of lower-case letters."""
     return [sum(map(str.islower, response)) / 6 for response in responses]
+
+
+def half_dull(prompts, responses, metadata=None):
+    """Some groups' rewards are all equal, so that there is something to resample."""
+    rewards = any_letter(prompts, responses)
+    return [0.5 if "o" in p else r for p, r in zip(prompts, rewards, strict=True)]
 
 
 def data(c: GRPOConfig, reward=any_letter, env=None, **changes) -> RolloutDataModule:

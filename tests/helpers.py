@@ -1,7 +1,11 @@
 """Small PPO runs on the tiny model, for the tests."""
 
+import os
+import signal
+
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from rlmodules import PPO, PPOConfig
@@ -89,3 +93,22 @@ def assert_same(left, right, path=""):
         assert torch.equal(left, right), path
     else:
         assert left == right or (left != left and right != right), f"{path}: {left} != {right}"
+
+
+def assert_same_run(straight, resumed):
+    assert_same(straight["state_dict"], resumed["state_dict"], "weights")
+    assert_same(straight["optimizer_states"], resumed["optimizer_states"], "optimizer")
+    history = [c["callbacks"]["RunReport"]["history"] for c in (straight, resumed)]
+    assert_same(*history, "metrics")
+    assert straight["global_step"] == resumed["global_step"]
+
+
+class SignalAt(Callback):
+    """Sends this process a signal at one batch of one iteration."""
+
+    def __init__(self, iteration, batch, number=signal.SIGTERM):
+        self.at, self.number = (iteration, batch), number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), self.number)

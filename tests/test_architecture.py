@@ -53,7 +53,7 @@ def test_a_file_can_be_read_in_one_sitting(path):
 
 
 def test_the_check_sees_an_import_that_points_up(tmp_path):
-    assert "rlmodules.ppo" in set(imports_of("from rlmodules import ppo", tmp_path))
+    assert "rlmodules.algorithms.ppo" in set(imports_of("from rlmodules import ppo", tmp_path))
     assert "hydra" in set(imports_of("def f():\n    import hydra", tmp_path))
 
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.environments.base import Environment, check_options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure
-from datamodules.prompts import Prompt, as_prompt
-from datamodules.rewards import finite_number
+from datamodules.rewards.functions import finite_number
+from datamodules.text.prompts import Prompt, as_prompt
 
 OPTIONS = ("on_error", "timeout_s", "max_length", "stop_sequences")
 """How an environment is played: settings of every ``Environment``, whether its class takes them."""

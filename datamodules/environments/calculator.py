@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.toolbox import as_call
 from datamodules.environments.tools import Scene, ToolEnv
-from datamodules.verify import is_correct
+from datamodules.rewards.answers import is_correct
 
 MAX_EXPRESSION = 200
 """Characters."""

@@ -18,9 +18,9 @@ from datamodules.environments.code_problems import (
     parse,
 )
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
-from datamodules.prompts import Prompt
 from datamodules.sandbox import Sandbox
-from datamodules.tables import PACKAGE
+from datamodules.text.prompts import Prompt
+from datamodules.text.tables import PACKAGE
 
 OWN_PROBLEMS = f"{PACKAGE}code_problems.jsonl"
 WEIGHTS = {"syntax": 0.1, "style": 0.1, "tests": 0.8}

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
-from datamodules.prompts import Prompt
-from datamodules.tables import read_rows
-from datamodules.verify import as_number, is_correct
+from datamodules.rewards.answers import as_number, is_correct
+from datamodules.text.prompts import Prompt
+from datamodules.text.tables import read_rows
 
 REWARD_WEIGHTS = {"correctness": 1.0, "formatting": 0.1}
 MARK = "####"
@@ -25,7 +25,7 @@ QuestionAnswer = tuple[str, str]
 class MathEnv(MultiObjectiveRewardEnv):
     """One problem, one answer: ``1.0 x correctness + 0.1 x formatting``.
 
-    ``correctness`` is 1 where the final answer of the response is right (``datamodules.verify``),
+    ``correctness`` is 1 where the final answer of the response is right (see ``rewards.answers``),
     and ``correct`` in the metrics is the same. ``formatting`` is 1 where the response has the asked
     form with nothing after it: a number alone, or with ``reasoning`` a last line ``#### answer``.
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure, run_all
-from datamodules.prompts import prompt_text
-from datamodules.rewards import finite_number
+from datamodules.rewards.functions import finite_number
+from datamodules.text.prompts import prompt_text
 
 Component = Callable[..., float]
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Observation, StepResult
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.judges import Judge, as_judge, human_judge, win_rates
-from datamodules.prompts import prompt_text
+from datamodules.rewards.judges import Judge, as_judge, human_judge, win_rates
+from datamodules.text.prompts import prompt_text
 
 
 class PreferenceComparisonEnv(TextGenerationEnv):

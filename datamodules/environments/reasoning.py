@@ -18,8 +18,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.prompts import Prompt
 from datamodules.seeding import derive_seed
+from datamodules.text.prompts import Prompt
 
 HELD_OUT = 2**31
 """Between the seeds of both splits: the package draws problem i from ``seed + i``, so that seeds

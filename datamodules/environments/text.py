@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, StepResult, check_options
-from datamodules.prompts import Prompt, as_prompt, encode_prompt, prompt_text
-from datamodules.rewards import RewardFunction, as_reward, length_reward
+from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
+from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
 
 
 class TextGenerationEnv(Environment):

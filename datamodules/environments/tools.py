@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, StepResult, check_options
-from datamodules.environments.chat import Message, opening, reply
 from datamodules.environments.toolbox import Toolbox, calls_in
+from datamodules.text.chat import Message, opening, reply
 
 
 class Scene(ABC):

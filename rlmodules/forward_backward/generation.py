@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.seeding import derive_seed
-from rlmodules.drawing import Response, SamplingParams
 from rlmodules.forward_backward.lanes import Lane
 from rlmodules.forward_backward.passes import Model
-from rlmodules.sampling import Decoding
+from rlmodules.sampling.choose import Response, SamplingParams
+from rlmodules.sampling.decoding import Decoding
 
 
 @dataclass

@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlmodules.forward_backward import CheckpointError
 from rlmodules.models import LoraConfig, ModelConfig, load_model
 
-FOLDER = Path(__file__).parent
+FOLDER, TESTS = Path(__file__).parent, Path(__file__).parents[1]
 PARTS = ("model_path", "optimizer_path", "state_path")
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_goes_on_in_another_process_bit_for_bit(tmp_path):
         save_and_be_killed({str(tmp_path)!r})
     """
     root = os.environ.get("PYTHONPATH", "")
-    environment = os.environ | {"PYTHONPATH": f"{FOLDER.parents[1]}:{root}"}
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}:{root}"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     killed = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

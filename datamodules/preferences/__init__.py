@@ -1,0 +1,1 @@
+"""Preferences: rows of a file -> pairs -> token sequences -> batches."""

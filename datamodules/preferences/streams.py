@@ -1,0 +1,137 @@
+"""The order in which examples are learned from: whole optimizer steps of equally sized batches.
+
+Everything is a function of (seed, epoch), so a resumed run needs a position only. The processes of
+a distributed run take turns within every batch, so their number changes no batch (but the last
+step of an epoch, where too few rows for all of them are left).
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch
+from datamodules.seeding import derive_seed, seed_all
+
+MEGABATCH = 8
+"""Optimizer steps within which examples are sorted by length (at most a quarter of all): enough to
+sort well, and few enough that each epoch has other batches."""
+
+
+def optimizer_steps(
+    lengths: Sequence[int], batch_size: int, accumulate: int, seed: int, world: int = 1
+) -> list[list[list[int]]]:
+    """One epoch: for each optimizer step its ``accumulate`` batches of row numbers.
+
+    Rows of similar length share a batch; steps come in random order. All batches have
+    ``batch_size`` rows, but the last step spreads what is left over its batches, so that every row
+    is seen once and every step is whole.
+
+    Raises:
+        ValueError: there are too few rows for one step.
+    """
+    window, least = batch_size * accumulate, accumulate * world
+    if len(lengths) < least:
+        raise ValueError(
+            f"{len(lengths)} examples are too few for an optimizer step of {accumulate} batches"
+            f" over {world} processes: lower algo.gradient_accumulation_steps"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    chunk = max(min(MEGABATCH, len(lengths) // (4 * window)), 1) * window
+    order = [
+        row
+        for start in range(0, len(order), chunk)
+        for row in sorted(order[start : start + chunk], key=lambda r: lengths[r])
+    ]
+    windows = [order[start : start + window] for start in range(0, len(order), window)]
+    if len(windows[-1]) < least:
+        windows[-2:] = [windows[-2] + windows[-1]]
+    shuffled = torch.randperm(len(windows), generator=generator).tolist()
+    return [_split(windows[w], accumulate) for w in shuffled]
+
+
+def _split(rows: list[int], parts: int) -> list[list[int]]:
+    """``rows`` in ``parts`` runs whose sizes differ by at most one."""
+    bounds = [round(i * len(rows) / parts) for i in range(parts + 1)]
+    return [rows[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+class TrainStream:
+    """The train loader: one epoch's batches, resumable at any of them."""
+
+    def __init__(
+        self, dataset: ExampleDataset, trainer: Any, batch_size: int, accumulate: int, seed: int
+    ) -> None:
+        if batch_size % trainer.world_size:
+            raise ValueError(
+                f"algo.batch_size={batch_size} must be divisible by the {trainer.world_size}"
+                " processes: it counts the examples of all of them together"
+            )
+        self.dataset, self.trainer, self.seed = dataset, trainer, seed
+        self.accumulate = accumulate
+        self.shape = (batch_size, accumulate)
+        self.lengths = [dataset.num_tokens(i) for i in range(len(dataset))]
+        self.position = 0
+        self._resumed = False
+        self._length = len(self._steps(0)) * accumulate
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _steps(self, epoch: int) -> list[list[list[int]]]:
+        seed = derive_seed(self.seed, epoch)
+        return optimizer_steps(self.lengths, *self.shape, seed, self.trainer.world_size)
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        if not self._resumed:
+            self.position = 0
+        self._resumed = False
+        steps = self._steps(self.trainer.current_epoch)
+        batches = [(batch, step) for step in steps for batch in step]
+        share = self.accumulate * self.trainer.world_size
+        epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
+        for batch, step in batches[self.position :]:
+            # Dropout draws from these: a resumed run goes on with the same masks.
+            seed_all(derive_seed(self.seed, epoch, self.position, rank))
+            self.position += 1
+            counts = self.dataset.totals([row for part in step for row in part])
+            totals = {name: count / share for name, count in counts.items()}
+            mine = batch[self.trainer.global_rank :: self.trainer.world_size]
+            yield collate(self.dataset, mine, totals, "train")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a checkpoint in the middle of an epoch goes on; empty between epochs."""
+        return {} if self.position in (0, len(self)) else {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.position, self._resumed = state["position"], True
+
+
+class EvaluationStream:
+    """The validation loader: all examples, short ones first, each process its share."""
+
+    def __init__(self, dataset: ExampleDataset, trainer: Any, batch_size: int) -> None:
+        self.dataset, self.trainer, self.batch_size = dataset, trainer, batch_size
+        self.order = sorted(range(len(dataset)), key=dataset.num_tokens)
+        self.totals = dataset.totals(self.order)  # so that batches' losses add up to that of all
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        for start in range(0, len(self.order), self.batch_size):
+            rows = self.order[start : start + self.batch_size]
+            mine = rows[self.trainer.global_rank :: self.trainer.world_size]
+            yield collate(self.dataset, mine, self.totals, "val")
+
+
+def collate(
+    dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float | Tensor], split: str
+) -> PreferenceBatch:
+    return PreferenceBatch(
+        [dataset[r] for r in rows], torch.tensor(rows, dtype=torch.long), totals, split
+    )

@@ -1,0 +1,12 @@
+"""Rewards: functions of texts, models that score them, judges that compare them."""
+
+from datamodules.rewards.functions import (
+    RewardError,
+    RewardFunction,
+    function,
+    length,
+    model,
+    sentiment,
+)
+
+__all__ = ["RewardError", "RewardFunction", "function", "length", "model", "sentiment"]

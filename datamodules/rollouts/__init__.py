@@ -1,0 +1,1 @@
+"""Rollouts: episodes that the policy plays in an environment, as training data or as pairs."""

@@ -1,0 +1,135 @@
+"""RolloutDataModule: an environment and the policy in training -> minibatches.
+
+It reads the prompts, makes the environment and holds out what is evaluated on; the loaders are in
+``rollout_streams.py``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+
+from datamodules.environments.adapters import make_environment
+from datamodules.environments.base import Environment
+from datamodules.rollouts.streams import EvaluationStream, RolloutStream
+from datamodules.text.prompts import Prompt, gather_prompts
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Episodes of an environment as training data for an online algorithm.
+
+    The algorithm is ``trainer.lightning_module``; it must have ``act``, ``evaluate`` and
+    ``experience`` (see ``rlmodules.algorithms.ppo.PPO``).
+
+    Args:
+        env: an environment; or what makes one, called as ``env(tokenizer=..., prompts=[...])`` if
+            there are prompts, else as ``env(tokenizer=...)`` (see ``make_environment``).
+        prompts, path: training prompts, or where they are read from (``load_prompts``); neither
+            for an environment that has its own.
+        eval_prompts, eval_path: held-out prompts; without them ``eval_size`` of the training ones
+            are held out.
+        eval_size: starting states to hold out for evaluation, or at most to evaluate on; 0
+            evaluates nothing. An environment that is given as an object holds out its own alone.
+        eval_generations: episodes of each held-out starting state; ``val/pass@k`` wants several.
+        prompt_column, split, chat: see ``load_prompts``.
+        batch_size: episodes an iteration, over all processes.
+        num_generations: episodes of each starting state (a group) in an iteration.
+        max_resamples: how often an iteration's groups whose rewards are all equal are replaced by
+            groups of other starting states.
+        mini_batch_size: episodes a backward pass, over all processes.
+        epochs: passes over each iteration's episodes.
+        gradient_accumulation_steps: backward passes an optimizer step, as the Trainer is told.
+        eval_batch_size: held-out episodes played at once, over all processes.
+        seed: of prompts' order, of texts and of minibatches.
+    """
+
+    def __init__(
+        self,
+        env: Callable[..., Environment] | Environment,
+        *,
+        prompts: Sequence[Any] | None = None,
+        path: str | None = None,
+        eval_prompts: Sequence[Any] | None = None,
+        eval_path: str | None = None,
+        eval_size: int = 64,
+        eval_generations: int = 1,
+        prompt_column: str | None = None,
+        split: str = "train",
+        chat: bool = False,
+        batch_size: int = 16,
+        num_generations: int = 1,
+        max_resamples: int = 0,
+        mini_batch_size: int = 4,
+        epochs: int = 4,
+        gradient_accumulation_steps: int = 1,
+        eval_batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if prompts is not None and path is not None:
+            raise ValueError("give either data.prompts (a list) or data.path (a file), not both")
+        self.env, self.prompts, self.path = env, prompts, path
+        self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
+        self.read = {"column": prompt_column, "split": split, "chat": chat}
+        self.batch_size, self.mini_batch_size, self.epochs = batch_size, mini_batch_size, epochs
+        self.num_generations, self.max_resamples = num_generations, max_resamples
+        self.accumulate = gradient_accumulation_steps
+        self.eval_batch_size, self.eval_generations = eval_batch_size, eval_generations
+        self.seed = seed
+        self.train_starts: Sequence[int] | None = None
+        self.eval_starts: Sequence[int] = ()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the prompts, make the environment and hold out what it is evaluated on, once."""
+        if self.train_starts is not None:
+            return
+        module = self.trainer.lightning_module
+        whole = isinstance(self.env, Environment)
+        held_out: Sequence[int] | None = None
+        if not whole and (self.prompts is not None or self.path is not None):
+            prompts, count = self._load()
+            self.env = make_environment(self.env, module.tokenizer, prompts)
+            held_out = range(len(prompts) - count, len(prompts)) if count else None
+        elif not whole:
+            self.env = make_environment(self.env, module.tokenizer)
+        self.env.attach(module.base_model)
+        if held_out is None:
+            held_out = self.env.held_out
+        if self.eval_size and held_out is None and not whole:
+            held_out = self._draw(len(self.env))
+        self.eval_starts = list(held_out or ())[: self.eval_size]
+        taken = set(held_out or ())
+        self.train_starts = [i for i in range(len(self.env)) if i not in taken]
+        if not self.train_starts:
+            raise ValueError(
+                f"all {len(self.env)} starting states of the environment are held out for"
+                " evaluation: nothing is left to train on"
+            )
+        if not self.eval_starts:
+            self.trainer.limit_val_batches = 0
+
+    def train_dataloader(self) -> RolloutStream:
+        return RolloutStream(self)
+
+    def val_dataloader(self) -> EvaluationStream | list:
+        return EvaluationStream(self) if self.eval_starts else []
+
+    def _load(self) -> tuple[list[Prompt], int]:
+        """Prompts, and how many of the last ones are given for evaluation alone."""
+        train = gather_prompts(self.prompts, self.path, **self.read)
+        if not self.eval_size or (self.eval_prompts is None and self.eval_path is None):
+            return train, 0
+        held_out = gather_prompts(self.eval_prompts, self.eval_path, **self.read)
+        held_out = held_out[: self.eval_size]
+        return train + held_out, len(held_out)
+
+    def _draw(self, count: int) -> list[int]:
+        """``eval_size`` of the ``count`` starting states."""
+        if count <= self.eval_size:
+            raise ValueError(
+                f"data.eval_size={self.eval_size} would hold out all {count} prompts:"
+                " lower it, set it to 0, or give data.eval_path"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(count, generator=generator).tolist()[: self.eval_size]

@@ -1,0 +1,1 @@
+"""Text: tables of rows, prompts, conversations, and how they become token ids."""

@@ -1,0 +1,158 @@
+"""Conversations of several turns as tokens, in the form that the tokenizer's template gives them.
+
+What the policy sampled stays as it was sampled. Only what stands around it is written here: the
+opening, and after each response the end of its turn, the next messages, and the header of the
+assistant's next turn. That text is cut out of the template's own rendering of a dummy conversation.
+A tokenizer without a chat template gets plain text: ``User: ...``, ``Assistant: ...``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.text.prompts import Prompt, encode_prompt
+
+Message = Mapping[str, Any]
+Schema = Mapping[str, Any]
+
+_RESPONSE = "The response stands here."
+"""Stands for the policy's words in the dummy conversation."""
+
+TOOL_TEXT = """You can call these tools:
+{tools}
+To call one, write nothing but
+<tool_call>{{"name": "TOOL", "arguments": {{"ARGUMENT": "VALUE"}}}}</tool_call>
+and wait for its answer."""
+
+
+def opening(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Schema] = ()
+) -> tuple[str, list[int]]:
+    """A conversation up to the assistant's turn, as text and as token ids.
+
+    Args:
+        tools: JSON schemas of tools that may be called. A template that knows tools lists them in
+            its own way, another gets them in the system message.
+
+    Raises:
+        ValueError: the template takes no such conversation.
+    """
+    if tokenizer.chat_template is None:
+        text = _plain(_with_tools(messages, tools)) + "\n\nAssistant:"
+        return text, encode_prompt(tokenizer, Prompt(text)).tolist()
+    text = _render(tokenizer, messages, tools) if knows_tools(tokenizer) else None
+    if text is None:
+        told = _with_tools([_as_user([m]) if m["role"] == "tool" else m for m in messages], tools)
+        text = _render(tokenizer, told) or _render(tokenizer, _without_system(told))
+    if text is None:
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"the tokenizer's chat template takes no conversation of {roles}:"
+            " use another model or other roles"
+        )
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def reply(
+    tokenizer: PreTrainedTokenizerBase, response: Sequence[int], messages: Sequence[Message]
+) -> list[int]:
+    """What the environment writes after a response: token ids, to be put behind it as they are.
+
+    Args:
+        response: ids as sampled. Where they lack the template's end of turn (they were cut, or
+            ended by a stop string), it is written too.
+        messages: of the user or of tools (``role`` ``tool``), one at least.
+
+    Raises:
+        ValueError: the template takes no such messages after the assistant's turn.
+    """
+    messages = [{**message, "content": _defused(tokenizer, message)} for message in messages]
+    if tokenizer.chat_template is None:
+        text = f"\n\n{_plain(messages)}\n\nAssistant:"
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": _RESPONSE}]
+    text = _render(tokenizer, [*asked, *messages]) if knows_tools(tokenizer) else None
+    text = text or _render(tokenizer, [*asked, _as_user(messages)])
+    if text is None:
+        raise ValueError(
+            "the tokenizer's chat template takes no message after the assistant's turn:"
+            " this model cannot play an environment of several turns"
+        )
+    rest = text[text.index(_RESPONSE) + len(_RESPONSE) :]
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    ended = len(response) > 0 and ids[0] == response[-1]
+    return ids[1:] if ended else ids
+
+
+def knows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template shows tools by itself. Another refuses the role ``tool``, or prints
+    it as a role that its model has never seen."""
+    probe = {"name": "probe_of_the_template", "description": "", "parameters": {"type": "object"}}
+    text = _render(
+        tokenizer, [{"role": "user", "content": "."}], [{"type": "function", "function": probe}]
+    )
+    return text is not None and probe["name"] in text
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Schema] = ()
+) -> str | None:
+    """The template's text, ready for the assistant; None where the template refuses."""
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError:
+        return None
+
+
+def _with_tools(messages: Sequence[Message], tools: Sequence[Schema]) -> list[Message]:
+    """The tools described in the system message."""
+    if not tools:
+        return list(messages)
+    text = TOOL_TEXT.format(tools="\n".join(_described(tool["function"]) for tool in tools))
+    if messages[0]["role"] == "system":
+        text, messages = f"{messages[0]['content']}\n\n{text}", messages[1:]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _described(function: Mapping[str, Any]) -> str:
+    """One tool in words: a whole schema takes five times the tokens, and confuses small models."""
+    arguments = function["parameters"].get("properties", {})
+    lines = [f"- {function['name']}({', '.join(arguments)}): {function['description']}"]
+    for name, argument in arguments.items():
+        kind = argument.get("enum", argument.get("type", "any"))
+        lines.append(f"  {name} ({kind}): {argument['description']}")
+    return "\n".join(lines)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """For templates that have no system role: its text opens the user's first message."""
+    if messages[0]["role"] != "system" or len(messages) == 1:
+        return list(messages)
+    system, first, *rest = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _as_user(messages: Sequence[Message]) -> Message:
+    """One message of the user, tools' answers in the tags that Hermes and Qwen models know."""
+    return {"role": "user", "content": "\n".join(map(_tagged, messages))}
+
+
+def _tagged(message: Message) -> str:
+    text = message["content"]
+    return f"<tool_response>\n{text}\n</tool_response>" if message["role"] == "tool" else text
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    said = (f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+    return "\n\n".join(said).removeprefix("System: ")
+
+
+def _defused(tokenizer: PreTrainedTokenizerBase, message: Message) -> str:
+    """The message's text without special tokens: what a tool repeats must not open a new turn."""
+    special = [re.escape(str(t)) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return re.sub("|".join(special), " ", message["content"]) if special else message["content"]

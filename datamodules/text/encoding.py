@@ -1,0 +1,157 @@
+"""Prompts with their responses -> token ids, truncated, the end token kept.
+
+A response is tokenized together with its prompt, so that its tokens are those of the whole text;
+where a token would reach across the border, the two are tokenized apart, as they are when a policy
+answers a prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.preferences.rows import Content
+from datamodules.text.prompts import Prompt, prompt_text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a text may be, in tokens."""
+
+    max_length: int = 512
+    """Of prompt and response together: the response is cut on the right."""
+    max_prompt_length: int = 256
+    """Of the prompt alone: it is cut on the left."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"max_prompt_length={self.max_prompt_length} must be positive and smaller than"
+                f" max_length={self.max_length}, or no response would fit"
+            )
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text as it goes to the tokenizer."""
+
+    start: str
+    """The prompt."""
+    whole: str
+    """Prompt and response."""
+    plain: bool
+    """Not from a chat template, which writes its own special tokens."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content) -> Rendered:
+    """
+    Raises:
+        ValueError: the chat template refuses the conversation, or does not render it as its prompt
+            and then an answer; or the text is no Unicode.
+    """
+    plain = isinstance(response, str)
+    try:
+        start = prompt_text(tokenizer, prompt) if prompt.content else ""
+        if plain:
+            whole = start + response
+        else:
+            whole = tokenizer.apply_chat_template([*prompt.content, *response], tokenize=False)
+    except ValueError:
+        raise
+    except Exception as error:  # templates raise what they like
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    if not whole.startswith(start):
+        raise ValueError(
+            "the tokenizer's chat template renders a conversation differently once it is answered,"
+            f" so prompt and response cannot be told apart: {start[-60:]!r} is not how"
+            f" {whole[:200]!r} begins. Give prompt, chosen and rejected as plain text instead"
+        )
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds half a character: {error.reason}") from error
+    return Rendered(start, whole, plain)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Rendered],
+    limits: Limits,
+    *,
+    close: bool = True,
+) -> list[tuple[list[int], list[int]]]:
+    """``(prompt ids, response ids)`` of each text; all of them in few calls of the tokenizer.
+
+    Args:
+        close: end each response with the end token, and drop what a chat template writes after it,
+            as a policy is trained. False leaves the text as the tokenizer makes it, as a reward
+            model will see it.
+    """
+    plain = [text.plain for text in texts]
+    prompt_ids = _tokenize(tokenizer, [text.start for text in texts], plain)
+    whole_ids = _tokenize(tokenizer, [text.whole for text in texts], plain)
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    pairs = []
+    for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
+        if text.plain and start and start[-1] in ends and ids[: len(start)] != start:
+            start = start[:-1]  # the tokenizer closes every text; the response goes on
+        if ids[: len(start)] == start:
+            answer = ids[len(start) :]
+        else:
+            answer = tokenizer(text.whole[len(text.start) :], add_special_tokens=False)["input_ids"]
+            if ids[-1] in ends and answer[-1:] != ids[-1:]:
+                answer = [*answer, ids[-1]]
+        if close:
+            answer = _closed(tokenizer, answer, text.plain)
+        pairs.append(_cut(tokenizer, start, answer, limits, ends))
+    return pairs
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: Sequence[bool]
+) -> list[list[int]]:
+    """Ids of every distinct text once; a fast tokenizer spreads a call over all cores.
+
+    A chat template has written its own special tokens, so none are added to it.
+    """
+    ids: dict[tuple[str, bool], list[int]] = {("", True): [], ("", False): []}
+    for special in (True, False):
+        wanted = {t for t, p in zip(texts, plain, strict=True) if p is special and t}
+        if wanted:
+            order = sorted(wanted)
+            encoded = tokenizer(order, add_special_tokens=special)["input_ids"]
+            ids |= {(text, special): row for text, row in zip(order, encoded, strict=True)}
+    return [ids[text, special] for text, special in zip(texts, plain, strict=True)]
+
+
+def _closed(tokenizer: PreTrainedTokenizerBase, answer: list[int], plain: bool) -> list[int]:
+    """``answer`` up to the first end token after which it says nothing more; text gets one."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        return answer
+    end = len(answer)
+    while eos in answer[:end]:
+        last = end - answer[:end][::-1].index(eos)
+        if tokenizer.decode(answer[last:end], skip_special_tokens=True).strip():
+            break
+        end = last - 1
+    if end < len(answer):
+        return answer[: end + 1]
+    return [*answer, eos] if plain else answer
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase,
+    start: list[int],
+    answer: list[int],
+    limits: Limits,
+    ends: set[int],
+) -> tuple[list[int], list[int]]:
+    if len(start) > limits.max_prompt_length:
+        opens = start[:1] if start[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+        start = opens + start[len(start) - limits.max_prompt_length + len(opens) :]
+    room = limits.max_length - len(start)
+    if len(answer) > room:
+        closing = answer[-1:] if answer[-1] in ends else []
+        answer = answer[: room - len(closing)] + closing
+    return start, answer

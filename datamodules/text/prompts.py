@@ -1,0 +1,126 @@
+"""Prompts: where they come from, and how they become tokens.
+
+A prompt is plain text, continued as it stands, or a conversation, which goes through the chat
+template exactly once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.text.tables import read_rows
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text or chat messages, with the other columns of its row."""
+
+    content: str | list[dict[str, str]]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def as_prompt(prompt: str | Sequence[Mapping[str, str]] | Prompt) -> Prompt:
+    """Wrap text or messages.
+
+    Raises:
+        ValueError: neither text nor messages with ``role`` and ``content``.
+    """
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    try:
+        if isinstance(prompt, Mapping):
+            raise TypeError("one message is not a list of messages")
+        return Prompt([{"role": m["role"], "content": m["content"]} for m in prompt])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"a prompt must be text or a list of messages with 'role' and 'content', not {prompt!r}"
+        ) from error
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text that the policy continues."""
+    if isinstance(prompt.content, str):
+        return prompt.content
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the prompts are conversations, but the tokenizer has no chat template:"
+            " use an instruction-tuned model or plain text prompts"
+        )
+    return tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:
+    """Token ids [T]. A chat template writes its own special tokens, so none are added to it."""
+    text = prompt_text(tokenizer, prompt)
+    plain = isinstance(prompt.content, str)
+    ids = tokenizer(text, add_special_tokens=plain)["input_ids"]
+    if (
+        plain
+        and ids
+        and ids[-1] == tokenizer.eos_token_id
+        and not text.endswith(tokenizer.eos_token)
+    ):
+        ids = ids[:-1]  # some tokenizers close every text; the policy is to go on
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def gather_prompts(
+    given: Sequence[Any] | None, path: str | None, *, chat: bool = False, **read: Any
+) -> list[Prompt]:
+    """The prompts ``given``, or else those read from ``path`` (``load_prompts``)."""
+    if given is None:
+        return load_prompts(path, chat=chat, **read)
+    as_messages = lambda p: [{"role": "user", "content": p}] if isinstance(p, str) else p  # noqa: E731
+    return [as_prompt(as_messages(prompt) if chat else prompt) for prompt in given]
+
+
+def load_prompts(
+    path: str, *, column: str | None = None, split: str = "train", chat: bool = False
+) -> list[Prompt]:
+    """Read prompts from a file or a Hugging Face dataset.
+
+    Args:
+        path: a .txt (one a line), .yaml (a list), .csv, .json, .jsonl or .parquet file, the id of a
+            Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
+        column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
+        split: of a Hugging Face dataset.
+        chat: make each plain text the user's message of a conversation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
+    """
+    prompts = []
+    for where, row in read_rows(path, split):
+        if not isinstance(row, Mapping):
+            row = {"prompt": row}
+        key = _column(row, column, where)
+        content = row[key]
+        if content is None or content == [] or (isinstance(content, str) and not content.strip()):
+            raise ValueError(f"{where}: the column {key!r} is empty")
+        if chat and isinstance(content, str):
+            content = [{"role": "user", "content": content}]
+        metadata = {name: value for name, value in row.items() if name != key}
+        try:
+            prompts.append(Prompt(as_prompt(content).content, metadata))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts")
+    return prompts
+
+
+def _column(row: Mapping[str, Any], column: str | None, where: str) -> str:
+    for name in (column,) if column else ("prompt", "question", "text", "query"):
+        if name in row:
+            return name
+    raise ValueError(
+        f"{where}: there is no column {column or 'prompt'!r}; there are {sorted(row)}:"
+        " name the one that holds the prompt in data.prompt_column"
+    )

@@ -1,0 +1,149 @@
+"""What every algorithm's LightningModule shares: its checkpoints, its gradients, its metrics.
+
+A base class, because Lightning's hooks are methods; it holds nothing that belongs to an algorithm.
+"""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rlmodules.algorithms.metrics import Means
+
+
+class NonFiniteGradientError(RuntimeError):
+    """The gradient holds NaN or infinity; no step was taken with it."""
+
+
+class AlgorithmModule(L.LightningModule):
+    """Saves only what was trained, refuses non-finite gradients, and averages metrics exactly.
+
+    Attributes:
+        train_metrics: means over the epoch so far; part of the checkpoint, so that a run that was
+            interrupted logs the same numbers.
+    """
+
+    strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train_metrics = Means()
+
+    # -------------------------------------------------------------- gradients
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by norm, and log the norm that clipping has to compute anyway."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in parameters if p.grad is not None]
+        if not parameters:
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if gradient_clip_val is not None and norm > gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and not torch.isfinite(norm):
+            raise NonFiniteGradientError(
+                f"the gradient norm is {norm.item()} in epoch {self.current_epoch}; the weights are"
+                " those before this step. Lower algo.learning_rate, or use"
+                " trainer.precision=32-true, and resume with ckpt_path=last"
+            )
+        self.train_metrics.add({"train/grad_norm": norm})
+
+    # ------------------------------------------------------------ checkpoints
+
+    def iteration_state(self) -> dict[str, Any]:
+        """Plain values that a checkpoint in the middle of an epoch needs besides the weights."""
+        return {"train_metrics": self.train_metrics.state_dict()}
+
+    def load_iteration_state(self, state: dict[str, Any]) -> None:
+        self.train_metrics.load_state_dict(state["train_metrics"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained; the rest comes from where it came from."""
+        kept, state = self._trained_keys(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
+        checkpoint["iteration_state"] = self.iteration_state()
+        checkpoint["algorithm"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the checkpoint is of another algorithm or model, or all is done already.
+        """
+        made_by = checkpoint.get("algorithm", type(self).__name__)
+        if made_by != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint is of {made_by}, this run is of {type(self).__name__}: repeat the"
+                " command that it was made with (algo=...), and add ckpt_path"
+            )
+        self._require_more_to_do(checkpoint)
+        expected, found = self._trained_keys(), set(checkpoint["state_dict"])
+        if expected != found:
+            raise ValueError(
+                "the checkpoint is of another model: it lacks"
+                f" {sorted(expected - found)[:3]} and has {sorted(found - expected)[:3]} besides."
+                " Use the model and model.lora.* settings that it was made with:"
+                f" {checkpoint.get('hyper_parameters', {}).get('model_config')}"
+            )
+        self.load_iteration_state(checkpoint["iteration_state"])
+
+    def _require_more_to_do(self, checkpoint: dict[str, Any]) -> None:
+        trainer = self._trainer
+        if trainer is None or not trainer.training or (trainer.max_epochs or -1) < 1:
+            return
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if done >= trainer.max_epochs:
+            name = "num_iterations" if hasattr(self.config, "num_iterations") else "num_epochs"
+            raise ValueError(
+                f"the checkpoint has {done} of algo.{name}={trainer.max_epochs} behind it: there is"
+                " nothing left to do; raise it to go on"
+            )
+
+    def _trained_keys(self) -> set[str]:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return trained | {key for key in self.state_dict() if key.endswith("_extra_state")}
+
+    def require_export(self, *, merge: bool) -> None:
+        """
+        Raises:
+            ValueError: what is trained cannot be exported like that.
+        """
+
+    # ---------------------------------------------------------------- helpers
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Sum over all processes, on the CPU."""
+        strategy = self.trainer.strategy
+        return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
+
+    def over_ranks(self, means: Means) -> dict[str, float]:
+        """``means`` over all processes, also of metrics that some of them have not met."""
+        if self.trainer.world_size > 1:
+            names: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(names, sorted(means.sums))
+            means.add({name: 0.0 for met in names for name in met}, weight=0.0)
+        return means.compute(self.sum_over_ranks)
+
+    def inference(self):
+        """The Trainer's precision (autocast, where it is mixed), which loaders run outside of."""
+        return self.trainer.precision_plugin.forward_context()
+
+
+class Stopwatch:
+    """Seconds between ``start`` and the last ``lap``."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self._began, self.seconds = time.perf_counter(), 0.0
+
+    def lap(self) -> None:
+        self.seconds = time.perf_counter() - self._began

@@ -1,0 +1,164 @@
+"""Direct Preference Optimization and its relatives (Rafailov et al. 2023, arXiv:2305.18290).
+
+A policy learns from pairs directly: its log-ratios to a frozen reference are rewards, and the loss
+asks the chosen response's to be the higher. We deviate in the computation only: what both sides of
+a pair begin with is computed once, no token is padding, and the loss of an optimizer step is the
+mean over its pairs however they are split into batches.
+
+One step, from top to bottom: ``losses`` lays a batch out, takes the log-probabilities of all
+responses under policy and reference, and hands them to ``dpo_loss``.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.preferences.dataset import PreferenceBatch
+from rlmodules.algorithms.pair_policy import (
+    PairConfig,
+    PairPolicy,
+    pair_lengths,
+    pair_sums,
+    sequence_logps,
+    starts_of,
+)
+from rlmodules.algorithms.policy import Reference
+from rlmodules.algorithms.reference_table import ReferenceTable
+from rlmodules.checks import require
+from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
+from rlmodules.models import ModelConfig
+from rlmodules.models.layout import Layout
+
+READ_SMOOTHING = {"sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired"}
+
+
+@dataclass
+class DPOConfig(PairConfig):
+    """Settings of DPO; the Python API and the schema of ``conf/algo/dpo.yaml`` alike."""
+
+    label_smoothing: float = 0.0
+    """Probability that a pair's label is wrong, in [0, 0.5)."""
+    reference_free: bool = False
+    """Take the reference to be indifferent: log-ratios are plain log-probabilities."""
+    loss_type: Any = "sigmoid"
+    """One of ``DPO_LOSSES``, or a list of them."""
+    loss_weights: list[float] | None = None
+    """Weights of several losses; None weights each 1."""
+    discopop_tau: float = 0.05
+    """Temperature of ``discopop``'s gate."""
+    precompute_ref_log_probs: bool = False
+    """Evaluate the reference once, before training, and keep the result on disk."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if unknown := [name for name in names if name not in DPO_LOSSES] or not names:
+            raise ValueError(f"algo.loss_type={unknown}: use one or more of {list(DPO_LOSSES)}")
+        self.loss_type = names if len(names) > 1 else names[0]
+        if self.loss_weights is not None and len(self.loss_weights) != len(names):
+            raise ValueError(
+                f"algo.loss_weights has {len(self.loss_weights)} numbers for {len(names)} losses"
+            )
+        require(self, ("label_smoothing",), lambda x: 0 <= x < 0.5, "in [0, 0.5)")
+        if self.label_smoothing > 0 and not READ_SMOOTHING & set(names):
+            raise ValueError(
+                f"algo.label_smoothing={self.label_smoothing} has no effect on {names}:"
+                f" only {sorted(READ_SMOOTHING)} read it"
+            )
+        if "exo_pair" in names and self.label_smoothing == 0:
+            raise ValueError(
+                "algo.loss_type=exo_pair is infinite at algo.label_smoothing=0: try 0.001"
+            )
+        if self.reference_free and self.precompute_ref_log_probs:
+            raise ValueError(
+                "algo.precompute_ref_log_probs has nothing to compute with algo.reference_free"
+            )
+        require(self, ("beta", "discopop_tau"), lambda x: x > 0, "positive")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        names = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        return dict(zip(names, self.loss_weights or [1.0] * len(names), strict=True))
+
+
+class DPO(PairPolicy):
+    """DPO over any causal language model; arguments as of ``PairPolicy``."""
+
+    def __init__(
+        self,
+        config: DPOConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        c = config = DPOConfig(**config) if isinstance(config, dict) else config
+        super().__init__(config, model_config, model, tokenizer)
+        self.shape = DPOShape(c.beta, c.label_smoothing, c.discopop_tau)
+        self.reference = None if c.reference_free else Reference(self.base_model)
+        self.table = ReferenceTable() if c.precompute_ref_log_probs else None
+        self._warned = False
+
+    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        layout, starts = self.lay_out(batch), starts_of(batch)
+        responses = sequence_logps(self.base_model, layout, starts)
+        sums, lengths = pair_sums(responses), pair_lengths(responses)
+        ref = self.reference_sums(batch, layout, starts)
+        return dpo_loss(
+            logps=PairLogps(*sums.T, *ref.T, *lengths.T),
+            loss_types=self.config.losses,
+            shape=self.shape,
+            num_pairs=batch.totals["num_pairs"],
+            num_tokens=batch.totals["num_response_tokens"],
+        )
+
+    @torch.no_grad()
+    def reference_sums(self, batch: PreferenceBatch, layout: Layout, starts: list[int]) -> Tensor:
+        """[B, 2], the reference's log-probabilities of chosen and rejected responses."""
+        if self.reference is None:
+            return torch.zeros(len(batch), 2, device=self.device)
+        if self.table is not None:
+            return self.table.rows(batch).to(self.device)
+        with self.reference.of(self.base_model) as model:
+            return pair_sums(sequence_logps(model, layout, starts))
+
+    # ------------------------------------------------- the reference, beforehand
+
+    def on_fit_start(self) -> None:
+        self._fill_table()
+
+    def on_validation_start(self) -> None:
+        self._fill_table()
+
+    @torch.no_grad()
+    def _fill_table(self) -> None:
+        if self.table is None or not self.table.missing(self.trainer.datamodule):
+            return
+
+        def compute(batch: PreferenceBatch) -> Tensor:
+            with self.inference():
+                layout = self.lay_out(batch)
+                return pair_sums(sequence_logps(model, layout, starts_of(batch)))
+
+        with self.reference.of(self.base_model) as model:
+            self.table.fill(self.trainer, model, compute, self.config.batch_size)
+
+    # ------------------------------------------------------------ after a while
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        drift = float(self.trainer.callback_metrics.get("val/chosen_drift", 0.0))
+        if drift < -1.0 and not self._warned and not self.config.reference_free:
+            self._warned = True
+            warnings.warn(
+                f"chosen responses have become less likely than under the reference: by"
+                f" {-drift:.1f} nats each on held-out pairs. DPO may push both sides down; to hold"
+                " the chosen ones up, add an sft loss (algo.loss_type=[sigmoid,sft]"
+                " algo.loss_weights=[1.0,0.1]), or lower algo.learning_rate",
+                stacklevel=2,
+            )

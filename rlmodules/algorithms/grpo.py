@@ -1,0 +1,231 @@
+"""Group Relative Policy Optimization (Shao et al. 2024, arXiv:2402.03300), and its relatives.
+
+Several responses are sampled to each prompt; how much better a response is than its group is the
+advantage of all its tokens, so no critic is needed. RLOO and REINFORCE++ are settings
+(``conf/algo/rloo.yaml``, ``reinforce_plus_plus.yaml``): another baseline, another scale, the KL as
+a part of the reward. We deviate from the paper in two places: without several updates an iteration
+the old log-probabilities are the new ones, so that the ratio is exactly 1; and a sequence's KL in
+the reward is one sum, where REINFORCE++ discounts it token by token.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.types import Experience, Minibatch
+from rlmodules.algorithms import policy
+from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.checks import require
+from rlmodules.functional import (
+    BASELINES,
+    GRPO_LOSSES,
+    LEVELS,
+    SCALES,
+    group_advantages,
+    grpo_loss,
+    masked_mean,
+    token_logprobs,
+)
+from rlmodules.models import ModelConfig, load_model, load_tokenizer, projection
+from rlmodules.models.heads import check_projection
+
+
+@dataclass
+class GRPOConfig(OnlineConfig):
+    """Settings of GRPO; the Python API and the schema of ``conf/algo/grpo.yaml`` alike.
+
+    Whole groups in a minibatch are the fastest: ``mini_batch_size`` a multiple of
+    ``num_generations``.
+    """
+
+    learning_rate: float = 1e-6
+    batch_size: int = 64
+    mini_batch_size: int = 16
+    gradient_accumulation_steps: int = 4
+    max_new_tokens: int = 256
+    eval_every: int = 10
+
+    num_generations: int = 8
+    """Episodes of each prompt: the size of a group."""
+    num_epochs: int = 1
+    """Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL)."""
+
+    beta: float = 0.0
+    """Weight of the KL to the reference; 0 keeps no reference at all."""
+    kl_in_reward: bool = False
+    """Take beta times the KL off a response's reward, instead of adding it to the loss."""
+    epsilon: float = 0.2
+    """The surrogate ignores gains from ratios below 1 - this."""
+    epsilon_high: float | None = None
+    """And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself."""
+    loss_type: str = "dapo"
+    """How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo."""
+    importance_sampling_level: str = "token"
+    """Ratios of tokens, or of whole responses (``sequence``: GSPO)."""
+    scale_rewards: str = "group"
+    """Divide advantages by the deviation of the rewards in the group, the batch, or not (none)."""
+    baseline: str = "group"
+    """What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from episodes whose last response ``max_new_tokens`` cut off."""
+    max_resamples: int = 0
+    """How often an iteration's groups of equal rewards are replaced by others (DAPO)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = {
+            "loss_type": GRPO_LOSSES,
+            "importance_sampling_level": LEVELS,
+            "scale_rewards": SCALES,
+            "baseline": BASELINES,
+        }
+        for name, known in names.items():
+            require(self, (name,), lambda x, known=known: x in known, f"one of {known}")
+        require(self, ("num_epochs", "num_generations"), lambda x: x >= 1, "at least 1")
+        require(self, ("epsilon",), lambda x: x > 0, "positive")
+        require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")
+        require(self, ("beta", "max_resamples"), lambda x: x >= 0, "0 or more")
+        if self.batch_size % self.num_generations:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of num_generations ="
+                f" {self.num_generations}"
+            )
+        alone = (self.scale_rewards == "group", self.baseline in ("group", "leave_one_out"))
+        if self.num_generations == 1 and any(alone):
+            raise ValueError(
+                "algo.num_generations=1 leaves nothing to compare a response with in its group:"
+                " raise it, or set algo.baseline=batch and algo.scale_rewards=batch"
+            )
+        if self.kl_in_reward and self.beta == 0:
+            raise ValueError("algo.kl_in_reward=true needs algo.beta above 0")
+        if self.loss_type == "cispo" and (self.epsilon_high or 0) < 1:
+            raise ValueError(
+                f"algo.loss_type=cispo takes algo.epsilon_high={self.epsilon_high} as the largest"
+                " ratio itself: set it to 1 or more, 5 for example"
+            )
+
+
+class GRPO(OnlineModule):
+    """GRPO over any causal language model.
+
+    Args:
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
+        model, tokenizer: used instead of loading what ``model_config`` names.
+    """
+
+    def __init__(
+        self,
+        config: GRPOConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        c = GRPOConfig(**config) if isinstance(config, dict) else config
+        model_config = ModelConfig.of(model_config, c.model_name, given=model is not None)
+        with torch.random.fork_rng():  # new adapters are a function of the seed
+            torch.manual_seed(c.seed)
+            model = load_model(model_config) if model is None else model
+        check_projection(model)
+        tokenizer = tokenizer or load_tokenizer(model_config)
+        super().__init__(model, tokenizer, c, with_reference=c.beta > 0, packs=True)
+        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.language_model, self.config = model, c
+        window = c.mini_batch_size * c.gradient_accumulation_steps
+        self.recompute = c.batch_size * c.num_epochs > window
+        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.language_model
+
+    def experience(self, rollout: Any) -> Experience:
+        """Rewards -> advantages within groups; notes the rollout's metrics."""
+        c, seen, played = self.config, rollout.evaluation, rollout.trajectories
+        self.note_rollout(rollout)
+        rewards = torch.tensor([t.total_reward for t in played])
+        intact = torch.tensor([not t.failed for t in played])
+        if c.kl_in_reward:
+            rewards = rewards - c.beta * (seen.kl() * seen.mask).sum(1)
+        advantages = group_advantages(
+            rewards,
+            intact,
+            c.num_generations,
+            baseline=c.baseline,
+            scale=c.scale_rewards,
+            reduce=self.sum_over_ranks,
+        )
+        self._note_groups(rewards, intact, rollout.resampled)
+        entropy = masked_mean(-seen.logprobs, seen.mask, reduce=self.sum_over_ranks)
+        self.rollout_metrics["rollout/entropy"] = entropy.item()
+        if c.mask_truncated_completions:
+            cut = [t.metrics["finish_reason"] == "length" for t in played]
+            seen = seen.without(cut)
+        self.update_clock.start()
+        return Experience(
+            sequences=seen.sequences,
+            positions=seen.positions,
+            mask=seen.mask,
+            old_logprobs=seen.logprobs,
+            advantages=advantages[:, None].expand_as(seen.logprobs),
+            ref_logprobs=None if c.kl_in_reward else seen.ref_logprobs,
+        )
+
+    def _note_groups(self, rewards: Tensor, intact: Tensor, resampled: int) -> None:
+        """How far the groups tell their responses apart."""
+        groups = rewards.view(-1, self.config.num_generations)
+        counts = intact.view_as(groups)
+        highest = groups.masked_fill(~counts, -torch.inf).amax(1)
+        lowest = groups.masked_fill(~counts, torch.inf).amin(1)
+        equal = (highest <= lowest).float()
+        total = self.sum_over_ranks(torch.stack([equal.sum(), torch.tensor(float(len(equal)))]))
+        left_out = self.sum_over_ranks(torch.tensor(float(resampled)))
+        self.rollout_metrics |= {
+            "rollout/equal_groups": (total[0] / total[1]).item(),
+            "rollout/resampled_groups": left_out.item(),
+        }
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        """The loss of one minibatch."""
+        c, tokens = self.config, batch.tokens
+        hidden = policy.action_hidden(self.base_model, tokens, packs=self.packs)
+        logprobs, _ = token_logprobs(
+            hidden,
+            projection(self.base_model),
+            tokens.actions,
+            temperature=c.temperature,
+            with_entropy=False,
+        )
+        logprobs = tokens.scatter(logprobs)
+        loss, metrics = grpo_loss(
+            logprobs_BA=logprobs,
+            old_logprobs_BA=batch.old_logprobs if self.recompute else logprobs.detach(),
+            advantages_BA=batch.advantages,
+            mask_BA=tokens.mask,
+            num_actions=batch.num_actions,
+            max_new_tokens=c.max_new_tokens,
+            loss_type=c.loss_type,
+            epsilon=c.epsilon,
+            epsilon_high=c.epsilon_high,
+            importance_sampling_level=c.importance_sampling_level,
+            ref_logprobs_BA=batch.ref_logprobs,
+            beta=c.beta,
+        )
+        metrics["loss"] = loss.detach()
+        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the iteration was like."""
+        self.log_iteration(self.config.num_epochs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weights = [p for p in self.base_model.parameters() if p.requires_grad]
+        c = self.config
+        return torch.optim.AdamW(
+            weights, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+        )

@@ -1,0 +1,124 @@
+"""What held-out episodes were like: means, repetition, and how many problems were solved."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from datamodules.rollouts.episodes import Rollout
+from rlmodules.algorithms.metrics import Means, distinct_bigrams
+
+
+class HeldOut:
+    """Collects one evaluation; ``metrics`` sums it up over all processes.
+
+    Attributes:
+        solved: starting state -> whether its first attempt was right, of the last evaluation.
+            Filled by environments whose episodes have the metric ``correct``.
+    """
+
+    def __init__(self) -> None:
+        self.solved: dict[int, bool] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.means = Means()
+        self.texts: list[str] = []
+        self.attempts: dict[int, list[bool]] = {}
+
+    def add(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
+        """Note these episodes; returns one row a sample for whoever shows them."""
+        rows, seen = [], rollout.evaluation
+        divergence = seen.kl() if rollout.trajectories else None
+        for i, trajectory in enumerate(rollout.trajectories):
+            if trajectory.failed:
+                continue
+            row = {
+                "prompt": trajectory.observations[0].prompt,
+                "response": _shown(trajectory, tokenizer),
+                "reward": trajectory.total_reward,
+            }
+            length = int(seen.mask[i].sum())
+            if divergence is not None:
+                row["kl"] = divergence[i][seen.mask[i]].mean().item()
+                self.means.add({"val/kl": row["kl"]}, weight=length)
+            self._add_means(trajectory, length)
+            if "correct" in trajectory.metrics:
+                right = bool(trajectory.metrics["correct"])
+                self.attempts.setdefault(rollout.starts[i], []).append(right)
+            rows.append(row)
+        self.texts += [row["response"] for row in rows]
+        return rows
+
+    def _add_means(self, trajectory: Any, length: int) -> None:
+        ended = trajectory.metrics["finish_reason"] == "eos"
+        parts = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+        self.means.add(
+            {
+                "val/reward": trajectory.total_reward,
+                "val/response_length": length,
+                "val/eos_fraction": ended,
+                **{f"val/{name}": value for name, value in parts.items()},
+            }
+        )
+
+    def metrics(self, module: Any) -> dict[str, float]:
+        """Everything over all processes; then starts afresh."""
+        texts, attempts = _gathered(module, self.texts), {}
+        for some in _gathered(module, [self.attempts]):
+            attempts |= some
+        metrics = module.over_ranks(self.means)
+        metrics["val/distinct_bigrams"] = distinct_bigrams(texts)
+        if attempts:
+            self.solved = {start: tries[0] for start, tries in sorted(attempts.items())}
+            most = max(len(tries) for tries in attempts.values())
+            for k in sorted({1, most}):
+                whole = [tries for tries in attempts.values() if len(tries) >= k]
+                each = [pass_at_k(len(tries), sum(tries), k) for tries in whole]
+                metrics[f"val/pass@{k}"] = sum(each) / len(each)
+        self.clear()
+        return metrics
+
+
+def _shown(trajectory: Any, tokenizer: Any) -> str:
+    """All that followed the prompt: the policy's text, and the environment's between its turns."""
+    start = len(trajectory.observations[0].input_ids)
+    last = trajectory.observations[-1].input_ids[start:]
+    whole = torch.cat([last, trajectory.actions[-1]])
+    return tokenizer.decode(whole, skip_special_tokens=True)
+
+
+def _gathered(module: Any, items: list) -> list:
+    """``items`` of all processes, joined."""
+    if module.trainer.world_size == 1:
+        return items
+    parts: list[list] = [[] for _ in range(module.trainer.world_size)]
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of ``k`` attempts is right, from ``n`` of them.
+
+    ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+
+    Raises:
+        ValueError: there are fewer attempts than ``k``.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} attempts, there are {n}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def mcnemar_p(before: Mapping[int, bool], after: Mapping[int, bool]) -> float:
+    """Two-sided exact p-value that both solve a problem equally often (McNemar 1947).
+
+    Only problems that one of the two solves alone tell them apart; under the null hypothesis each
+    goes either way with probability 1/2.
+    """
+    shared = before.keys() & after.keys()
+    gained = sum(after[i] and not before[i] for i in shared)
+    lost = sum(before[i] and not after[i] for i in shared)
+    tail = sum(math.comb(gained + lost, i) for i in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2 ** (gained + lost))

@@ -1,0 +1,183 @@
+"""What algorithms that learn from a fixed set of preferences share: steps, schedule, held-out data.
+
+An algorithm adds ``losses(batch) -> (loss, metrics)``, which training and evaluation both call.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.preferences.dataset import PreferenceBatch
+from datamodules.text.encoding import Limits
+from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
+from rlmodules.algorithms.metrics import Means
+from rlmodules.checks import require
+from rlmodules.models.layout import Layout, pack, pad
+
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
+def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
+    """Share of the peak that step ``step`` of ``total`` (from 0) takes.
+
+    As transformers' schedules of the same names, but no step is wasted at 0: the first of w warm-up
+    steps takes 1 / (w + 1), and the last step of a linear decay 1 / (total - w).
+    """
+    if schedule == "constant":
+        return 1.0
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(total - warmup, 1)
+    if schedule == "linear":
+        return max(1.0 - done, 0.0)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) if schedule == "cosine" else 1.0
+
+
+def require_offline(config: Any) -> None:
+    """Check the fields that the configs of all these algorithms have."""
+    at_least_1 = ("batch_size", "gradient_accumulation_steps", "num_epochs")
+    require(config, (*at_least_1, "eval_every", "save_every"), lambda x: x >= 1, "at least 1")
+    require(config, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
+    require(config, ("weight_decay",), lambda x: x >= 0, "0 or more")
+    require(config, ("lr_scheduler_type",), lambda x: x in SCHEDULES, f"one of {SCHEDULES}")
+    Limits(config.max_length, config.max_prompt_length)
+
+
+def require_room(model: nn.Module, max_length: int) -> None:
+    """
+    Raises:
+        ValueError: texts of ``max_length`` tokens have more positions than the model.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f"algo.max_length={max_length} exceeds the {positions} positions of the model: lower"
+            " it, and algo.max_prompt_length with it"
+        )
+
+
+class OfflineModule(AlgorithmModule):
+    """A model that learns from ``PreferenceBatch``es.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    closes_texts = True
+    """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.step_metrics: dict[str, float] = {}
+        self._val = Means()
+        self._clock = Stopwatch()
+        self._tokens = self._examples = 0
+        self.packs = False
+        """Whether the model takes packed layouts; an algorithm sets it once it has its model."""
+
+    # --------------------------------------------------- what an algorithm says
+
+    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, divided by ``batch.totals``, and metrics, means over the batch."""
+        raise NotImplementedError
+
+    def warmup_steps(self, total: int) -> int:
+        """Optimizer steps in which the learning rate rises."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------- the forward
+
+    def lay_out(self, batch: PreferenceBatch) -> Layout:
+        """The batch's sequences as the model takes them: shared prefixes once, where it can."""
+        return (pack if self.packs else pad)(batch.sequences).to(self.device)
+
+    # -------------------------------------------------------------- training
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        loss, metrics = self.losses(batch)
+        self._note(self.train_metrics, "train", batch, metrics | {"loss": loss.detach()})
+        self._tokens += sum(len(s) for group in batch.sequences for s in group)
+        self._examples += len(batch)
+        return loss
+
+    def _note(
+        self, means: Means, stage: str, batch: PreferenceBatch, metrics: dict[str, Tensor]
+    ) -> None:
+        """Add a batch; its loss is a share of a total's, of which the mean is to be the whole."""
+        share = len(batch) / batch.totals["num_pairs"]
+        metrics = metrics | {"loss": metrics["loss"] / share}
+        means.add({f"{stage}/{name}": v for name, v in metrics.items()}, weight=len(batch))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """After each optimizer step: what it was like, as ``step_metrics``."""
+        self._clock.lap()
+        seconds = max(self._clock.seconds, 1e-9)
+        world = self.trainer.world_size
+        self.step_metrics = self.over_ranks(self.train_metrics) | {
+            "train/learning_rate": scheduler.get_last_lr()[0],
+            "time/examples_per_s": self._examples * world / seconds,
+            "time/tokens_per_s": self._tokens * world / seconds,
+            "step": float(self.trainer.global_step),
+        }
+        self.train_metrics.clear()  # here, for the callbacks that save run before the next hook
+        super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log an optimizer step; at the very end, ask for an evaluation."""
+        trainer = self.trainer
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.log_dict(self.step_metrics)
+        self._restart_clock()
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        ends = last_epoch and batch_idx + 1 == trainer.num_training_batches
+        if ends or trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
+
+    def on_train_start(self) -> None:
+        self._restart_clock()
+
+    def on_validation_end(self) -> None:
+        self._restart_clock()  # an evaluation is not the next step's time
+
+    def _restart_clock(self) -> None:
+        self._clock.start()
+        self._tokens = self._examples = 0
+
+    # -------------------------------------------------------------- held out
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        if len(batch):
+            loss, metrics = self.losses(batch)
+            self._note(self._val, "val", batch, metrics | {"loss": loss})
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.over_ranks(self._val))
+        self._val = Means()
+
+    # ------------------------------------------------------------- optimizer
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with a warm-up and the schedule of ``config.lr_scheduler_type``."""
+        c = self.config
+        weights = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            weights, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+        )
+        # Not trainer.estimated_stepping_batches: it makes the train loader before a checkpoint is
+        # read, and Lightning then never gives the loader its place in the epoch back.
+        trainer = self.trainer
+        total = trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+        warmup = self.warmup_steps(total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, warmup, total, c.lr_scheduler_type)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

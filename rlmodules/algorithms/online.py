@@ -1,0 +1,248 @@
+"""What algorithms that learn from their own episodes share: acting, evaluating, being judged.
+
+``RolloutDataModule`` calls ``act`` and ``evaluate``; an algorithm adds ``experience`` and
+``training_step``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.environments.base import Environment, Observation, Trajectory
+from rlmodules.algorithms import policy
+from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
+from rlmodules.algorithms.held_out import HeldOut
+from rlmodules.algorithms.metrics import Means
+from rlmodules.checks import require
+from rlmodules.functional import masked_mean, masked_var
+from rlmodules.models import backbone
+from rlmodules.models.layout import can_pack
+from rlmodules.models.saving import save_language_model
+from rlmodules.sampling.choose import Response, SamplingParams
+
+
+@dataclass
+class OnlineConfig:
+    """Settings that all these algorithms have."""
+
+    model_name: str = "google/gemma-2-2b"
+    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-5
+    """Of the policy (AdamW)."""
+    batch_size: int = 16
+    """Episodes an iteration, over all processes."""
+    mini_batch_size: int = 4
+    """Episodes a backward pass, over all processes."""
+    gradient_accumulation_steps: int = 1
+    """Backward passes an optimizer step."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    weight_decay: float = 0.0
+    """Of AdamW, on the policy."""
+
+    max_new_tokens: int = 128
+    """Longest response, in tokens (a turn, where there are several)."""
+    temperature: float = 1.0
+    """Sampling temperature; it is part of the policy that is trained."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
+
+    num_iterations: int = 100
+    """Iterations: rollout, then updates."""
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    eval_every: int = 5
+    """Iterations between evaluations on held-out prompts; the end is always one."""
+    device: str | None = None
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        window = self.mini_batch_size * self.gradient_accumulation_steps
+        sizes = ("batch_size", "mini_batch_size", "gradient_accumulation_steps")
+        require(self, sizes, lambda x: x >= 1, "at least 1")
+        if self.batch_size % window:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
+                f" gradient_accumulation_steps = {self.mini_batch_size} x"
+                f" {self.gradient_accumulation_steps}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"algo.temperature={self.temperature} must be positive: online algorithms need a"
+                " policy that explores"
+            )
+        at_least_1 = ("max_new_tokens", "num_iterations", "save_every", "eval_every")
+        require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        require(self, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
+        require(self, ("weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+
+class OnlineModule(AlgorithmModule):
+    """A policy that plays episodes, with the frozen reference its KL is measured against.
+
+    Args:
+        base_model: the policy, a causal language model.
+        tokenizer: of the policy.
+        config: how responses are drawn; stop strings come from the environment.
+        with_reference: whether a KL to the policy as it was is of interest.
+        packs: compute what episodes of one prompt begin with alike once, if the model allows it.
+    """
+
+    recompute = True
+    """Whether log-probabilities of sampled tokens are computed again, as training computes them."""
+
+    def __init__(
+        self,
+        base_model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        config: OnlineConfig,
+        *,
+        with_reference: bool = True,
+        packs: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.sampling = SamplingParams(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+        self.packs = packs and can_pack(backbone(base_model))
+        self.reference = policy.Reference(base_model) if with_reference else None
+        self.rollout_metrics: dict[str, float] = {}
+        self.num_episodes = 0
+        self.skip_updates = False  # a KL early stop: until the iteration ends
+        self.update_clock = Stopwatch()
+        self.held_out = HeldOut()
+        self._every: int | None = None
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The policy: a causal language model, adapters included."""
+        raise NotImplementedError
+
+    def value_fn(self, hidden_NH: Tensor) -> Tensor:
+        """[N], the critic's values; zeros for algorithms that have none."""
+        return hidden_NH.new_zeros(len(hidden_NH), dtype=torch.float32)
+
+    def act(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int], env: Environment
+    ) -> list[Response]:
+        """Sample a response to each observation from the current policy."""
+        with self.inference():
+            return policy.act(
+                self.base_model, self.tokenizer, observations, self.sampling, seeds, env
+            )
+
+    def fits(self, observation: Observation, env: Environment) -> bool:
+        """Whether there is room for a whole response to ``observation``."""
+        return policy.fits(self.base_model, observation, env, self.sampling)
+
+    def evaluate(self, trajectories: Sequence[Trajectory]) -> policy.Evaluation:
+        """Log-probabilities under policy and reference, and values, of all sampled tokens."""
+        with self.inference():
+            return policy.evaluate(
+                self.base_model,
+                self.reference,
+                trajectories,
+                temperature=self.sampling.temperature,
+                value_fn=self.value_fn,
+                packs=self.packs,
+                recompute=self.recompute,
+            )
+
+    def note_rollout(self, rollout: Any) -> None:
+        """Set ``rollout_metrics`` to what these episodes were like, over all processes."""
+        seen, played, total = rollout.evaluation, rollout.trajectories, self.sum_over_ranks
+        intact = torch.tensor([not t.failed for t in played])
+        mean = lambda values: masked_mean(torch.tensor(values).float(), intact, reduce=total)  # noqa: E731
+        rewards = torch.tensor([t.total_reward for t in played])
+        lengths = torch.tensor([float(sum(map(len, t.actions))) for t in played])
+        kept = torch.tensor([k for t in played for k in t.metrics["kept_mass"]])
+        self.num_episodes = int(total(intact.sum().float()))
+        metrics = {
+            "rollout/reward": masked_mean(rewards, intact, reduce=total),
+            "rollout/reward_std": masked_var(rewards, intact, reduce=total).sqrt(),
+            "rollout/response_length": masked_mean(lengths, intact, reduce=total),
+            "rollout/eos_fraction": mean([t.metrics["finish_reason"] == "eos" for t in played]),
+            "rollout/cut_mass": 1 - masked_mean(kept, kept >= 0, reduce=total),
+            "rollout/failed": 1
+            - total(intact.sum().float()) / total(torch.tensor(len(played) * 1.0)),
+            "time/rollout_s": rollout.seconds["rollout"],
+            "time/evaluate_s": rollout.seconds["evaluate"],
+            "time/rollout_tokens_per_s": total(lengths.sum()) / rollout.seconds["rollout"],
+        }
+        if (divergence := seen.kl()) is not None:
+            metrics["rollout/kl"] = masked_mean(divergence, seen.mask, reduce=total)
+        parts = Means()  # processes may have met different ones
+        for trajectory in played:
+            found = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+            parts.add({f"rollout/{name}": value for name, value in found.items()})
+        metrics |= self.over_ranks(parts)
+        self.rollout_metrics = {name: float(value) for name, value in metrics.items()}
+
+    def log_iteration(self, epochs: int) -> None:
+        """Log the iteration that ends, in which ``epochs`` passes were made over its episodes."""
+        metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
+        tokens = metrics["rollout/response_length"] * self.num_episodes * epochs
+        metrics |= self.over_ranks(self.train_metrics) | {
+            "train/learning_rate": self.optimizers().param_groups[0]["lr"],
+            "time/update_s": seconds,
+            "time/update_tokens_per_s": tokens / seconds,
+            "iteration": float(self.current_epoch + 1),
+        }
+        self.log_dict(metrics)
+        self.train_metrics.clear()
+
+    # -------------------------------------------------------------- held out
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The end of a run is always evaluated, whatever ``eval_every`` says."""
+        self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
+        trainer = self.trainer
+        last_step = trainer.global_step == trainer.max_steps
+        if last_step:
+            trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
+        if self._every is None and (last_step or self.current_epoch + 1 == trainer.max_epochs):
+            # here, for an epoch that is gone on with in its middle does not start
+            self._every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
+
+    def on_fit_end(self) -> None:
+        if self._every is not None:
+            self.trainer.check_val_every_n_epoch, self._every = self._every, None
+
+    def validation_step(self, rollout: Any, batch_idx: int) -> list[dict[str, Any]]:
+        """Judge held-out episodes; returns one row a sample for whoever shows them."""
+        return self.held_out.add(rollout, self.tokenizer)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.held_out.metrics(self))
+
+    # ------------------------------------------------------------ checkpoints
+
+    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+        """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
+        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
+
+    def iteration_state(self) -> dict[str, Any]:
+        return super().iteration_state() | {
+            "rollout_metrics": self.rollout_metrics,
+            "num_episodes": self.num_episodes,
+            "skip_updates": self.skip_updates,
+        }
+
+    def load_iteration_state(self, state: dict[str, Any]) -> None:
+        super().load_iteration_state(state)
+        self.rollout_metrics, self.num_episodes = state["rollout_metrics"], state["num_episodes"]
+        self.skip_updates = state["skip_updates"]

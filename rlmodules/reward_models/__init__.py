@@ -1,0 +1,1 @@
+"""Reward models: a score, a comparison or several objectives, learned from preferences."""

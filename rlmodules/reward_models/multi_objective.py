@@ -1,0 +1,164 @@
+"""A reward model with a score for each of several objectives, combined by weights."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.preferences.dataset import Example, PreferenceBatch
+from rlmodules.functional import multi_objective_loss
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.scalar import RewardModel, response_lengths
+
+
+@dataclass
+class MultiObjectiveConfig(RewardModelConfig):
+    """Settings of a multi-objective reward model; one label an objective."""
+
+    objectives: list[str] = field(default_factory=lambda: ["helpfulness", "safety", "honesty"])
+    """Names of the objectives: columns of the data that hold their scores."""
+    objective_weights: list[float] | None = None
+    """How much each counts in loss and combined reward; None: alike, adding up to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.objectives:
+            raise ValueError("algo.objectives is empty: name at least one")
+        self.num_labels = len(self.objectives)
+        if self.objective_weights is None:
+            self.objective_weights = [1 / self.num_labels] * self.num_labels
+        if len(self.objective_weights) != self.num_labels:
+            raise ValueError(
+                f"algo.objective_weights has {len(self.objective_weights)} numbers for"
+                f" {self.num_labels} objectives"
+            )
+
+
+class MultiObjectiveRewardModel(RewardModel):
+    """Arguments as of ``RewardModel``, and
+
+    Args:
+        num_objectives: how many; default: as many as ``config.objectives`` names.
+        objective_weights: how much each counts; default: the config's.
+    """
+
+    config_class = MultiObjectiveConfig
+
+    def __init__(
+        self,
+        config: RewardModelConfig | dict[str, Any],
+        model_config: Any = None,
+        *,
+        num_objectives: int | None = None,
+        objective_weights: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = self._with_objectives(config, num_objectives, objective_weights)
+        super().__init__(config, model_config, **kwargs)
+        self.num_objectives = config.num_labels
+        weights = torch.tensor(config.objective_weights, dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
+
+    @classmethod
+    def _with_objectives(
+        cls, config: Any, count: int | None, weights: Sequence[float] | None
+    ) -> MultiObjectiveConfig:
+        """A config of our own; the one given stays as it is."""
+        if isinstance(config, dict):
+            config = cls.config_class(**config)
+        if not isinstance(config, MultiObjectiveConfig):
+            names = [f"objective_{i}" for i in range(3 if count is None else count)]
+            config = MultiObjectiveConfig(**asdict(config) | {"objectives": names})
+        elif count is not None and count != len(config.objectives):
+            raise ValueError(
+                f"num_objectives={count}, but the config names {len(config.objectives)}"
+            )
+        return config if weights is None else replace(config, objective_weights=list(weights))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_all_objectives: bool = False,
+    ) -> dict[str, Tensor]:
+        """``combined_reward`` [B, 1], ``pooled_output`` [B, H], and ``rewards``: [B, K] with
+        ``return_all_objectives``, else the combined one."""
+        outputs = super().forward(input_ids, attention_mask)
+        combined = self.combine(outputs["rewards"])[:, None]
+        if not return_all_objectives:
+            outputs["rewards"] = combined
+        return outputs | {"combined_reward": combined}
+
+    def combine(self, rewards_BK: Tensor) -> Tensor:
+        """[B, K] -> [B], weighted."""
+        return (rewards_BK * self.weights).sum(-1)
+
+    def reward(self, pooled: Tensor) -> Tensor:
+        return self.combine(self.scores(pooled))
+
+    def compute_multi_objective_loss(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        target_rewards: Tensor,
+        objective_mask: Tensor | Sequence[bool] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted squared errors.
+
+        Args:
+            target_rewards: [B, K]; NaN where a target is missing.
+            objective_mask: [K], which objectives to train, or [B, K], which targets; default: all.
+
+        Returns:
+            The loss, and each trained objective's own as ``objective_<i>_loss``.
+        """
+        rewards = super().forward(input_ids, attention_mask)["rewards"]
+        mask = ~target_rewards.isnan()
+        if objective_mask is not None:
+            mask &= torch.as_tensor(objective_mask, device=mask.device).bool()
+        loss, losses = self._loss(rewards, target_rewards, mask, mask.sum(0))
+        trained = mask.any(0).tolist()
+        return loss, {f"objective_{i}_loss": losses[i] for i, on in enumerate(trained) if on}
+
+    @torch.no_grad()
+    def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """``scores`` and ``targets`` [N, K] and ``lengths`` [N, 1], on the CPU."""
+        found, training = [], self.training
+        self.eval()
+        for start in range(0, len(examples), self.config.batch_size):
+            groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
+            with self.inference():
+                found.append(self.scores(self.pooled(self.lay_out_texts(groups))))
+        self.train(training)
+        return {
+            "scores": torch.cat(found).float().cpu(),
+            "targets": torch.stack([e.targets for e in examples]),
+            "lengths": response_lengths(examples),
+        }
+
+    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        rewards = self.scores(self.pooled(self.lay_out(batch)))
+        targets = batch.targets.to(rewards.device)
+        mask = ~targets.isnan()
+        loss, _ = self._loss(rewards, targets, mask, batch.totals["num_targets"])
+        with torch.no_grad():
+            _, errors = self._loss(rewards, targets, mask, mask.sum(0))
+        names = self.config.objectives
+        return loss, {
+            f"mse_{name}": error
+            for name, error, seen in zip(names, errors, mask.any(0), strict=True)
+            if seen
+        }
+
+    def _loss(
+        self, rewards: Tensor, targets: Tensor, mask: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return multi_objective_loss(
+            rewards_BK=rewards,
+            targets_BK=targets.to(rewards.dtype),
+            mask_BK=mask,
+            weights_K=self.weights,
+            counts_K=counts.to(rewards),
+        )

@@ -1,0 +1,54 @@
+"""A reward model that compares two texts directly, with both before its eyes."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rlmodules.models.layout import unpad
+from rlmodules.reward_models.heads import Comparison
+from rlmodules.reward_models.scalar import RewardModel
+
+
+class PairwiseRewardModel(RewardModel):
+    """P(A > B) = sigmoid(r(A) - r(B) + g(A, B)), with g antisymmetric.
+
+    ``r`` alone is the reward that a policy is given. Arguments as of ``RewardModel``.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed + 1)
+            self.comparison = Comparison(self.hidden_size)
+
+    def forward_pair(
+        self,
+        input_ids_a: Tensor,
+        attention_mask_a: Tensor,
+        input_ids_b: Tensor,
+        attention_mask_b: Tensor,
+    ) -> Tensor:
+        """[B, 1], the log-odds that A is the better text; its sigmoid is P(A > B)."""
+        a, b = unpad(input_ids_a, attention_mask_a), unpad(input_ids_b, attention_mask_b)
+        pairs = [[*left, *right] for left, right in zip(a, b, strict=True)]
+        first, second = self.pair_scores(self.pooled(self.lay_out_texts(pairs)))
+        return (first - second)[:, None]
+
+    def compute_bradley_terry_loss(
+        self,
+        input_ids_a: Tensor,
+        attention_mask_a: Tensor,
+        input_ids_b: Tensor,
+        attention_mask_b: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """Mean cross-entropy of ``labels`` [B]: 1 where A is preferred, 0 where B is."""
+        logits = self.forward_pair(input_ids_a, attention_mask_a, input_ids_b, attention_mask_b)
+        return binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits).view(-1))
+
+    def pair_scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """The comparison is shared out between the two, so that their difference is the log-odds
+        and their mean that of the rewards."""
+        chosen, rejected = super().pair_scores(pooled)
+        joint = self.comparison(pooled[0::2], pooled[1::2]) / self.config.temperature
+        return chosen + joint / 2, rejected - joint / 2

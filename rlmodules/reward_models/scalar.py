@@ -1,0 +1,234 @@
+"""Reward models: a score for a text, learned from preferences (Bradley and Terry 1952; Stiennon et
+al. 2020, arXiv:2009.01325).
+
+``RewardModel`` is any transformer, decoder or encoder, with a linear head on one pooled hidden
+state a text. ``PairwiseRewardModel`` adds a head that looks at both texts, and
+``MultiObjectiveRewardModel`` scores several objectives at once. Each trains by itself under a
+``Trainer`` and works as an ordinary module: ``model(input_ids, attention_mask)``.
+
+Shapes: B texts (2B for B pairs), T tokens, H hidden size, L labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.preferences.dataset import Example, PreferenceBatch
+from rlmodules.algorithms.offline import OfflineModule, require_room
+from rlmodules.functional import bradley_terry_loss
+from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
+from rlmodules.models.layout import Layout, can_pack, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.reward_models import files
+from rlmodules.reward_models.config import RewardModelConfig, with_lora
+from rlmodules.reward_models.heads import RewardHead
+
+
+class RewardModel(OfflineModule):
+    """A transformer with a scalar (or ``num_labels``) head.
+
+    Args:
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config: how to load the backbone; default: ``config.model_name``.
+        base_model: a backbone (``AutoModel``) to use instead of loading one.
+        tokenizer: default: the one beside the model.
+
+    Raises:
+        ValueError: ``use_lora`` and ``model.lora.r`` are both set, or the model has two names.
+    """
+
+    closes_texts = False  # texts are what any user's tokenizer makes of them
+    config_class = RewardModelConfig
+
+    def __init__(
+        self,
+        config: RewardModelConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        base_model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        c = self.config_class(**config) if isinstance(config, dict) else config
+        model_config = ModelConfig.of(model_config, c.model_name, given=base_model is not None)
+        if tokenizer is None and base_model is None:
+            tokenizer = load_tokenizer(model_config)
+        super().__init__(tokenizer)
+        with torch.random.fork_rng():  # new adapters and heads are a function of the seed
+            torch.manual_seed(c.seed)
+            wanted = with_lora(model_config, c)
+            if base_model is None:
+                base_model = load_backbone(wanted)
+            elif wanted.lora.r:
+                base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
+            self.base_model = base_model
+            hidden_size = self.base_model.config.get_text_config().hidden_size
+            self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
+        require_room(self.base_model, c.max_length)
+        self.config, self.hidden_size = c, hidden_size
+        self.is_causal = is_causal(self.body)
+        self.packs = self.is_causal and can_pack(self.body)
+        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.train()  # Lightning leaves the mode as it finds it
+
+    @property
+    def body(self) -> nn.Module:
+        """The transformer, with any adapters inside it."""
+        model = self.base_model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    # ------------------------------------------------------------- the module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Scores of padded texts; neither side nor amount of padding matters.
+
+        Args:
+            input_ids, attention_mask: [B, T].
+
+        Returns:
+            ``rewards`` [B, L] and ``pooled_output`` [B, H].
+        """
+        pooled = self.pooled(self.lay_out_texts(unpad(input_ids, attention_mask)))
+        return {"rewards": self.scores(pooled), "pooled_output": pooled}
+
+    def pooled(self, layout: Layout) -> Tensor:
+        """[B, H], one hidden state a text."""
+        hidden = flat_hidden(self.body, layout)
+        if self.config.pooling_strategy == "mean":
+            return torch.stack([hidden[index].float().mean(0) for index in layout.index])
+        end = 0 if self.config.pooling_strategy == "cls" else -1
+        return hidden[torch.stack([index[end] for index in layout.index])]
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        """[B, H] -> [B, L]"""
+        return self.head(pooled) / self.config.temperature
+
+    def lay_out_texts(self, groups: Sequence[Sequence[Tensor]]) -> Layout:
+        """Groups of texts as the model takes them."""
+        layout = pack(groups) if self.packs else pad(groups, with_mask=not self.is_causal)
+        return layout.to(self.device)
+
+    def lay_out(self, batch: PreferenceBatch) -> Layout:
+        return self.lay_out_texts(batch.sequences)
+
+    @torch.no_grad()
+    def predict_rewards(
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 512,
+        batch_size: int = 8,
+    ) -> list[float]:
+        """The reward of each text.
+
+        Args:
+            tokenizer: default: the model's own.
+            max_length: tokens kept of each text, its end.
+        """
+        tokenizer = tokenizer or self.tokenizer
+        ids = tokenizer(list(texts))["input_ids"]
+        return self.predict_ids([row[-max_length:] for row in ids], batch_size)
+
+    @torch.no_grad()
+    def predict_ids(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
+        """The reward of each tokenized text."""
+        training, rewards = self.training, []
+        self.eval()
+        for start in range(0, len(ids), batch_size):
+            groups = [[torch.tensor(row)] for row in ids[start : start + batch_size]]
+            rewards += self.reward(self.pooled(self.lay_out_texts(groups))).tolist()
+        self.train(training)
+        return rewards
+
+    def reward(self, pooled: Tensor) -> Tensor:
+        """[B, H] -> [B], the one number that a policy is rewarded with."""
+        scores = self.scores(pooled)
+        if scores.shape[1] != 1:
+            raise ValueError(f"num_labels={scores.shape[1]}: there is no single reward")
+        return scores[:, 0]
+
+    # -------------------------------------------------------------- training
+
+    def pair_scores(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """[2B, H] of chosen and rejected in turn -> scores [B] whose difference is the log-odds."""
+        return self.reward(pooled).view(-1, 2).unbind(1)
+
+    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = self.pair_scores(self.pooled(self.lay_out(batch)))
+        return bradley_terry_loss(
+            chosen_B=chosen,
+            rejected_B=rejected,
+            margin_B=batch.margins.to(chosen.device),
+            label_smoothing=self.config.label_smoothing,
+            center_rewards_coefficient=self.config.center_rewards_coefficient,
+            num_pairs=batch.totals["num_pairs"],
+        )
+
+    @torch.no_grad()
+    def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """What the model says of held-out ``examples``, on the CPU.
+
+        Returns:
+            ``lengths``, response tokens [N, K]; ``scores``: of pairs [N, 2], whose difference is
+            the log-odds of the first, and ``swapped`` [N], those log-odds with the sides swapped.
+        """
+        found: dict[str, list[Tensor]] = {"scores": [], "swapped": []}
+        training = self.training
+        self.eval()
+        for start in range(0, len(examples), self.config.batch_size):
+            groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
+            with self.inference():
+                for name, order in (("scores", 1), ("swapped", -1)):
+                    layout = self.lay_out_texts([group[::order] for group in groups])
+                    found[name].append(torch.stack(self.pair_scores(self.pooled(layout)), dim=1))
+        self.train(training)
+        scores, swapped = (torch.cat(found[name]).float().cpu() for name in ("scores", "swapped"))
+        return {
+            "scores": scores,
+            "swapped": swapped[:, 0] - swapped[:, 1],
+            "lengths": response_lengths(examples),
+        }
+
+    def warmup_steps(self, total: int) -> int:
+        return min(self.config.warmup_steps, max(total // 10, 1))
+
+    # ----------------------------------------------------------------- files
+
+    def save_model(self, path: str | Path) -> None:
+        """All that was trained, and the settings, in one safetensors file (whatever its name)."""
+        files.save(self, Path(path))
+
+    def load_model(self, path: str | Path) -> None:
+        """Take the weights of a file that ``save_model`` wrote.
+
+        Raises:
+            ValueError: another model's file, or no safetensors file: a pickle is never opened.
+        """
+        files.load(self, Path(path))
+
+    def export(self, dirpath: Path, *, merge: bool = True) -> None:
+        """A folder that ``reward=model``, ``RewardModel.from_pretrained`` and, where it has such a
+        head, ``AutoModelForSequenceClassification`` load."""
+        self.require_export(merge=merge)
+        files.export(self, dirpath)
+
+    def require_export(self, *, merge: bool) -> None:
+        if not merge and hasattr(self.base_model, "merge_and_unload"):
+            raise ValueError(
+                "export.merge=false: a reward model is exported with its adapters merged, so that"
+                " any library loads it; for the adapters alone, use save_model"
+            )
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "RewardModel":
+        """The model in a folder that ``export`` wrote."""
+        return files.from_pretrained(cls, Path(path))
+
+
+def response_lengths(examples: Sequence[Example]) -> Tensor:
+    """[N, K], tokens of each response."""
+    rows = [[len(s) - e.prompt_length for s in e.sequences] for e in examples]
+    return torch.tensor(rows, dtype=torch.float32)

@@ -1,0 +1,1 @@
+"""What ``python train.py task=...`` does other than training: one file a task."""
