@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     module = build(args, steps=len(rows) // args.questions_per_step)
     c, work = module.config, Work()
     clock = StepClock(work)
-    work.watch(backbone(module.base_model), backbone(module.reference.model))
+    work.watch(backbone(module.base_model), backbone(module.reference.model.base_model))
     data = RolloutDataModule(
         partial(TextGenerationEnv, reward_fn=judge, max_length=2048),
         prompts=in_order(rows, c.seed),
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": [mean(lengths) for lengths in clock.prompt_lengths[timed]],
         "computed": work.steps[timed],
         "notes": [
-            f"{weights.dtype} weights, {'packed' if module.packs else 'padded'},"
+            f"{weights.dtype} weights, {'packed' if module.policy.packs else 'padded'},"
             f" {torch.get_num_threads()} threads, trainer.precision={trainer.precision},"
             f" {c.mini_batch_size} x {c.gradient_accumulation_steps} responses a step",
             f"seconds of the last step: {spent}",

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     trainer.fit(module, data)
     if args.held_out:
         judged["accuracy_after"] = trainer.callback_metrics["val/accuracy"].item()
-    if not module.packs:
+    if not getattr(module, "policy", module).packs:
         raise RuntimeError("the model is not packed: computed_tokens would be wrong")
     timed = clock.examples[args.warmup :]
     is_dpo = args.task == "dpo"

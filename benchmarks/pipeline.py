@@ -27,9 +27,8 @@ from side_by_side import spread
 from torch import Tensor, nn
 
 from rlmodules.forward_backward import AsyncTrainingClient
-from rlmodules.forward_backward.tokens import score_tokens, tokens_of
-from rlmodules.models import ModelConfig, backbone, load_model
-from rlmodules.models.layout import can_pack
+from rlmodules.forward_backward.tokens import tokens_of
+from rlmodules.models import ModelConfig, PolicyModel, load_model
 
 REWARD_SECONDS = 0.1
 
@@ -88,15 +87,17 @@ def training(model: nn.Module, args: argparse.Namespace) -> str:
             optimizer.step()
             optimizer.zero_grad()
 
+    policy = PolicyModel(plain)
+    policy.enable_packing()
+    if not policy.packs:
+        raise RuntimeError("the model is not packed: the plain loop would do other work")
+
     def same_functions(net: nn.Module) -> Tensor:
-        tokens = tokens_of(ids)
-        return -score_tokens(net, tokens, packs=True).logprobs.mean()
+        return -policy.score(tokens_of(ids).tokens).logprobs.mean()
 
     def transformers_alone(net: nn.Module) -> Tensor:
         return net(input_ids=ids, labels=ids, use_cache=False).loss
 
-    if not can_pack(backbone(plain)):
-        raise RuntimeError("the model is not packed: the plain loop would do other work")
     seconds = interleaved(
         {
             "transformers' loss in a loop": lambda: by_loop(library, transformers_alone),

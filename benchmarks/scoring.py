@@ -30,9 +30,9 @@ from datamodules.environments.maths import MathEnv
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
 from datamodules.text.tables import read_rows
-from rlmodules.algorithms import policy
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
 from rlmodules.sampling.choose import SamplingParams
+from rlmodules.sampling.decoding import sample
 
 TESTS = 5
 BATCH = 128
@@ -52,12 +52,14 @@ class Model:
     ) -> tuple[list[TextGenerationEnv], float]:
         """Finished episodes, and the mean tokens of their responses."""
         episodes, tokens = [], 0
-        params = SamplingParams(max_new_tokens=max_new_tokens)
+        stops = tuple(env.stop_sequences)
+        params = SamplingParams(max_new_tokens=max_new_tokens, stop_strings=stops)
         for first in range(0, len(starts), BATCH):
             forks = [env.fork() for _ in starts[first : first + BATCH]]
             seen = [e.reset(i) for e, i in zip(forks, starts[first:], strict=False)]
             seeds = [derive_seed(self.seed, first + i) for i in range(len(forks))]
-            said = policy.act(self.network, self.tokenizer, seen, params, seeds, env)
+            prompts = [observation.input_ids for observation in seen]
+            said = sample(self.network, self.tokenizer, prompts, params, seeds)
             for episode, response in zip(forks, said, strict=True):
                 episode.respond(torch.tensor(response.tokens))
             tokens += sum(len(response.tokens) for response in said)

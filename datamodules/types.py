@@ -34,12 +34,38 @@ class TokenBatch:
     """[N], the sampled tokens themselves."""
     mask: Tensor
     """[B, A], True where an action exists."""
+    group_sizes: tuple[int, ...] | None = None
+    """How many neighbours each begin alike; None: those that are equal up to their first action."""
 
     @classmethod
-    def collate(cls, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> "TokenBatch":
+    def collate(
+        cls,
+        sequences: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        group_sizes: tuple[int, ...] | None = None,
+    ) -> "TokenBatch":
         """``sequences`` [T_i] whose sampled tokens stand at ``positions`` [A_i]."""
-        taken = [ids[at] for ids, at in zip(sequences, positions, strict=True)]
-        return cls(list(sequences), list(positions), torch.cat(taken), action_mask(positions))
+        taken = torch.cat([ids[at] for ids, at in zip(sequences, positions, strict=True)])
+        mask = action_mask(positions)
+        return cls(list(sequences), list(positions), taken, mask, group_sizes)
+
+    def groups(self) -> list[list[int]]:
+        """Rows in groups of neighbours that begin alike."""
+        if self.group_sizes is not None:
+            return [
+                rows.tolist()
+                for rows in torch.arange(len(self.sequences)).split(list(self.group_sizes))
+            ]
+        groups: list[list[int]] = []
+        before: Tensor | None = None
+        for row, (sequence, at) in enumerate(zip(self.sequences, self.positions, strict=True)):
+            prompt = sequence[: int(at[0])] if len(at) else sequence[:0]
+            if before is not None and torch.equal(prompt, before):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+            before = prompt
+        return groups
 
     def scatter(self, flat_N: Tensor) -> Tensor:
         """[N] -> [B, A], zeros under the mask; differentiable."""
@@ -139,6 +165,31 @@ class Experience:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and lists only, for a checkpoint that ``weights_only=True`` can read."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes as token sequences, and what policy, reference and critic say of each action."""
+
+    sequences: list[Tensor]
+    positions: list[Tensor]
+    mask: Tensor
+    """[B, A]"""
+    logprobs: Tensor
+    """[B, A]"""
+    ref_logprobs: Tensor | None
+    """[B, A]; None without a reference."""
+    values: Tensor
+    """[B, A]; zeros without a critic."""
+
+    def without(self, failed: Sequence[bool]) -> "Evaluation":
+        """The same, with no actions in the episodes that are marked."""
+        positions = [p[:0] if out else p for p, out in zip(self.positions, failed, strict=True)]
+        return replace(self, positions=positions, mask=self.mask & ~torch.tensor(failed)[:, None])
+
+    def kl(self) -> Tensor | None:
+        """[B, A], the k1 estimate of KL(policy || reference) in nats; None without a reference."""
+        return None if self.ref_logprobs is None else self.logprobs - self.ref_logprobs
 
 
 def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:

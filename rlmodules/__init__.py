@@ -7,8 +7,7 @@ from types import ModuleType
 from rlmodules.algorithms.dpo import DPO, DPOConfig
 from rlmodules.algorithms.grpo import GRPO, GRPOConfig
 from rlmodules.algorithms.orpo import ORPO, ORPOConfig
-from rlmodules.algorithms.policy import AdaptiveKLController
-from rlmodules.algorithms.ppo import PPO, PPOConfig
+from rlmodules.algorithms.ppo import PPO, AdaptiveKLController, PPOConfig
 from rlmodules.forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
 from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer

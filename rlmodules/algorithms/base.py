@@ -4,13 +4,15 @@ A base class, because Lightning's hooks are methods; it holds nothing that belon
 """
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from rlmodules.algorithms.metrics import Means
+from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -26,6 +28,8 @@ class AlgorithmModule(L.LightningModule):
     """
 
     strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
+    saved_as: ClassVar[dict[str, str]] = {}
+    """How names of weights begin here -> in checkpoints, whose format outlives ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,8 +71,8 @@ class AlgorithmModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained; the rest comes from where it came from."""
-        kept, state = self._trained_keys(), checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
+        names, state = self._saved_names(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {names[key]: state[key] for key in state if key in names}
         checkpoint["iteration_state"] = self.iteration_state()
         checkpoint["algorithm"] = type(self).__name__
 
@@ -84,14 +88,17 @@ class AlgorithmModule(L.LightningModule):
                 " command that it was made with (algo=...), and add ckpt_path"
             )
         self._require_more_to_do(checkpoint)
-        expected, found = self._trained_keys(), set(checkpoint["state_dict"])
-        if expected != found:
+        state = checkpoint["state_dict"]
+        names = {saved: here for here, saved in self._saved_names().items()}
+        if names.keys() != state.keys():
             raise ValueError(
                 "the checkpoint is of another model: it lacks"
-                f" {sorted(expected - found)[:3]} and has {sorted(found - expected)[:3]} besides."
+                f" {sorted(names.keys() - state)[:3]} and has"
+                f" {sorted(state.keys() - names)[:3]} besides."
                 " Use the model and model.lora.* settings that it was made with:"
                 f" {checkpoint.get('hyper_parameters', {}).get('model_config')}"
             )
+        checkpoint["state_dict"] = {names[saved]: weight for saved, weight in state.items()}
         self.load_iteration_state(checkpoint["iteration_state"])
 
     def _require_more_to_do(self, checkpoint: dict[str, Any]) -> None:
@@ -106,9 +113,14 @@ class AlgorithmModule(L.LightningModule):
                 " nothing left to do; raise it to go on"
             )
 
-    def _trained_keys(self) -> set[str]:
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return trained | {key for key in self.state_dict() if key.endswith("_extra_state")}
+    def _saved_names(self) -> dict[str, str]:
+        """Names of all that is trained -> their names in a checkpoint."""
+        trained = [name for name, p in self.named_parameters() if p.requires_grad]
+        trained += [key for key in self.state_dict() if key.endswith("_extra_state")]
+        names = dict(zip(trained, trained, strict=True))
+        for here, saved in self.saved_as.items():
+            names |= {n: saved + n.removeprefix(here) for n in trained if n.startswith(here)}
+        return names
 
     def require_export(self, *, merge: bool) -> None:
         """
@@ -134,6 +146,30 @@ class AlgorithmModule(L.LightningModule):
     def inference(self):
         """The Trainer's precision (autocast, where it is mixed), which loaders run outside of."""
         return self.trainer.precision_plugin.forward_context()
+
+
+def load_policy(
+    kind: type[PolicyModel],
+    config: Any,
+    model_config: ModelConfig | dict[str, Any] | None,
+    model: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[PolicyModel, PreTrainedTokenizerBase, ModelConfig]:
+    """A policy, its tokenizer, and how its model was loaded.
+
+    Args:
+        config: of the algorithm; names the model and the seed of new adapters and heads.
+        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
+        model, tokenizer: used instead of loading what ``model_config`` names.
+
+    Raises:
+        ValueError: ``config.model_name`` and ``model_config.name`` differ.
+    """
+    model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
+    with torch.random.fork_rng():  # new adapters and heads are a function of the seed
+        torch.manual_seed(config.seed)
+        policy = kind(load_model(model_config) if model is None else model)
+    return policy, tokenizer or load_tokenizer(model_config), model_config
 
 
 class Stopwatch:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.pair_policy import (
@@ -23,15 +22,13 @@ from rlmodules.algorithms.pair_policy import (
     PairPolicy,
     pair_lengths,
     pair_sums,
-    sequence_logps,
+    response_logprobs,
     starts_of,
 )
-from rlmodules.algorithms.policy import Reference
 from rlmodules.algorithms.reference_table import ReferenceTable
 from rlmodules.checks import require
 from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
-from rlmodules.models import ModelConfig
-from rlmodules.models.layout import Layout
+from rlmodules.models import Reference
 
 READ_SMOOTHING = {"sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired"}
 
@@ -89,28 +86,22 @@ class DPOConfig(PairConfig):
 class DPO(PairPolicy):
     """DPO over any causal language model; arguments as of ``PairPolicy``."""
 
-    def __init__(
-        self,
-        config: DPOConfig | dict[str, Any],
-        model_config: ModelConfig | dict[str, Any] | None = None,
-        *,
-        model: nn.Module | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        c = config = DPOConfig(**config) if isinstance(config, dict) else config
-        super().__init__(config, model_config, model, tokenizer)
+    config_class = DPOConfig
+    config: DPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        c = self.config
         self.shape = DPOShape(c.beta, c.label_smoothing, c.discopop_tau)
-        self.reference = None if c.reference_free else Reference(self.base_model)
+        self.reference = None if c.reference_free else Reference(self.policy)
         self.table = ReferenceTable() if c.precompute_ref_log_probs else None
         self._warned = False
 
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        layout, starts = self.lay_out(batch), starts_of(batch)
-        responses = sequence_logps(self.base_model, layout, starts)
+        responses = response_logprobs(self.policy, batch, starts_of(batch))
         sums, lengths = pair_sums(responses), pair_lengths(responses)
-        ref = self.reference_sums(batch, layout, starts)
         return dpo_loss(
-            logps=PairLogps(*sums.T, *ref.T, *lengths.T),
+            logps=PairLogps(*sums.T, *self.reference_sums(batch).T, *lengths.T),
             loss_types=self.config.losses,
             shape=self.shape,
             num_pairs=batch.totals["num_pairs"],
@@ -118,14 +109,17 @@ class DPO(PairPolicy):
         )
 
     @torch.no_grad()
-    def reference_sums(self, batch: PreferenceBatch, layout: Layout, starts: list[int]) -> Tensor:
+    def reference_sums(self, batch: PreferenceBatch) -> Tensor:
         """[B, 2], the reference's log-probabilities of chosen and rejected responses."""
         if self.reference is None:
             return torch.zeros(len(batch), 2, device=self.device)
         if self.table is not None:
             return self.table.rows(batch).to(self.device)
-        with self.reference.of(self.base_model) as model:
-            return pair_sums(sequence_logps(model, layout, starts))
+        return self._computed_sums(batch)
+
+    def _computed_sums(self, batch: PreferenceBatch) -> Tensor:
+        with self.reference.of(self.policy) as reference:
+            return pair_sums(response_logprobs(reference, batch, starts_of(batch)))
 
     # ------------------------------------------------- the reference, beforehand
 
@@ -142,11 +136,10 @@ class DPO(PairPolicy):
 
         def compute(batch: PreferenceBatch) -> Tensor:
             with self.inference():
-                layout = self.lay_out(batch)
-                return pair_sums(sequence_logps(model, layout, starts_of(batch)))
+                return self._computed_sums(batch)
 
-        with self.reference.of(self.base_model) as model:
-            self.table.fill(self.trainer, model, compute, self.config.batch_size)
+        with self.reference.of(self.policy) as reference:
+            self.table.fill(self.trainer, reference.base_model, compute, self.config.batch_size)
 
     # ------------------------------------------------------------ after a while
 

@@ -8,15 +8,13 @@ the old log-probabilities are the new ones, so that the ratio is exactly 1; and 
 the reward is one sum, where REINFORCE++ discounts it token by token.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from datamodules.types import Experience, Minibatch
-from rlmodules.algorithms import policy
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.checks import require
 from rlmodules.functional import (
@@ -27,10 +25,7 @@ from rlmodules.functional import (
     group_advantages,
     grpo_loss,
     masked_mean,
-    token_logprobs,
 )
-from rlmodules.models import ModelConfig, load_model, load_tokenizer, projection
-from rlmodules.models.heads import check_projection
 
 
 @dataclass
@@ -109,48 +104,31 @@ class GRPOConfig(OnlineConfig):
 
 
 class GRPO(OnlineModule):
-    """GRPO over any causal language model.
+    """GRPO over any causal language model; arguments as of ``OnlineModule``."""
 
-    Args:
-        config: settings, or a dict of them (as a checkpoint holds).
-        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
-        model, tokenizer: used instead of loading what ``model_config`` names.
-    """
-
-    def __init__(
-        self,
-        config: GRPOConfig | dict[str, Any],
-        model_config: ModelConfig | dict[str, Any] | None = None,
-        *,
-        model: nn.Module | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        c = GRPOConfig(**config) if isinstance(config, dict) else config
-        model_config = ModelConfig.of(model_config, c.model_name, given=model is not None)
-        with torch.random.fork_rng():  # new adapters are a function of the seed
-            torch.manual_seed(c.seed)
-            model = load_model(model_config) if model is None else model
-        check_projection(model)
-        tokenizer = tokenizer or load_tokenizer(model_config)
-        super().__init__(model, tokenizer, c, with_reference=c.beta > 0, packs=True)
-        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
-        self.language_model, self.config = model, c
-        window = c.mini_batch_size * c.gradient_accumulation_steps
-        self.recompute = c.batch_size * c.num_epochs > window
-        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
+    config_class = GRPOConfig
+    shares_prompts = True
+    saved_as: ClassVar = {"policy.base_model.": "language_model."}
+    config: GRPOConfig
 
     @property
-    def base_model(self) -> nn.Module:
-        return self.language_model
+    def has_reference(self) -> bool:
+        return self.config.beta > 0
 
-    def experience(self, rollout: Any) -> Experience:
-        """Rewards -> advantages within groups; notes the rollout's metrics."""
-        c, seen, played = self.config, rollout.evaluation, rollout.trajectories
-        self.note_rollout(rollout)
-        rewards = torch.tensor([t.total_reward for t in played])
-        intact = torch.tensor([not t.failed for t in played])
+    @property
+    def recompute(self) -> bool:
+        """Only where an iteration takes several steps: in the first, the ratio is exactly 1."""
+        c = self.config
+        window = c.mini_batch_size * c.gradient_accumulation_steps
+        return c.batch_size * c.num_epochs > window
+
+    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+        """Rewards -> advantages within groups."""
+        c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
+        rewards = torch.tensor([t.total_reward for t in trajectories])
+        intact = torch.tensor([not t.failed for t in trajectories])
         if c.kl_in_reward:
-            rewards = rewards - c.beta * (seen.kl() * seen.mask).sum(1)
+            rewards = rewards - c.beta * (evaluation.kl() * evaluation.mask).sum(1)
         advantages = group_advantages(
             rewards,
             intact,
@@ -159,23 +137,23 @@ class GRPO(OnlineModule):
             scale=c.scale_rewards,
             reduce=self.sum_over_ranks,
         )
-        self._note_groups(rewards, intact, rollout.resampled)
-        entropy = masked_mean(-seen.logprobs, seen.mask, reduce=self.sum_over_ranks)
-        self.rollout_metrics["rollout/entropy"] = entropy.item()
+        entropy = masked_mean(-evaluation.logprobs, evaluation.mask, reduce=self.sum_over_ranks)
+        metrics = self._group_metrics(rewards, intact, rollout.resampled)
+        metrics["rollout/entropy"] = entropy.item()
         if c.mask_truncated_completions:
-            cut = [t.metrics["finish_reason"] == "length" for t in played]
-            seen = seen.without(cut)
-        self.update_clock.start()
-        return Experience(
-            sequences=seen.sequences,
-            positions=seen.positions,
-            mask=seen.mask,
-            old_logprobs=seen.logprobs,
-            advantages=advantages[:, None].expand_as(seen.logprobs),
-            ref_logprobs=None if c.kl_in_reward else seen.ref_logprobs,
+            cut = [t.metrics["finish_reason"] == "length" for t in trajectories]
+            evaluation = evaluation.without(cut)
+        experience = Experience(
+            sequences=evaluation.sequences,
+            positions=evaluation.positions,
+            mask=evaluation.mask,
+            old_logprobs=evaluation.logprobs,
+            advantages=advantages[:, None].expand_as(evaluation.logprobs),
+            ref_logprobs=None if c.kl_in_reward else evaluation.ref_logprobs,
         )
+        return experience, metrics
 
-    def _note_groups(self, rewards: Tensor, intact: Tensor, resampled: int) -> None:
+    def _group_metrics(self, rewards: Tensor, intact: Tensor, resampled: int) -> dict[str, float]:
         """How far the groups tell their responses apart."""
         groups = rewards.view(-1, self.config.num_generations)
         counts = intact.view_as(groups)
@@ -184,7 +162,7 @@ class GRPO(OnlineModule):
         equal = (highest <= lowest).float()
         total = self.sum_over_ranks(torch.stack([equal.sum(), torch.tensor(float(len(equal)))]))
         left_out = self.sum_over_ranks(torch.tensor(float(resampled)))
-        self.rollout_metrics |= {
+        return {
             "rollout/equal_groups": (total[0] / total[1]).item(),
             "rollout/resampled_groups": left_out.item(),
         }
@@ -192,15 +170,8 @@ class GRPO(OnlineModule):
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """The loss of one minibatch."""
         c, tokens = self.config, batch.tokens
-        hidden = policy.action_hidden(self.base_model, tokens, packs=self.packs)
-        logprobs, _ = token_logprobs(
-            hidden,
-            projection(self.base_model),
-            tokens.actions,
-            temperature=c.temperature,
-            with_entropy=False,
-        )
-        logprobs = tokens.scatter(logprobs)
+        scores = self.policy.score(tokens, temperature=c.temperature)
+        logprobs = tokens.scatter(scores.logprobs)
         loss, metrics = grpo_loss(
             logprobs_BA=logprobs,
             old_logprobs_BA=batch.old_logprobs if self.recompute else logprobs.detach(),

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.dataset import PreferenceBatch
@@ -15,7 +15,6 @@ from datamodules.text.encoding import Limits
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
 from rlmodules.algorithms.metrics import Means
 from rlmodules.checks import require
-from rlmodules.models.layout import Layout, pack, pad
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -46,12 +45,11 @@ def require_offline(config: Any) -> None:
     Limits(config.max_length, config.max_prompt_length)
 
 
-def require_room(model: nn.Module, max_length: int) -> None:
+def require_room(positions: int | None, max_length: int) -> None:
     """
     Raises:
         ValueError: texts of ``max_length`` tokens have more positions than the model.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ValueError(
             f"algo.max_length={max_length} exceeds the {positions} positions of the model: lower"
@@ -76,8 +74,6 @@ class OfflineModule(AlgorithmModule):
         self._val = Means()
         self._clock = Stopwatch()
         self._tokens = self._examples = 0
-        self.packs = False
-        """Whether the model takes packed layouts; an algorithm sets it once it has its model."""
 
     # --------------------------------------------------- what an algorithm says
 
@@ -88,12 +84,6 @@ class OfflineModule(AlgorithmModule):
     def warmup_steps(self, total: int) -> int:
         """Optimizer steps in which the learning rate rises."""
         raise NotImplementedError
-
-    # ------------------------------------------------------------- the forward
-
-    def lay_out(self, batch: PreferenceBatch) -> Layout:
-        """The batch's sequences as the model takes them: shared prefixes once, where it can."""
-        return (pack if self.packs else pad)(batch.sequences).to(self.device)
 
     # -------------------------------------------------------------- training
 

@@ -1,29 +1,30 @@
 """What algorithms that learn from their own episodes share: acting, evaluating, being judged.
 
-``RolloutDataModule`` calls ``act`` and ``evaluate``; an algorithm adds ``experience`` and
-``training_step``.
+``RolloutDataModule`` calls ``act``, ``evaluate`` and ``experience``; an algorithm adds
+``learn_from`` (episodes -> what is trained on) and ``training_step``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment, Observation, Trajectory
-from rlmodules.algorithms import policy
-from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
+from datamodules.types import Evaluation, Experience
+from rlmodules.algorithms.base import AlgorithmModule, Stopwatch, load_policy
+from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
 from rlmodules.algorithms.metrics import Means
 from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
-from rlmodules.models import backbone
-from rlmodules.models.layout import can_pack
+from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
 from rlmodules.sampling.choose import Response, SamplingParams
+from rlmodules.sampling.decoding import PolicySampler, Sampler
 
 
 @dataclass
@@ -91,76 +92,115 @@ class OnlineModule(AlgorithmModule):
     """A policy that plays episodes, with the frozen reference its KL is measured against.
 
     Args:
-        base_model: the policy, a causal language model.
-        tokenizer: of the policy.
-        config: how responses are drawn; stop strings come from the environment.
-        with_reference: whether a KL to the policy as it was is of interest.
-        packs: compute what episodes of one prompt begin with alike once, if the model allows it.
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config, model, tokenizer: see ``load_policy``.
     """
 
-    recompute = True
-    """Whether log-probabilities of sampled tokens are computed again, as training computes them."""
+    config_class: ClassVar[type[OnlineConfig]]
+    policy_class: ClassVar[type[PolicyModel]] = PolicyModel
+    shares_prompts: ClassVar[bool] = False
+    """Whether to compute what episodes of one prompt begin with alike once, if the model can."""
 
     def __init__(
         self,
-        base_model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        config: OnlineConfig,
+        config: OnlineConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
         *,
-        with_reference: bool = True,
-        packs: bool = False,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.sampling = SamplingParams(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
+        c = self.config = self.config_class(**config) if isinstance(config, dict) else config
+        self.policy, self.tokenizer, model_config = load_policy(
+            self.policy_class, c, model_config, model, tokenizer
         )
-        self.packs = packs and can_pack(backbone(base_model))
-        self.reference = policy.Reference(base_model) if with_reference else None
+        if self.shares_prompts and model_config.attn_implementation == "auto":
+            self.policy.enable_packing()
+        self.sampler: Sampler = PolicySampler(self.policy, self.tokenizer)
+        self.sampling = SamplingParams(
+            max_new_tokens=c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p
+        )
+        self.reference = Reference(self.policy) if self.has_reference else None
         self.rollout_metrics: dict[str, float] = {}
         self.num_episodes = 0
         self.skip_updates = False  # a KL early stop: until the iteration ends
         self.update_clock = Stopwatch()
         self.held_out = HeldOut()
         self._every: int | None = None
+        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
 
     @property
     def base_model(self) -> nn.Module:
-        """The policy: a causal language model, adapters included."""
+        """The policy's causal language model, adapters included."""
+        return self.policy.base_model
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a KL to the policy as it was is of interest."""
+        return True
+
+    @property
+    def recompute(self) -> bool:
+        """Whether sampled tokens are scored again, as training scores them, before it begins."""
+        return True
+
+    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+        """What the algorithm makes of episodes: training data, and metrics (``rollout/...``)."""
         raise NotImplementedError
 
-    def value_fn(self, hidden_NH: Tensor) -> Tensor:
-        """[N], the critic's values; zeros for algorithms that have none."""
-        return hidden_NH.new_zeros(len(hidden_NH), dtype=torch.float32)
+    # ------------------------------------------------- what the data module asks
 
     def act(
         self, observations: Sequence[Observation], *, seeds: Sequence[int], env: Environment
     ) -> list[Response]:
-        """Sample a response to each observation from the current policy."""
-        with self.inference():
-            return policy.act(
-                self.base_model, self.tokenizer, observations, self.sampling, seeds, env
+        """Sample a response to each observation from the current policy.
+
+        Raises:
+            ValueError: a response might not fit ``env.max_length``, or the environment was made for
+                another temperature.
+        """
+        params = self.sampling
+        if env.temperature not in (1.0, params.temperature):
+            raise ValueError(
+                f"env.temperature={env.temperature} but the policy samples at"
+                f" {params.temperature}: set algo.temperature, or leave env.temperature at 1.0"
             )
+        longest = max(len(observation.input_ids) for observation in observations)
+        if env.max_length is not None and longest + params.max_new_tokens > env.max_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens and algo.max_new_tokens={params.max_new_tokens}"
+                f" exceed env.max_length={env.max_length}: raise it, or lower algo.max_new_tokens"
+            )
+        prompts = [observation.input_ids for observation in observations]
+        params = replace(params, stop_strings=tuple(env.stop_sequences))
+        with self.inference():
+            return self.sampler.sample(prompts, params, seeds)
 
     def fits(self, observation: Observation, env: Environment) -> bool:
         """Whether there is room for a whole response to ``observation``."""
-        return policy.fits(self.base_model, observation, env, self.sampling)
+        needed = len(observation.input_ids) + self.sampling.max_new_tokens
+        limits = (env.max_length, self.policy.max_positions)
+        return all(limit is None or needed <= limit for limit in limits)
 
-    def evaluate(self, trajectories: Sequence[Trajectory]) -> policy.Evaluation:
+    def evaluate(self, trajectories: Sequence[Trajectory]) -> Evaluation:
         """Log-probabilities under policy and reference, and values, of all sampled tokens."""
         with self.inference():
-            return policy.evaluate(
-                self.base_model,
+            return evaluate(
+                self.policy,
                 self.reference,
                 trajectories,
                 temperature=self.sampling.temperature,
-                value_fn=self.value_fn,
-                packs=self.packs,
                 recompute=self.recompute,
             )
+
+    def experience(self, rollout: Any) -> Experience:
+        """What the iteration trains on; notes what its episodes were like, and starts its clock."""
+        self.note_rollout(rollout)
+        experience, metrics = self.learn_from(rollout)
+        self.rollout_metrics |= metrics
+        self.update_clock.start()
+        return experience
 
     def note_rollout(self, rollout: Any) -> None:
         """Set ``rollout_metrics`` to what these episodes were like, over all processes."""

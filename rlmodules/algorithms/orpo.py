@@ -5,10 +5,8 @@ one loss without a reference model.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.pair_policy import (
@@ -16,11 +14,10 @@ from rlmodules.algorithms.pair_policy import (
     PairPolicy,
     pair_lengths,
     pair_sums,
-    sequence_logps,
+    response_logprobs,
     starts_of,
 )
 from rlmodules.functional import orpo_loss
-from rlmodules.models import ModelConfig
 
 
 @dataclass
@@ -34,22 +31,14 @@ class ORPOConfig(PairConfig):
 class ORPO(PairPolicy):
     """ORPO over any causal language model; arguments as of ``PairPolicy``."""
 
-    def __init__(
-        self,
-        config: ORPOConfig | dict[str, Any],
-        model_config: ModelConfig | dict[str, Any] | None = None,
-        *,
-        model: nn.Module | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        config = ORPOConfig(**config) if isinstance(config, dict) else config
-        super().__init__(config, model_config, model, tokenizer)
+    config_class = ORPOConfig
+    config: ORPOConfig
 
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         starts = starts_of(batch)
         # The likelihood is of chosen texts from their second token on, prompts included.
         begin = [1 if i % 2 == 0 else start for i, start in enumerate(starts)]
-        texts = sequence_logps(self.base_model, self.lay_out(batch), begin)
+        texts = response_logprobs(self.policy, batch, begin)
         shifts = [start - first for start, first in zip(starts, begin, strict=True)]
         responses = [text[shift:] for text, shift in zip(texts, shifts, strict=True)]
         sums, lengths = pair_sums(responses), pair_lengths(responses)

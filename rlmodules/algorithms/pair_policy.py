@@ -4,19 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.dataset import PreferenceBatch
+from datamodules.types import TokenBatch
+from rlmodules.algorithms.base import load_policy
 from rlmodules.algorithms.offline import OfflineModule, require_offline, require_room
 from rlmodules.checks import require
-from rlmodules.functional import token_logprobs
-from rlmodules.models import ModelConfig, backbone, load_model, load_tokenizer, projection
-from rlmodules.models.heads import check_projection
-from rlmodules.models.layout import Layout, can_pack, flat_hidden
+from rlmodules.models import ModelConfig, PolicyModel
 from rlmodules.models.saving import save_language_model
 
 
@@ -67,32 +66,37 @@ class PairPolicy(OfflineModule):
     """A causal language model and its tokenizer.
 
     Args:
-        config: settings of the algorithm; a dataclass.
-        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
-        model, tokenizer: used instead of loading what ``model_config`` names.
-
-    Raises:
-        ValueError: ``config.model_name`` and ``model_config.name`` differ.
+        config: settings, or a dict of them (as a checkpoint holds).
+        model_config, model, tokenizer: see ``load_policy``.
     """
+
+    config_class: ClassVar[type[PairConfig]]
+    saved_as: ClassVar = {"policy.base_model.": "base_model."}
 
     def __init__(
         self,
-        config: Any,
-        model_config: ModelConfig | dict[str, Any] | None,
-        model: nn.Module | None,
-        tokenizer: PreTrainedTokenizerBase | None,
+        config: PairConfig | dict[str, Any],
+        model_config: ModelConfig | dict[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
-        super().__init__(tokenizer or load_tokenizer(model_config))
-        with torch.random.fork_rng():  # new adapters are a function of the seed
-            torch.manual_seed(config.seed)
-            self.base_model = load_model(model_config) if model is None else model
-        require_room(self.base_model, config.max_length)
-        check_projection(self.base_model)
-        self.packs = can_pack(backbone(self.base_model))
-        self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
-        self.config = config
+        c = self.config_class(**config) if isinstance(config, dict) else config
+        policy, tokenizer, model_config = load_policy(
+            PolicyModel, c, model_config, model, tokenizer
+        )
+        super().__init__(tokenizer)
+        require_room(policy.max_positions, c.max_length)
+        if model_config.attn_implementation == "auto":
+            policy.enable_packing()
+        self.policy, self.config = policy, c
+        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
         self.train()  # Lightning leaves the mode as it finds it
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The policy's causal language model, adapters included."""
+        return self.policy.base_model
 
     def export(self, dirpath: Path, *, merge: bool = False) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
@@ -102,28 +106,23 @@ class PairPolicy(OfflineModule):
         return math.ceil(self.config.warmup_ratio * total)
 
 
-def starts_of(batch: PreferenceBatch) -> list[int]:
-    """First token of each side's response; nothing predicts the first token of a text."""
-    return [max(length, 1) for length in batch.prompt_lengths for _ in range(2)]
-
-
-def sequence_logps(model: nn.Module, layout: Layout, starts: Sequence[int]) -> list[Tensor]:
-    """For each sequence the log-probabilities of its tokens from ``starts`` on, [T_s - start].
-
-    Only hidden states that predict such a token reach the vocabulary. Where the sequences of a
-    group go on alike after the prompt, their common tokens are predicted once, for all of them.
+def response_logprobs(
+    policy: PolicyModel, batch: PreferenceBatch, starts: Sequence[int]
+) -> list[Tensor]:
+    """For each sequence the log-probabilities of its tokens from ``starts`` on, [T_i - start].
 
     Args:
         starts: first token of each sequence that counts, at least 1.
     """
-    wanted = list(zip(layout.sequences, layout.index, starts, strict=True))
-    before = torch.cat([index[start - 1 : -1] for _, index, start in wanted])
-    tokens = torch.cat([sequence[start:] for sequence, _, start in wanted])
-    # A hidden state and the token after it name a prediction; equal ones are made once.
-    predictions, which = torch.unique(torch.stack([before, tokens]), dim=1, return_inverse=True)
-    hidden = flat_hidden(backbone(model), layout)[predictions[0]]
-    logprobs, _ = token_logprobs(hidden, projection(model), predictions[1], with_entropy=False)
-    return list(logprobs[which].split([len(s) - start for s, _, start in wanted]))
+    sequences = [sequence for pair in batch.sequences for sequence in pair]
+    positions = [torch.arange(start, len(s)) for s, start in zip(sequences, starts, strict=True)]
+    tokens = TokenBatch.collate(sequences, positions, group_sizes=(2,) * len(batch))
+    return list(policy.score(tokens).logprobs.split([len(at) for at in positions]))
+
+
+def starts_of(batch: PreferenceBatch) -> list[int]:
+    """First token of each side's response; nothing predicts the first token of a text."""
+    return [max(length, 1) for length in batch.prompt_lengths for _ in range(2)]
 
 
 def pair_sums(logprobs: Sequence[Tensor]) -> Tensor:

@@ -7,33 +7,30 @@ by the token count of the whole optimizer step; the critic shares the policy's b
 warmed up with the policy frozen; a KL early stop skips the rest of an iteration's updates.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from datamodules.types import Experience, Minibatch, action_rewards
-from rlmodules.algorithms import policy
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
-from rlmodules.algorithms.policy import AdaptiveKLController
 from rlmodules.checks import require
 from rlmodules.functional import (
     KL_ESTIMATORS,
-    clipped_surrogate_loss,
+    adapt_kl_coefficient,
     clipped_value_loss,
-    entropy_bonus,
     explained_variance,
     gae,
     kl_estimate,
     masked_mean,
-    token_logprobs,
+    ppo_loss,
     whiten,
 )
-from rlmodules.models import ModelConfig, PPOModel, load_model, load_tokenizer, projection
+from rlmodules.functional.policy_losses import Loss
+from rlmodules.models import PPOModel
 
 
 @dataclass
@@ -94,116 +91,124 @@ class PPOConfig(OnlineConfig):
         require(self, optional, lambda x: x is None or x > 0, "positive, or null")
 
 
+class AdaptiveKLController(nn.Module):
+    """The coefficient of the KL penalty, steered so that the KL comes to its target."""
+
+    def __init__(self, init_kl_coef: float, target: float, horizon: float) -> None:
+        super().__init__()
+        self.value = init_kl_coef  # a plain number: half precision must not round it
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Take the KL (nats a token) measured on ``num_sequences`` episodes of all processes."""
+        self.value = adapt_kl_coefficient(
+            self.value,
+            kl,
+            target=self.target,
+            horizon=self.horizon,
+            num_sequences=num_sequences,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
 class PPO(OnlineModule):
-    """PPO over any causal language model.
+    """PPO over any causal language model; arguments as of ``OnlineModule``."""
 
-    Args:
-        config: settings, or a dict of them (as a checkpoint holds).
-        model_config: how to load the model; default: ``config.model_name`` with LoRA off.
-        model, tokenizer: used instead of loading what ``model_config`` names.
-    """
+    config_class = PPOConfig
+    policy_class = PPOModel
+    config: PPOConfig
+    policy: PPOModel
 
-    def __init__(
-        self,
-        config: PPOConfig | dict[str, Any],
-        model_config: ModelConfig | dict[str, Any] | None = None,
-        *,
-        model: nn.Module | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        config = PPOConfig(**config) if isinstance(config, dict) else config
-        model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
-        with torch.random.fork_rng():  # new adapters and heads are a function of the seed
-            torch.manual_seed(config.seed)
-            actor_critic = PPOModel(load_model(model_config) if model is None else model)
-        tokenizer = tokenizer or load_tokenizer(model_config)
-        super().__init__(actor_critic.base_model, tokenizer, config)
-        self.save_hyperparameters({"config": asdict(config), "model_config": asdict(model_config)})
-        self.policy = actor_critic
-        c = self.config = config
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        c = self.config
         self.kl_controller = AdaptiveKLController(c.kl_penalty_coef, c.kl_target, c.kl_horizon)
-        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
 
-    @property
-    def base_model(self) -> nn.Module:
-        return self.policy.base_model
-
-    def value_fn(self, hidden_NH: Tensor) -> Tensor:
-        return self.policy.value_head(hidden_NH)
-
-    def experience(self, rollout: Any) -> Experience:
-        """Rewards with the KL penalty -> advantages and returns; notes the rollout's metrics."""
-        c, seen, played = self.config, rollout.evaluation, rollout.trajectories
-        scores = action_rewards(played, seen.mask)
+    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+        """Rewards with the KL penalty -> advantages and returns."""
+        c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
+        mask, values, total = evaluation.mask, evaluation.values, self.sum_over_ranks
+        scores = action_rewards(trajectories, mask)
         if c.reward_clip is not None:
             scores = scores.clamp(-c.reward_clip, c.reward_clip)
         if c.missing_eos_penalty is not None:
-            cut = torch.tensor([t.metrics["finish_reason"] == "length" for t in played])
-            scores[range(len(played)), seen.mask.sum(1) - 1] -= c.missing_eos_penalty * cut
-        penalty = kl_estimate(seen.logprobs, seen.ref_logprobs, c.kl_estimator)
+            cut = torch.tensor([t.metrics["finish_reason"] == "length" for t in trajectories])
+            scores[range(len(trajectories)), mask.sum(1) - 1] -= c.missing_eos_penalty * cut
+        penalty = kl_estimate(evaluation.logprobs, evaluation.ref_logprobs, c.kl_estimator)
         rewards = scores - self.kl_controller.value * penalty
-        advantages, returns = gae(rewards, seen.values, seen.mask, gamma=c.gamma, lam=c.lam)
-
-        self.note_rollout(rollout)
-        total = self.sum_over_ranks
-        self.rollout_metrics |= {
+        advantages, returns = gae(rewards, values, mask, gamma=c.gamma, lam=c.lam)
+        explained = explained_variance(values, returns, mask, reduce=total)
+        metrics = {
             "rollout/kl_coef": self.kl_controller.value,
-            "rollout/kl_penalty": masked_mean(penalty, seen.mask, reduce=total).item(),
-            "rollout/value": masked_mean(seen.values, seen.mask, reduce=total).item(),
-            "rollout/return": masked_mean(returns, seen.mask, reduce=total).item(),
-            "rollout/explained_variance": explained_variance(
-                seen.values, returns, seen.mask, reduce=total
-            ).item(),
+            "rollout/kl_penalty": masked_mean(penalty, mask, reduce=total).item(),
+            "rollout/value": masked_mean(values, mask, reduce=total).item(),
+            "rollout/return": masked_mean(returns, mask, reduce=total).item(),
+            "rollout/explained_variance": explained.item(),
         }
         if c.whiten_advantages:
-            advantages = whiten(advantages, seen.mask, reduce=total)
-        self.update_clock.start()
-        return Experience(
-            sequences=seen.sequences,
-            positions=seen.positions,
-            mask=seen.mask,
-            old_logprobs=seen.logprobs,
+            advantages = whiten(advantages, mask, reduce=total)
+        experience = Experience(
+            sequences=evaluation.sequences,
+            positions=evaluation.positions,
+            mask=mask,
+            old_logprobs=evaluation.logprobs,
             advantages=advantages,
-            values=seen.values,
+            values=values,
             returns=returns,
         )
+        return experience, metrics
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""
         if self.skip_updates:
             return torch.zeros((), device=self.device, requires_grad=True)  # reaches no weight
+        if self.current_epoch < self.config.value_warmup_iterations:
+            loss, metrics = self._critic_loss(batch)
+        else:
+            loss, metrics = self._loss(batch)
+            self._watch_kl(metrics["approx_kl"], batch_idx)
+        metrics["loss"] = loss.detach()
+        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        return loss
+
+    def _loss(self, batch: Minibatch) -> Loss:
         c, tokens = self.config, batch.tokens
-        shared = {"mask_BA": tokens.mask, "num_actions": batch.num_actions}
-        warming_up = self.current_epoch < c.value_warmup_iterations
-        with torch.set_grad_enabled(not warming_up):
-            hidden = policy.action_hidden(self.base_model, tokens)
-        value_loss, metrics = clipped_value_loss(
-            values_BA=tokens.scatter(self.policy.value_head(hidden)),
+        scores = self.policy.score(
+            tokens, temperature=c.temperature, with_entropy=True, with_values=True
+        )
+        return ppo_loss(
+            logprobs_BA=tokens.scatter(scores.logprobs),
+            old_logprobs_BA=batch.old_logprobs,
+            advantages_BA=batch.advantages,
+            mask_BA=tokens.mask,
+            num_actions=batch.num_actions,
+            clip_ratio=c.clip_ratio,
+            entropy_BA=tokens.scatter(scores.entropy),
+            entropy_coef=c.entropy_coef,
+            values_BA=tokens.scatter(scores.values),
             old_values_BA=batch.values,
             returns_BA=batch.returns,
             value_clip=c.value_clip,
-            **shared,
+            value_coef=c.value_coef,
         )
-        loss = c.value_coef * value_loss
-        if not warming_up:
-            head = projection(self.base_model)
-            logprobs, entropy = token_logprobs(
-                hidden, head, tokens.actions, temperature=c.temperature
-            )
-            policy_loss, policy_metrics = clipped_surrogate_loss(
-                logprobs_BA=tokens.scatter(logprobs),
-                old_logprobs_BA=batch.old_logprobs,
-                advantages_BA=batch.advantages,
-                clip_ratio=c.clip_ratio,
-                **shared,
-            )
-            bonus, entropy_metrics = entropy_bonus(entropy_BA=tokens.scatter(entropy), **shared)
-            loss = loss + policy_loss + c.entropy_coef * bonus
-            metrics |= policy_metrics | entropy_metrics | {"policy_loss": policy_loss.detach()}
-            self._watch_kl(metrics["approx_kl"], batch_idx)
-        metrics |= {"value_loss": value_loss.detach(), "loss": loss.detach()}
-        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
-        return loss
+
+    def _critic_loss(self, batch: Minibatch) -> Loss:
+        """While the critic warms up, the policy stays as it is."""
+        c, tokens = self.config, batch.tokens
+        loss, metrics = clipped_value_loss(
+            values_BA=tokens.scatter(self.policy.values(tokens)),
+            old_values_BA=batch.values,
+            returns_BA=batch.returns,
+            mask_BA=tokens.mask,
+            num_actions=batch.num_actions,
+            value_clip=c.value_clip,
+        )
+        return c.value_coef * loss, metrics | {"value_loss": loss.detach()}
 
     def _watch_kl(self, approx_kl: Tensor, batch_idx: int) -> None:
         """Note that the policy has moved too far; only whole accumulation windows are skipped."""

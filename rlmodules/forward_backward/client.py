@@ -1,6 +1,6 @@
 """``AsyncTrainingClient``: policy and reference, driven by a researcher's loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlmodules.forward_backward.lanes import Closing, Lane, resolved
+from rlmodules.forward_backward.lanes import Lane, resolved
+from rlmodules.forward_backward.operations import TrainingClient
 from rlmodules.forward_backward.passes import Model
 from rlmodules.forward_backward.pipeline import ForwardBackwardPipeline
 from rlmodules.forward_backward.remote import RemoteTrainingClient
 from rlmodules.forward_backward.tokens import snapshot, tokens_of
 
-TEXTS = ("input_ids", "attention_mask", "labels", "mask")
-"""What of a batch names its tokens; the rest are arguments of the loss."""
 
-
-class AsyncTrainingClient(Closing):
+class AsyncTrainingClient(TrainingClient):
     """Trains a model beside its frozen reference; every call returns a future at once.
 
     A reference model has a thread of its own, so its forward passes overlap the policy's training;
@@ -81,49 +79,13 @@ class AsyncTrainingClient(Closing):
         """
         return RemoteTrainingClient(make, address, **options)
 
-    def forward_backward(
-        self, batch: Mapping[str, Any], loss_fn: str = "cross_entropy", **arguments: Any
-    ) -> Future:
-        """Queue a pass over ``batch``; what is in it besides its texts goes to the loss.
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Future:
+        own = {"forward_reference": self._forward_reference, "optim_step": self._optim_step}
+        return own.get(name, getattr(self.pipeline, name, None))(*args, **kwargs)
 
-        Args:
-            batch: ``input_ids``, ``attention_mask``, ``labels``, ``mask``, and what the loss takes.
-            loss_fn, arguments: see ``ForwardBackwardPipeline.forward_backward``.
-
-        Returns:
-            A future of a ``ForwardBackwardResult``.
-        """
-        return self.pipeline.forward_backward(**batch, **arguments, loss_fn=loss_fn)
-
-    def forward_backward_custom(
-        self, batch: Mapping[str, Any], custom_loss_fn: Callable[..., Any], **kwargs: Any
-    ) -> Future:
-        """Queue a pass of one's own loss; see ``ForwardBackwardPipeline``."""
-        return self.pipeline.forward_backward_custom(
-            custom_loss_fn=custom_loss_fn, **batch, **kwargs
-        )
-
-    def forward(
-        self,
-        batch: Mapping[str, Any],
-        use_reference: bool = False,
-        *,
-        temperature: float = 1.0,
-        return_logits: bool = False,
-    ) -> Future:
-        """Queue a forward pass of the model, or of its reference, over the batch's texts.
-
-        Returns:
-            A future of a ``ForwardResult``.
-        """
-        texts = {name: batch[name] for name in TEXTS if name in batch}
+    def _forward_reference(self, temperature: float, return_logits: bool, **texts: Any) -> Future:
+        texts, reference = snapshot(texts), self._reference
         options = {"temperature": temperature, "with_logits": return_logits}
-        if not use_reference:
-            return self.pipeline.forward(
-                **texts, temperature=temperature, return_logits=return_logits
-            )
-        texts = snapshot(texts)
-        reference = self._reference
         if reference is None:
             return self.pipeline.on_model(
                 lambda model: model.reference_forward(tokens_of(**resolved(texts)), **options)
@@ -132,34 +94,12 @@ class AsyncTrainingClient(Closing):
             lambda: reference.forward(tokens_of(**resolved(texts)), **options)
         )
 
-    def optim_step(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        scheduler: Any = None,
-        max_grad_norm: float | None = 1.0,
-    ) -> Future:
-        """Queue an optimizer step; see ``ForwardBackwardPipeline``.
-
-        Args:
-            optimizer, scheduler: default: those that the client was told to make.
-        """
+    def _optim_step(self, optimizer: Any, scheduler: Any, max_grad_norm: float | None) -> Future:
         if optimizer is None and self.optimizer is None:
             raise ValueError("optim_step needs an optimizer, or a client that was given one")
         if optimizer is None:
             optimizer, scheduler = self.optimizer, scheduler or self.scheduler
         return self.pipeline.optim_step(optimizer, scheduler, max_grad_norm)
-
-    def sample(self, prompt: Any, *args: Any, **kwargs: Any) -> Future:
-        """Queue a request for text; see ``ForwardBackwardPipeline.sample``."""
-        return self.pipeline.sample(prompt, *args, **kwargs, wait=False)
-
-    def save_state(self, name: str) -> Future:
-        """Queue a checkpoint; see ``ForwardBackwardPipeline.save_state``."""
-        return self.pipeline.save_state(name, wait=False)
-
-    def load_state(self, path: str | Path) -> Future:
-        """Queue the way back to a checkpoint; see ``ForwardBackwardPipeline.load_state``."""
-        return self.pipeline.load_state(path, wait=False)
 
     def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
         """Call ``fn``, a reward for example, beside the model; futures given to it are awaited."""

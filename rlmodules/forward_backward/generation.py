@@ -106,12 +106,12 @@ class Sampler:
 
     def _answer(self, era: int) -> None:
         """Answer the requests of an era; those that come meanwhile join."""
-        decoding = Decoding(self.model.language, self.tokenizer)
+        decoding = Decoding(self.model.policy, self.tokenizer)
         answering: list[Request] = []
         try:
             with self.model.evaluating(), self.model.fabric.autocast():
                 while True:
-                    for request in self._admissible(era, decoding):
+                    while (request := self._next(era, decoding)) is not None:
                         if self._begin(decoding, request):
                             answering.append(request)
                     answering = self._settle(decoding, answering)
@@ -122,18 +122,15 @@ class Sampler:
             for request in answering:
                 request.future.set_exception(error)
 
-    def _admissible(self, era: int, decoding: Decoding) -> list[Request]:
-        """Waiting requests that there is room for now, in their order."""
-        found: list[Request] = []
+    def _next(self, era: int, decoding: Decoding) -> Request | None:
+        """The first waiting request, if there is room for it now."""
         rows = len(decoding.rows)
         with self.lock:
-            while decoding.open and self._waiting and self._waiting[0].era == era:
-                more = len(self._waiting[0].prompts)
-                if rows and rows + more > self.max_rows:
-                    break
-                found.append(self._waiting.popleft())
-                rows += more
-        return found
+            if not decoding.open or not self._waiting or self._waiting[0].era != era:
+                return None
+            if rows and rows + len(self._waiting[0].prompts) > self.max_rows:
+                return None
+            return self._waiting.popleft()
 
     def _begin(self, decoding: Decoding, request: Request) -> bool:
         if not request.future.set_running_or_notify_cancel():

@@ -1,22 +1,21 @@
 """Forward and backward passes over one model: what a pipeline's operations compute."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from datamodules.types import TokenBatch
 from rlmodules.forward_backward.gradients import NonFiniteLossError
 from rlmodules.forward_backward.results import ForwardBackwardResult, ForwardResult
-from rlmodules.forward_backward.tokens import Tokens, score_tokens
-from rlmodules.models import PPOModel, backbone
+from rlmodules.forward_backward.tokens import PaddedBatch
+from rlmodules.models import PolicyModel
 from rlmodules.models.adapters import adapters_off
-from rlmodules.models.heads import check_projection
-from rlmodules.models.layout import can_pack
 
 
 class Model:
@@ -29,34 +28,32 @@ class Model:
     def __init__(self, module: nn.Module, fabric: L.Fabric) -> None:
         fabric.setup_module(module)  # moves and converts it in place
         self.module, self.fabric = module, fabric
-        self.language = module.base_model if isinstance(module, PPOModel) else module
-        self.value_head = module.value_head if isinstance(module, PPOModel) else None
-        if not hasattr(self.language, "get_output_embeddings"):
+        if not hasattr(getattr(module, "base_model", module), "get_output_embeddings"):
             raise ValueError(f"{type(module).__name__} is no causal language model of transformers")
-        check_projection(self.language)
-        self.packs = can_pack(backbone(self.language))
+        self.policy = PolicyModel.of(module)
+        self.policy.enable_packing()
 
-    def forward(self, tokens: Tokens, *, temperature: float, with_logits: bool) -> ForwardResult:
+    def forward(
+        self, batch: PaddedBatch, *, temperature: float, with_logits: bool
+    ) -> ForwardResult:
         """Log-probabilities, without gradients and without dropout."""
         with self.evaluating(), self.fabric.autocast():
-            scored = score_tokens(
-                self.language,
-                tokens,
-                packs=self.packs,
+            scores = self.policy.score(
+                self._tokens(batch),
                 temperature=temperature,
+                with_values=self.policy.value_head is not None,
                 with_logits=with_logits,
             )
-            values = None if self.value_head is None else self.value_head(scored.hidden)
         return ForwardResult(
-            logprobs=tokens.scatter(scored.logprobs),
-            mask=tokens.mask,
-            values=None if values is None else tokens.scatter(values),
-            logits=scored.logits,
+            logprobs=batch.scatter(scores.logprobs),
+            mask=batch.mask,
+            values=None if scores.values is None else batch.scatter(scores.values),
+            logits=batch.scatter_logits(scores.logits) if with_logits else None,
         )
 
     def forward_backward(
         self,
-        tokens: Tokens,
+        batch: PaddedBatch,
         loss_fn: Callable[..., Any],
         arguments: Mapping[str, Any],
         *,
@@ -70,27 +67,38 @@ class Model:
             loss_fn: one of ``losses.LOSSES``.
             weight: that the loss is multiplied with for its gradient.
         """
-        extras = {}
-        if "value_head" in inspect.signature(loss_fn).parameters:
-            extras["value_head"] = self.value_head
+        trains_critic = arguments.get("returns") is not None and self.policy.value_head is not None
         with self.fabric.autocast():
-            scored = score_tokens(
-                self.language,
-                tokens,
-                packs=self.packs,
+            scores = self.policy.score(
+                self._tokens(batch),
                 temperature=temperature,
                 with_entropy=bool(arguments.get("entropy_coef")),
+                with_values=trains_critic,
                 with_logits=with_logits,
             )
-            loss, metrics = loss_fn(scored, **arguments, **extras)
+            loss, metrics = loss_fn(scores, **arguments)
         self._backward(loss, weight)
         return ForwardBackwardResult(
             loss=loss.item(),
-            num_tokens=tokens.count,
-            logprobs=tokens.scatter(scored.logprobs),
+            num_tokens=batch.count,
+            logprobs=batch.scatter(scores.logprobs),
             metrics={name: float(value) for name, value in metrics.items()},
-            logits=scored.logits,
+            logits=batch.scatter_logits(scores.logits) if with_logits else None,
         )
+
+    def _tokens(self, batch: PaddedBatch) -> TokenBatch:
+        """
+        Raises:
+            ValueError: a token is none of the model's.
+        """
+        known = self.policy.base_model.get_input_embeddings().num_embeddings
+        ids = torch.cat([*batch.tokens.sequences, batch.tokens.actions])
+        wrong = ids[(ids < 0) | (ids >= known)]
+        if len(wrong):
+            raise ValueError(
+                f"input_ids or labels hold the id {int(wrong[0])}, the model knows 0 to {known - 1}"
+            )
+        return batch.tokens.to(self.fabric.device)
 
     def custom(
         self,
@@ -132,7 +140,7 @@ class Model:
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output, with ``logits``; of a ``PPOModel`` with ``values`` [B, T] too."""
-        if self.value_head is None:
+        if self.policy is not self.module:
             return self.module(**inputs)
         mask = inputs.get("attention_mask")
         logits, values = self.module(inputs["input_ids"], mask)
@@ -154,19 +162,19 @@ class Model:
         finally:
             self.module.train(training)
 
-    def reference_forward(self, tokens: Tokens, **options: Any) -> ForwardResult:
+    def reference_forward(self, batch: PaddedBatch, **options: Any) -> ForwardResult:
         """``forward`` of the model that LoRA started from.
 
         Raises:
             ValueError: there are no adapters.
         """
-        if not hasattr(self.language, "disable_adapter"):
+        if not hasattr(self.policy.base_model, "disable_adapter"):
             raise ValueError(
                 "there is no reference: give the client a reference_model, or train LoRA adapters,"
                 " without which the model is its own reference"
             )
-        with adapters_off(self.language):
-            return self.forward(tokens, **options)
+        with adapters_off(self.policy.base_model):
+            return self.forward(batch, **options)
 
 
 def model_inputs(input_ids: Any, attention_mask: Any) -> tuple[dict[str, Tensor], int]:
@@ -187,4 +195,4 @@ def model_inputs(input_ids: Any, attention_mask: Any) -> tuple[dict[str, Tensor]
 
 def to_device(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The same with its tensors on ``device``."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+    return apply_to_collection(dict(values), Tensor, lambda x: x.to(device))

@@ -23,7 +23,7 @@ from rlmodules.forward_backward.losses import LOSSES, aligned, check_arguments
 from rlmodules.forward_backward.passes import Model, model_inputs, to_device
 from rlmodules.forward_backward.results import ForwardBackwardResult
 from rlmodules.forward_backward.state import located, write
-from rlmodules.forward_backward.tokens import Tokens, snapshot, tokens_of
+from rlmodules.forward_backward.tokens import PaddedBatch, snapshot, tokens_of
 from rlmodules.forward_backward.training import Training
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", "64-true")
@@ -95,7 +95,7 @@ class ForwardBackwardPipeline(Closing):
             temperature: that the tokens were sampled at; log-probabilities are of
                 ``softmax(logits / temperature)``.
             return_logits: whether the result holds all logits.
-            loss_arguments: the loss's own: numbers, and tensors as of ``Tokens.aligned``.
+            loss_arguments: the loss's own: numbers, and tensors as of ``PaddedBatch.aligned``.
 
         Returns:
             A future of a ``ForwardBackwardResult``. If it raises, gradients are as they were.
@@ -289,10 +289,10 @@ class ForwardBackwardPipeline(Closing):
             return self._lane.submit(fn, *args)
 
     def _prepare(self, texts: tuple[Any, ...], arguments: dict[str, Any]) -> Future:
-        """A future of ``(Tokens, aligned arguments)``; ``texts`` as ``tokens_of`` takes them."""
+        """A future of ``(batch, aligned arguments)``; ``texts`` as ``tokens_of`` takes them."""
         texts, arguments = tuple(map(snapshot, texts)), snapshot(arguments)
 
-        def prepare() -> tuple[Tokens, dict[str, Any]]:
+        def prepare() -> tuple[PaddedBatch, dict[str, Any]]:
             tokens = tokens_of(*map(resolved, texts))
             return tokens, aligned(tokens, resolved(arguments))
 

@@ -6,11 +6,13 @@ back as futures. Callbacks given to ``submit`` run here, not there.
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-from rlmodules.forward_backward.lanes import Closing, Helpers, Lane, resolved
+from rlmodules.forward_backward.lanes import Helpers, Lane, resolved
+from rlmodules.forward_backward.operations import TrainingClient
 from rlmodules.forward_backward.tokens import snapshot
 
 
@@ -32,7 +34,7 @@ class Service:
         async with self.arrived:
             await self.arrived.wait_for(lambda: self.turn == number)
             try:
-                future = self.futures[number] = getattr(self.client, name)(*args, **kwargs)
+                future = self.futures[number] = self._operation(name)(*args, **kwargs)
             finally:
                 self.turn += 1
                 self.arrived.notify_all()
@@ -40,6 +42,9 @@ class Service:
             return await asyncio.wrap_future(future)
         finally:
             del self.futures[number]
+
+    def _operation(self, name: str) -> Callable[..., Future]:
+        return self.client.submit if name == "submit" else partial(self.client.call, name)
 
     async def cancel(self, number: int) -> bool:
         """Cancel a call that has not started."""
@@ -60,7 +65,7 @@ class RemoteFuture(Future):
         return not self.done() and self._cancel_there() and super().cancel()
 
 
-class RemoteTrainingClient(Closing):
+class RemoteTrainingClient(TrainingClient):
     """As ``AsyncTrainingClient``, over the network.
 
     ``optim_step`` takes no optimizer: the client on the other side was told to make one.
@@ -95,40 +100,6 @@ class RemoteTrainingClient(Closing):
         self._number, self._lock = 0, threading.Lock()
         self._unsent: dict[int, RemoteFuture] = {}
 
-    def forward_backward(
-        self, batch: Mapping[str, Any], loss_fn: str = "cross_entropy", **arguments: Any
-    ) -> Future:
-        """See ``AsyncTrainingClient``."""
-        return self._call("forward_backward", batch, loss_fn, **arguments)
-
-    def forward_backward_custom(
-        self, batch: Mapping[str, Any], custom_loss_fn: Callable[..., Any], **kwargs: Any
-    ) -> Future:
-        """See ``AsyncTrainingClient``; the function is sent there."""
-        return self._call("forward_backward_custom", batch, custom_loss_fn, **kwargs)
-
-    def forward(
-        self, batch: Mapping[str, Any], use_reference: bool = False, **options: Any
-    ) -> Future:
-        """See ``AsyncTrainingClient``."""
-        return self._call("forward", batch, use_reference, **options)
-
-    def optim_step(self, *, max_grad_norm: float | None = 1.0) -> Future:
-        """Queue a step of the optimizer that the other side has made."""
-        return self._call("optim_step", max_grad_norm=max_grad_norm)
-
-    def sample(self, prompt: Any, *args: Any, **kwargs: Any) -> Future:
-        """See ``AsyncTrainingClient``."""
-        return self._call("sample", prompt, *args, **kwargs)
-
-    def save_state(self, name: str) -> Future:
-        """Queue a checkpoint, which is written there."""
-        return self._call("save_state", name)
-
-    def load_state(self, path: str) -> Future:
-        """Queue the way back to a checkpoint that is there."""
-        return self._call("load_state", str(path))
-
     def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
         """Call ``fn`` here; futures given to it are awaited."""
         return self._helpers.submit(fn, *args, **kwargs)
@@ -150,8 +121,17 @@ class RemoteTrainingClient(Closing):
                 self._ray.shutdown()
         self._actor = None
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Future:
-        """Send a call in its turn; futures among its arguments are awaited before."""
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Future:
+        """Send a call in its turn; futures among its arguments are awaited before.
+
+        Raises:
+            ValueError: an optimizer is given, whose parameters cannot be those over there.
+        """
+        if name == "optim_step" and any(x is not None for x in args):
+            raise ValueError(
+                "optim_step takes no optimizer here: the client on the other side makes its own"
+                " (AsyncTrainingClient(..., optimizer=partial(torch.optim.AdamW, lr=...)))"
+            )
         args, kwargs = snapshot(args), snapshot(kwargs)
         with self._lock:
             number, self._number = self._number, self._number + 1

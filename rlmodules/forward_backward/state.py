@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,13 +34,7 @@ class CheckpointError(ValueError):
 
 def to_cpu(value: Any) -> Any:
     """A copy on the CPU that later training does not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_cpu(item) for item in value)
-    return value
+    return apply_to_collection(value, Tensor, lambda x: x.detach().to("cpu", copy=True))
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -6,37 +6,34 @@ predicts the first token of a text, they may also be one column shorter, and sta
 Shapes: B texts, T columns, N tokens that count.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
-from rlmodules.functional import token_logprobs
-from rlmodules.models.heads import backbone, projection
-from rlmodules.models.layout import Layout, flat_hidden, pack, pad
+from datamodules.types import TokenBatch
 
 IGNORED = -100
 """A label that does not count, as everywhere in PyTorch."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Texts without their padding, and which of their tokens are predicted."""
+class PaddedBatch:
+    """A user's batch: its texts without their padding, and where their tokens stand in it."""
 
-    sequences: list[Tensor]
-    """Token ids, [T_i]."""
+    tokens: TokenBatch
+    """The texts, and which of their tokens are to be predicted."""
     columns: list[Tensor]
-    """Where they stand in the padded batch, [T_i]."""
+    """Where the texts' tokens stand in the padded batch, [T_i]."""
     mask: Tensor
     """[B, T], True at tokens that count: no padding, not a text's first, no label of -100."""
-    targets: Tensor
-    """[N], the tokens that are to be predicted."""
 
     @property
     def count(self) -> int:
-        return len(self.targets)
+        return len(self.tokens.actions)
 
     def aligned(self, name: str, value: Any) -> Tensor:
         """[N], what ``value`` says of each token that counts, in float32.
@@ -71,10 +68,17 @@ class Tokens:
         out[self.mask] = flat_N.detach().float().cpu()
         return out
 
+    def scatter_logits(self, logits: Sequence[Tensor]) -> Tensor:
+        """[T_i, V] of each text -> [B, T, V], zeros at padding."""
+        out = torch.zeros(*self.mask.shape, logits[0].shape[-1])
+        for row, (at, of_text) in enumerate(zip(self.columns, logits, strict=True)):
+            out[row, at] = of_text
+        return out
+
 
 def tokens_of(
     input_ids: Any, attention_mask: Any = None, labels: Any = None, mask: Any = None
-) -> Tokens:
+) -> PaddedBatch:
     """Read a batch.
 
     Args:
@@ -102,7 +106,9 @@ def tokens_of(
             " a mask of 0 leave tokens out"
         )
     sequences = [row[at] for row, at in zip(ids, columns, strict=True)]
-    return Tokens(sequences, columns, counts, wanted[counts])
+    positions = [row[at].nonzero().squeeze(1) for row, at in zip(counts, columns, strict=True)]
+    tokens = replace(TokenBatch.collate(sequences, positions), actions=wanted[counts])
+    return PaddedBatch(tokens, columns, counts)
 
 
 def _padded(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
@@ -146,63 +152,6 @@ def _like(ids: Tensor, name: str, value: Any) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What a model says of the tokens that count."""
-
-    logprobs: Tensor
-    """[N]"""
-    entropy: Tensor | None
-    """[N], if it was asked for."""
-    hidden: Tensor
-    """[N, H], the hidden states that they were predicted from."""
-    logits: Tensor | None
-    """[B, T, V] on the CPU, if they were asked for: at column t what comes after token t."""
-
-
-def score_tokens(
-    model: nn.Module,
-    tokens: Tokens,
-    *,
-    packs: bool,
-    temperature: float = 1.0,
-    with_entropy: bool = False,
-    with_logits: bool = False,
-) -> Scored:
-    """One forward pass; only hidden states that predict a token that counts reach the vocabulary.
-
-    Args:
-        packs: one row without padding (``layout.can_pack``).
-    """
-    device, head = next(model.parameters()).device, projection(model)
-    groups = [[sequence] for sequence in tokens.sequences]
-    layout: Layout = (pack if packs else pad)(groups)
-    here, before = (torch.zeros(tokens.mask.shape, dtype=torch.long) for _ in range(2))
-    for row, (at, where) in enumerate(zip(tokens.columns, layout.index, strict=True)):
-        here[row, at], before[row, at[1:]] = where, where[:-1]  # the token before predicts
-    states = flat_hidden(backbone(model), layout.to(device))
-    hidden = states[before[tokens.mask].to(device)]
-    targets = tokens.targets.to(device)
-    logprobs, entropy = token_logprobs(
-        hidden, head, targets, temperature=temperature, with_entropy=with_entropy
-    )
-    logits = None
-    if with_logits:
-        with torch.no_grad():
-            real = torch.zeros_like(tokens.mask)
-            for row, at in enumerate(tokens.columns):
-                real[row, at] = True
-            logits = torch.zeros(*real.shape, head.weight.shape[0])
-            logits[real] = head.logits(states[here[real].to(device)]).cpu()
-    return Scored(logprobs, entropy, hidden, logits)
-
-
 def snapshot(value: Any) -> Any:
     """``value`` with its tensors copied: until it is used, the caller may write over them."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {name: snapshot(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(snapshot, value))
-    return value
+    return apply_to_collection(value, Tensor, lambda x: x.detach().clone())

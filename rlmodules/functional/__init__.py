@@ -23,6 +23,7 @@ from rlmodules.functional.policy_losses import (
     clipped_value_loss,
     entropy_bonus,
     importance_sampling_loss,
+    ppo_loss,
 )
 from rlmodules.functional.preference_losses import (
     bradley_terry_loss,
@@ -59,6 +60,7 @@ __all__ = [
     "multi_objective_loss",
     "orpo_loss",
     "pair_metrics",
+    "ppo_loss",
     "token_logprobs",
     "whiten",
 ]

@@ -101,6 +101,56 @@ def clipped_value_loss(
     return loss, {"value_clip_fraction": fraction}
 
 
+def ppo_loss(
+    *,
+    logprobs_BA: Tensor,
+    old_logprobs_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    num_actions: float,
+    clip_ratio: float,
+    entropy_BA: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    values_BA: Tensor | None = None,
+    old_values_BA: Tensor | None = None,
+    returns_BA: Tensor | None = None,
+    value_clip: float = 0.2,
+    value_coef: float = 0.5,
+) -> Loss:
+    """``policy_loss + value_coef * value_loss - entropy_coef * entropy`` (arXiv:1707.06347, eq. 9).
+
+    Args:
+        entropy_BA: None leaves the bonus out.
+        values_BA: None leaves the critic out, and its old values and returns with it.
+
+    Metrics: those of the parts, ``policy_loss`` and ``value_loss``.
+    """
+    shared = {"mask_BA": mask_BA, "num_actions": num_actions}
+    loss, metrics = clipped_surrogate_loss(
+        logprobs_BA=logprobs_BA,
+        old_logprobs_BA=old_logprobs_BA,
+        advantages_BA=advantages_BA,
+        clip_ratio=clip_ratio,
+        **shared,
+    )
+    metrics["policy_loss"] = loss.detach()
+    if values_BA is not None:
+        value_loss, value_metrics = clipped_value_loss(
+            values_BA=values_BA,
+            old_values_BA=old_values_BA,
+            returns_BA=returns_BA,
+            value_clip=value_clip,
+            **shared,
+        )
+        loss = loss + value_coef * value_loss
+        metrics |= value_metrics | {"value_loss": value_loss.detach()}
+    if entropy_BA is not None:
+        bonus, entropy_metrics = entropy_bonus(entropy_BA=entropy_BA, **shared)
+        loss = loss + entropy_coef * bonus
+        metrics |= entropy_metrics
+    return loss, metrics
+
+
 def entropy_bonus(*, entropy_BA: Tensor, mask_BA: Tensor, num_actions: float) -> Loss:
     """``-sum entropy / num_actions``: minimising it keeps the policy exploring.
 

@@ -1,7 +1,7 @@
 """Models: loading, LoRA, the embedded defaults, and the heads that algorithms add."""
 
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir
-from rlmodules.models.heads import PPOModel, ValueHead, backbone, hidden_states, projection
+from rlmodules.models.heads import ValueHead, backbone, hidden_states, projection
 from rlmodules.models.loading import (
     LoraConfig,
     ModelConfig,
@@ -11,6 +11,8 @@ from rlmodules.models.loading import (
     load_tokenizer,
     resolve_precision,
 )
+from rlmodules.models.reference import Reference
+from rlmodules.models.scoring import PolicyModel, PPOModel, TokenScores
 
 __all__ = [
     "EMBEDDED",
@@ -18,6 +20,9 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "PPOModel",
+    "PolicyModel",
+    "Reference",
+    "TokenScores",
     "ValueHead",
     "add_lora",
     "backbone",

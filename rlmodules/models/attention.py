@@ -2,21 +2,24 @@
 
 A segment attends to its group's prefix and, causally, to itself. Scores exist for one segment at a
 time and are computed again in the backward pass: kept, they would be the largest thing in memory.
+Rows that are not packed go to the attention that the model had before, with the mask it had.
+
+Ours, because no kernel on a CPU takes several rests behind one prefix: a dense mask would, at more
+than twice the time, and rows of variable length (``flash_attn_varlen``) would repeat the prefix.
 
 Shapes: N tokens of the row, D head size; Q tokens that ask, K tokens that answer.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-SEGMENTS = "rlmodules_segments"
-"""Name of our attention in transformers' registry."""
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 Segments = tuple[tuple[int, ...], ...]
 """For each group: length of its prefix, then the length of each rest."""
@@ -29,38 +32,42 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    unpacked: Callable[..., tuple[Tensor, Tensor | None]],
     segments: Segments | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface.
 
     Args:
         query: [1, heads, N, D]; key and value may have fewer heads (grouped-query attention).
-        segments: without them, ordinary attention.
+        unpacked: the attention of rows that are not packed.
+        segments: of a packed row.
 
     Returns:
-        ``([1, N, heads, D], None)``.
+        ``([1, N, heads, D], None)`` of a packed row; what ``unpacked`` gives of others.
     """
     if segments is None:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            **kwargs,
-        )
+        return unpacked(module, query, key, value, attention_mask, **options)
+    scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones float32
-    shape = (segments, scaling, softcap, sliding_window)
+    shape = (segments, scaling, options.get("softcap"), options.get("sliding_window"))
     with torch.autocast(query.device.type, enabled=False):
         out = _SegmentAttention.apply(query[0], key[0], value[0], shape)
     return out[None], None
+
+
+def eager_attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """The plain attention of the module's own architecture, which no registry knows.
+
+    Raises:
+        NotImplementedError: the architecture has none.
+    """
+    for cls in type(module).__mro__:
+        forward = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
+        if forward is not None:
+            return forward(module, *args, **options)
+    raise NotImplementedError(f"{type(module).__name__} has no eager attention of its own")
 
 
 def _pieces(segments: Segments) -> Iterator[tuple[slice, slice, slice]]:
@@ -152,5 +159,12 @@ def _add(total: Tensor, part: Tensor, prefix: slice, own: slice) -> None:
     total[:, own] += part[:, width:]
 
 
-AttentionInterface.register(SEGMENTS, segment_attention)
-AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
+PACKED = {"eager": "rlmodules_packed_eager", "sdpa": "rlmodules_packed_sdpa"}
+"""Attention of a model -> name of the same with packed rows besides, in transformers' registry."""
+
+for _name, _unpacked, _mask in (
+    (PACKED["eager"], eager_attention, eager_mask),
+    (PACKED["sdpa"], sdpa_attention_forward, sdpa_mask),
+):
+    AttentionInterface.register(_name, partial(segment_attention, unpacked=_unpacked))
+    AttentionMaskInterface.register(_name, _mask)

@@ -1,4 +1,4 @@
-"""The value head, and the model that PPO trains: a causal language model with a value per token.
+"""The value head, and the two parts of a causal language model: its backbone and its projection.
 
 Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
 """
@@ -89,27 +89,6 @@ class ValueHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.hidden.weight.dtype)
             return self.output(torch.relu(self.hidden(hidden))).squeeze(-1).float()
-
-
-class PPOModel(nn.Module):
-    """Any causal language model, LoRA adapters included, with a ``ValueHead`` on its backbone."""
-
-    def __init__(self, base_model: nn.Module) -> None:
-        super().__init__()
-        check_projection(base_model)
-        self.base_model = base_model
-        self.value_head = ValueHead(base_model.config.get_text_config().hidden_size)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] and values [B, T]. Training never calls this: it needs neither whole."""
-        hidden = self.hidden_states(input_ids, attention_mask)
-        return projection(self.base_model).logits(hidden), self.value_head(hidden)
-
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, T, H]. Right-padded causal batches need no ``attention_mask``."""
-        return hidden_states(self.base_model, input_ids, attention_mask)
 
 
 def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -12,14 +12,13 @@ attention interface.
 Shapes: S sequences, N tokens in the packed row, T tokens of the longest, H hidden size.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rlmodules.models.attention import SEGMENTS, Segments
+from rlmodules.models.attention import Segments
 
 Groups = Sequence[Sequence[Tensor]]
 
@@ -148,43 +147,3 @@ def is_causal(body: nn.Module) -> bool:
     hidden = body(input_ids=ids)[0][:, :2]
     body.train(training)
     return torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3)
-
-
-@torch.no_grad()
-def can_pack(body: nn.Module) -> bool:
-    """Switch ``body`` to ``segment_attention``, if packed it computes what it does unpacked.
-
-    Models whose tokens look ahead, mix along the sequence outside of attention, or add biases of
-    their own to it fail the comparison and stay as they are.
-    """
-    device, before = next(body.parameters()).device, body.config._attn_implementation
-    if not hasattr(body, "set_attn_implementation"):
-        return False
-    groups = [[[3, 5, 7, 9, 4], [3, 5, 8]], [[6, 2, 3], [6, 2, 9, 9]]]
-    groups = [[torch.tensor(ids) for ids in group] for group in groups]
-    training = body.training
-    body.eval()
-    try:
-        padded = pad(groups).to(device)
-        plain = flat_hidden(body, padded)
-        body.set_attn_implementation(SEGMENTS)
-        layout = pack(groups).to(device)
-        packed = flat_hidden(body, layout)
-        exact = next(body.parameters()).dtype == torch.float32
-        tolerance = {"rtol": 1e-4, "atol": 1e-4} if exact else {"rtol": 0.1, "atol": 0.1}
-        same = all(
-            torch.allclose(packed[here], plain[there], **tolerance)
-            for here, there in zip(layout.index, padded.index, strict=True)
-        )
-    except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        same = False
-    finally:
-        body.train(training)
-    if not same:
-        body.set_attn_implementation(before)
-        warnings.warn(
-            f"{type(body).__name__} does not take packed rows: every response is computed with its"
-            " prompt, and padded",
-            stacklevel=2,
-        )
-    return same

@@ -22,7 +22,8 @@ from datamodules.preferences.dataset import Example, PreferenceBatch
 from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
-from rlmodules.models.layout import Layout, can_pack, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.models.packing import enable_packing, takes_packed
 from rlmodules.reward_models import files
 from rlmodules.reward_models.config import RewardModelConfig, with_lora
 from rlmodules.reward_models.heads import RewardHead
@@ -67,10 +68,14 @@ class RewardModel(OfflineModule):
             self.base_model = base_model
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
-        require_room(self.base_model, c.max_length)
+        positions = self.base_model.config.get_text_config()
+        require_room(getattr(positions, "max_position_embeddings", None), c.max_length)
         self.config, self.hidden_size = c, hidden_size
         self.is_causal = is_causal(self.body)
-        self.packs = self.is_causal and can_pack(self.body)
+        may_pack = self.is_causal and model_config.attn_implementation == "auto"
+        self.packs = may_pack and takes_packed(self.body)
+        if self.packs:
+            enable_packing(self.body)
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
         self.train()  # Lightning leaves the mode as it finds it
 

@@ -7,17 +7,39 @@ they have ended.
 Shapes: R rows, T tokens of the longest context, V vocabulary.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
-from rlmodules.models.heads import backbone, projection
+from rlmodules.models.scoring import PolicyModel
 from rlmodules.sampling.choose import Response, SamplingParams, choose, stream
 from rlmodules.sampling.kv_cache import can_merge, merge, new_cache
+
+
+class Sampler(Protocol):
+    """What writes responses for an algorithm; another engine than ours can be one."""
+
+    def sample(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Response]:
+        """One response for each prompt [T]; the same seed gives the same text."""
+
+
+@dataclass(frozen=True)
+class PolicySampler:
+    """Samples from the policy in training itself, as it is now."""
+
+    policy: PolicyModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def sample(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Response]:
+        return sample(self.policy, self.tokenizer, prompts, params, seeds)
 
 
 def sample(
@@ -27,8 +49,12 @@ def sample(
     params: SamplingParams,
     seeds: Sequence[int],
 ) -> list[Response]:
-    """One response for each prompt; see ``Decoding`` for arguments and errors."""
-    decoding = Decoding(model, tokenizer)
+    """One response for each prompt; see ``Decoding`` for arguments and errors.
+
+    Args:
+        model: a causal language model, or a ``PolicyModel`` around one.
+    """
+    decoding = Decoding(PolicyModel.of(model), tokenizer)
     responses = decoding.admit(prompts, [params] * len(prompts), seeds)
     while decoding.rows:
         decoding.step()
@@ -55,15 +81,12 @@ class Decoding:
     """The rows that are being written.
 
     Args:
-        model: a causal language model, in the precision (autocast included) to sample in.
+        model: the policy, in the precision (autocast included) to sample in.
         tokenizer: gives the end token, and text to look for stop strings in; None for neither.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.body, self.head = backbone(model), projection(model)
-        self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
-        self.device = next(model.parameters()).device
+    def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.rows: list[Row] = []
         self.cache, self.masked = None, False
         self.ids = self.attention = self.positions = torch.empty(0)
@@ -88,13 +111,14 @@ class Decoding:
         """
         assert self.open
         joining = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
-        _check_lengths(self.model, prompts, params)
+        _check_lengths(self.model.max_positions, prompts, params)
         different, which = _distinct(prompts)  # a prompt that several rows have is computed once
         ids, attention = _left_pad(different, self._pad_id, self.device)
         padded = bool((attention == 0).any())
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
-        cache = new_cache(self.model)
-        logits, cache = self._forward(ids, attention if padded else None, positions, cache)
+        cache = new_cache(self.model.base_model)
+        mask = attention if padded else None
+        logits, cache = self.model.next_logits(ids, mask, positions, cache)
         if len(different) < len(prompts):
             rows = torch.tensor(which, device=self.device)
             logits, attention, positions = logits[rows], attention[rows], positions[rows]
@@ -111,7 +135,7 @@ class Decoding:
         self.attention = torch.cat([self.attention, ones], dim=1)
         self.positions = self.positions + 1
         attention = self.attention if self.masked else None
-        logits, self.cache = self._forward(self.ids, attention, self.positions, self.cache)
+        logits, self.cache = self.model.next_logits(self.ids, attention, self.positions, self.cache)
         tokens, keep = self._draw(self.rows, logits)
         self.ids = tokens[:, None]
         if len(keep) < len(self.rows):
@@ -126,17 +150,6 @@ class Decoding:
     @property
     def _pad_id(self) -> int:
         return (self.tokenizer and self.tokenizer.pad_token_id) or 0
-
-    def _forward(
-        self, ids: Tensor, attention: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
-        inputs = {"position_ids": positions} if self.takes_positions else {}
-        if attention is not None:
-            inputs["attention_mask"] = attention
-        output = self.body(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
-        # A slice of a 3-D tensor would take the slow batched matrix product.
-        logits = self.head.logits(output.last_hidden_state[:, -1].contiguous())
-        return logits, output.past_key_values
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, list[int]]:
         """The next token of each row [R], and which rows go on."""
@@ -239,9 +252,8 @@ def _left_pad(prompts: Sequence[Tensor], pad: int, device: torch.device) -> tupl
 
 
 def _check_lengths(
-    model: nn.Module, prompts: Sequence[Tensor], params: Sequence[SamplingParams]
+    limit: int | None, prompts: Sequence[Tensor], params: Sequence[SamplingParams]
 ) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for prompt, wanted in zip(prompts, params, strict=True):
         if len(prompt) == 0:
             raise ValueError(

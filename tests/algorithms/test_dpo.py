@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from datamodules.preferences.streams import collate
 from rlmodules import DPO, ORPO, DPOConfig, LoraConfig, ModelConfig, ORPOConfig
-from rlmodules.algorithms.pair_policy import pair_sums, sequence_logps, starts_of
+from rlmodules.algorithms.pair_policy import pair_sums, response_logprobs, starts_of
 from rlmodules.functional import PairLogps
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -83,8 +83,8 @@ def test_packed_and_padded_layouts_give_the_same_loss():
     for packs in (True, False):
         module = DPO(config())
         unsettle(module)
-        assert module.packs
-        module.packs = packs
+        assert module.policy.packs
+        module.policy.packs = packs
         losses.append(module.losses(batch_of(dataset()))[0])
     assert_close(losses[0], losses[1], **EXACT)
 
@@ -194,7 +194,7 @@ def test_another_model_or_another_set_of_pairs_does_not_read_the_same_table(tmp_
     for count, shift in ((8, 0.0), (8, 0.1), (6, 0.0)):
         module = DPO(c)
         with torch.no_grad():
-            for model in (module.base_model, module.reference.model):
+            for model in (module.base_model, module.reference.model.base_model):
                 next(model.parameters()).add_(shift)
         before = len(list(folder.glob("*"))) if folder.exists() else 0
         fit(module, data(c, dataset(count)))
@@ -218,14 +218,18 @@ def test_common_beginnings_of_the_responses_are_predicted_once():
     other[-3] += 1  # all but the end is alike
     batch = batch_of(pairs)
     batch.examples[0] = type(example)((example.sequences[0], other), example.prompt_length)
-    layout = module.lay_out(batch)
-    logps = pair_sums(sequence_logps(module.base_model, layout, starts_of(batch)))
+    rows = []
+    body = module.base_model.model
+    body.register_forward_pre_hook(
+        lambda _, args, inputs: rows.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    logps = pair_sums(response_logprobs(module.policy, batch, starts_of(batch)))
     wanted = [
         plain_logps(module.base_model, s, example.prompt_length)
         for s in batch.examples[0].sequences
     ]
     assert_close(logps[0], torch.stack(wanted), **EXACT)
-    assert layout.input_ids.shape[1] == len(other) + 3
+    assert rows[0] == (1, len(other) - 1 + 2)  # the last of each side predicts nothing
 
 
 def test_falling_chosen_log_probabilities_are_warned_of():

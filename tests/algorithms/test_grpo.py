@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 from datamodules import Environment, Observation, StepResult, TextGenerationEnv
 from rlmodules import GRPO, GRPOTrainer, LoraConfig, ModelConfig
-from rlmodules.algorithms import policy as policy_module
+from rlmodules.algorithms import evaluation
 from rlmodules.models import backbone
 from rlmodules.models.embedded import tiny_tokenizer
 
@@ -119,7 +119,7 @@ class Relay(Environment):
 )
 def test_with_shared_prompts_loss_and_gradient_are_those_of_padded_rows(turns, settings):
     module = GRPO(config(max_new_tokens=8, num_epochs=2, temperature=1.5, **settings))
-    assert module.packs
+    assert module.policy.packs
     env = Relay(module.tokenizer) if turns == "several turns" else None
     rollout = groups(module, env=env, prompts=PROMPTS)
     experience = module.experience(rollout)
@@ -127,7 +127,7 @@ def test_with_shared_prompts_loss_and_gradient_are_those_of_padded_rows(turns, s
         for p in module.base_model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     packed = gradient(module, whole(experience))
-    module.packs = False
+    module.policy.packs = False
     backbone(module.base_model).set_attn_implementation("eager")
     padded = gradient(module, whole(experience))
     assert_close(packed, padded, rtol=1e-4, atol=1e-5)
@@ -377,14 +377,14 @@ def test_an_episode_may_fail_in_scoring_while_the_policy_is_being_evaluated(monk
     env.numbers = {
         tuple(torch.cat(t.actions).tolist()): i for i, t in enumerate(clean.trajectories)
     }
-    look = policy_module.action_mask
+    look = evaluation.action_mask
 
     def slowly(positions):
         looked.set()
         assert scored.wait(20)
         return look(positions)
 
-    monkeypatch.setattr(policy_module, "action_mask", slowly)
+    monkeypatch.setattr(evaluation, "action_mask", slowly)
     with pytest.warns(UserWarning, match="closed"):
         rollout = groups(module, env=env)
     assert (rollout.evaluation.mask.sum(1) > 0).tolist() == [True, True, False, True]

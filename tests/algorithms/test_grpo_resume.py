@@ -105,8 +105,10 @@ def test_a_checkpoint_holds_what_was_trained_and_loads_alone(tmp_path):
     assert all("lora_" in key for key in checkpoint["state_dict"])
     module = GRPO.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert module.config.beta == 0.1
-    state = module.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in checkpoint["state_dict"].items())
+    state, saved = module.policy.base_model.state_dict(), checkpoint["state_dict"]
+    assert all(key.startswith("language_model.") for key in saved)  # as it always was
+    named = {key.removeprefix("language_model."): weight for key, weight in saved.items()}
+    assert named and all(torch.equal(state[key], weight) for key, weight in named.items())
     full = fit(tmp_path / "full", 1, beta=0.1)["state_dict"]
     assert full and not any(key.startswith("reference") for key in full)
 

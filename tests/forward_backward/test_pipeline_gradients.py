@@ -26,9 +26,8 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlmodules.forward_backward import NonFiniteLossError
-from rlmodules.forward_backward.tokens import score_tokens, tokens_of
-from rlmodules.models import LoraConfig, ModelConfig, backbone, load_model
-from rlmodules.models.layout import can_pack
+from rlmodules.forward_backward.tokens import tokens_of
+from rlmodules.models import LoraConfig, ModelConfig, PolicyModel, load_model
 
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 BATCHES = [batch(9, 4, seed=1), batch(3, seed=2), batch(12, 2, 7, seed=3), batch(5, 5, seed=4)]
@@ -36,9 +35,9 @@ BATCHES = [batch(9, 4, seed=1), batch(3, seed=2), batch(12, 2, 7, seed=3), batch
 
 def plain_loss(model, texts):
     """The mean over tokens, with gradients, and how many there are."""
-    tokens = tokens_of(**texts)
-    scored = score_tokens(model, tokens, packs=can_pack(backbone(model)))
-    return -scored.logprobs.mean(), tokens.count
+    batch, policy = tokens_of(**texts), PolicyModel(model)
+    policy.enable_packing()
+    return -policy.score(batch.tokens).logprobs.mean(), batch.count
 
 
 # ----------------------------------------------------------------------- plain loops

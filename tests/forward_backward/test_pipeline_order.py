@@ -168,7 +168,7 @@ def test_a_bad_batch_fails_in_the_result_and_not_in_the_call():
         with pytest.raises(ValueError, match="attention_mask"):
             future.result(timeout=LONG)
         future = pipeline.forward_backward([[5, 6, 7_000]])
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match="7000"):
             future.result(timeout=LONG)
 
 

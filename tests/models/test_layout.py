@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from rlmodules.models.layout import (
-    can_pack,
     flat_hidden,
     is_causal,
     pack,
@@ -24,6 +23,7 @@ from rlmodules.models.layout import (
     shared_prefix,
     unpad,
 )
+from rlmodules.models.packing import enable_packing, takes_packed
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 DECODERS = {
@@ -68,7 +68,8 @@ def test_packed_and_alone_give_the_same_hidden_states_and_gradients(name):
     weights = [p for p in body.parameters() if p.requires_grad]
     wanted = torch.autograd.grad(sum((a**2).sum() for a in alone), weights, allow_unused=True)
 
-    assert can_pack(body)
+    assert takes_packed(body)
+    enable_packing(body)
     layout = pack(groups)
     hidden = flat_hidden(body, layout)
     packed = [hidden[index] for index in layout.index]
@@ -104,7 +105,8 @@ def test_the_shared_prefix_is_all_that_the_sequences_begin_with():
 
 def test_gradient_checkpointing_recomputes_with_the_same_segments():
     body, groups = built(DECODERS["llama"]), some_groups()
-    assert can_pack(body)
+    assert takes_packed(body)
+    enable_packing(body)
     body.train()
     grads = []
     for on in (False, True):
@@ -125,7 +127,8 @@ def test_a_model_that_packs_still_does_everything_else():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     before = body(input_ids=ids, attention_mask=mask, position_ids=positions)[0]
-    assert can_pack(body)
+    assert takes_packed(body)
+    enable_packing(body)
     after = body(input_ids=ids, attention_mask=mask, position_ids=positions)[0]
     assert_close(after[0, 2:], before[0, 2:])
     assert_close(after[1], before[1])
@@ -137,14 +140,14 @@ def test_encoders_and_models_without_attention_are_told_apart():
     assert all(is_causal(built(config)) for config in DECODERS.values())
     mamba = AutoModel.from_config(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2))
     assert is_causal(mamba.eval())
-    assert not can_pack(mamba)
+    assert not takes_packed(mamba)
 
 
 def test_a_model_that_does_not_pack_keeps_its_attention():
     bert = BertModel(BERT).eval()
     before = bert.config._attn_implementation
     with pytest.warns(UserWarning, match="BertModel does not take packed rows"):
-        assert not can_pack(bert)
+        assert not takes_packed(bert)
     assert bert.config._attn_implementation == before
 
 

@@ -1,7 +1,9 @@
 """Sampling against a naive loop, transformers' own warpers, and models that recite a script."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,12 +26,12 @@ from transformers import (
 )
 
 from datamodules import TextGenerationEnv
-from rlmodules.algorithms import policy
-from rlmodules.models import backbone
+from rlmodules.algorithms.online import OnlineModule
+from rlmodules.models import PolicyModel, backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 from rlmodules.sampling import choose as drawing
 from rlmodules.sampling.choose import SamplingParams, choose
-from rlmodules.sampling.decoding import Decoding, sample
+from rlmodules.sampling.decoding import Decoding, PolicySampler, sample
 
 PROMPTS = ["ab", "a much longer prompt, of many tokens", "x", "hello there", "ab"]
 SEEDS = [11, 12, 13, 14, 15]
@@ -367,19 +369,20 @@ def test_a_finished_row_costs_no_more_work():
     script = tokenizer("abcdefghijkl")["input_ids"]
     script[4] = tokenizer.eos_token_id
     model = reciter(script)
+    policy = PolicyModel(model)  # made here, for it looks at the model
     rows = []
     hook = backbone(model).register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     prompts = encode(tokenizer, "p", "pppp", "ppp", "pppppp")  # 5, 2, 3 and 6 tokens are written
-    sample(model, tokenizer, prompts, greedy(6), [0] * 4)
+    sample(policy, tokenizer, prompts, greedy(6), [0] * 4)
     hook.remove()
     assert rows == [(4, 6), (4, 1), (3, 1), (2, 1), (2, 1), (1, 1)]
     rows.clear()
     hook = backbone(model).register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sample(model, tokenizer, prompts[:3], greedy(50), [0] * 3)
+    sample(policy, tokenizer, prompts[:3], greedy(50), [0] * 3)
     hook.remove()
     assert len(rows) == 5  # none is left: no pass after the last row's end
 
@@ -565,12 +568,12 @@ def test_a_prompt_that_several_rows_have_is_computed_once_and_changes_no_text(ll
     prompts = encode(tokenizer, "ab", "a longer one", "ab", "ab", "x", "a longer one")
     seeds = [21, 22, 23, 24, 25, 26]
     params = SamplingParams(max_new_tokens=12, **shape)
-    shapes = []
+    policy, shapes = PolicyModel(model), []
     hook = backbone(model).register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    together = sample(model, tokenizer, prompts, params, seeds)
+    together = sample(policy, tokenizer, prompts, params, seeds)
     hook.remove()
     width = max(len(prompt) for prompt in prompts)
     assert shapes[0] == (3, width)  # three different prompts
@@ -599,7 +602,10 @@ def test_an_environments_stop_strings_end_what_the_policy_writes():
     said = {}
     for stops in ((), ("END",)):
         env = TextGenerationEnv(tokenizer, ["ab"], stop_sequences=list(stops))
-        (said[stops],) = policy.act(model, tokenizer, observations, greedy(10), [0], env)
+        player = SimpleNamespace(
+            sampler=PolicySampler(model, tokenizer), sampling=greedy(10), inference=nullcontext
+        )
+        (said[stops],) = OnlineModule.act(player, observations, seeds=[0], env=env)
     assert tokenizer.decode(said[()].tokens) == "Hi END of "
     assert tokenizer.decode(said[("END",)].tokens) == "Hi END"
     assert (said[()].finish_reason, said[("END",)].finish_reason) == ("length", "stop")
@@ -629,7 +635,7 @@ def test_rows_that_join_later_say_what_they_say_alone_and_so_do_the_others(llama
         SamplingParams(9, temperature=0),
     ]
     seeds = [31, 32, 33]
-    joint = Decoding(model, tokenizer)
+    joint = Decoding(PolicyModel(model), tokenizer)
     said = joint.admit(prompts[:2], params[:2], seeds[:2])
     for _ in range(3):
         joint.step()
@@ -646,7 +652,7 @@ def test_rows_that_join_later_say_what_they_say_alone_and_so_do_the_others(llama
 def test_rows_may_join_after_all_others_have_left(llama):
     model, tokenizer = llama
     prompts = encode(tokenizer, "hello", "x")
-    decoding = Decoding(model, tokenizer)
+    decoding = Decoding(PolicyModel(model), tokenizer)
     decoding.admit(prompts[:1], [greedy(2)], [0])
     write_all(decoding)
     (late,) = decoding.admit(prompts[1:], [greedy(4)], [0])
@@ -657,7 +663,7 @@ def test_rows_may_join_after_all_others_have_left(llama):
 def test_a_model_with_a_cache_of_its_own_kind_takes_no_rows_while_it_writes():
     torch.manual_seed(0)
     model = make_sharp(ARCHITECTURES["gemma2"]())
-    decoding = Decoding(model, tiny_tokenizer())
+    decoding = Decoding(PolicyModel(model), tiny_tokenizer())
     assert decoding.open
     decoding.admit([torch.tensor([3, 4, 5])], [greedy(3)], [0])
     assert not decoding.open

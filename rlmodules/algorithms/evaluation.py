@@ -1,0 +1,74 @@
+"""What policy, reference and critic say of episodes that were played.
+
+Shapes: B episodes, A actions of the longest.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from datamodules.types import Evaluation, TokenBatch, Trajectory, action_mask, sequence_of
+from rlmodules.models import PolicyModel, Reference
+
+EVALUATION_TOKENS = 8192
+"""Tokens, padding included, of one forward pass without gradients."""
+
+
+@torch.no_grad()
+def evaluate(
+    policy: PolicyModel,
+    reference: Reference | None,
+    trajectories: Sequence[Trajectory],
+    *,
+    temperature: float,
+    recompute: bool = True,
+) -> Evaluation:
+    """Log-probabilities under policy and reference, and values, of all actions; on the CPU.
+
+    Args:
+        recompute: False takes the policy's log-probabilities as they were when it sampled.
+    """
+    pairs = [sequence_of(trajectory) for trajectory in trajectories]
+    sequences, positions = [list(column) for column in zip(*pairs, strict=True)]
+    mask = action_mask(positions)
+    logprobs = torch.zeros(mask.shape, dtype=torch.float32)
+    values = torch.zeros_like(logprobs)
+    ref_logprobs = None if reference is None else torch.zeros_like(logprobs)
+    if not recompute:
+        # By position, as scoring goes on meanwhile and may mark an episode as failed.
+        pairs = zip(trajectories, positions, strict=True)
+        sampled = [torch.cat(trajectory.logprobs) for trajectory, at in pairs if len(at)]
+        logprobs[mask] = torch.cat([torch.zeros(0), *sampled])
+    for rows in _batches(sequences, keep_order=policy.packs):
+        if not recompute and reference is None:
+            break
+        tokens = TokenBatch.collate([sequences[r] for r in rows], [positions[r] for r in rows])
+        where = tokens.mask.nonzero()
+        at, tokens = (torch.tensor(rows)[where[:, 0]], where[:, 1]), tokens.to(policy.device)
+        if recompute:
+            has_critic = policy.value_head is not None
+            scores = policy.score(tokens, temperature=temperature, with_values=has_critic)
+            logprobs[at] = scores.logprobs.cpu()
+            if scores.values is not None:
+                values[at] = scores.values.cpu()
+        if reference is not None:
+            with reference.of(policy) as ref:
+                ref_logprobs[at] = ref.score(tokens, temperature=temperature).logprobs.cpu()
+    return Evaluation(sequences, positions, mask, logprobs, ref_logprobs, values)
+
+
+def _batches(sequences: Sequence[Tensor], *, keep_order: bool) -> Iterator[list[int]]:
+    """Rows in batches of at most ``EVALUATION_TOKENS`` tokens: as they come, or short ones first,
+    when each is padded to the longest of its batch."""
+    batch: list[int] = []
+    tokens = 0
+    order = range(len(sequences))
+    for row in order if keep_order else sorted(order, key=lambda r: len(sequences[r])):
+        size = len(sequences[row])
+        tokens = tokens + size if keep_order else (len(batch) + 1) * size
+        if batch and tokens > EVALUATION_TOKENS:
+            yield batch
+            batch, tokens = [], size
+        batch.append(row)
+    yield batch

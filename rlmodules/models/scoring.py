@@ -1,0 +1,191 @@
+"""What a causal language model says of tokens: log-probabilities, entropies, values, next tokens.
+
+One module holds the language model and its heads. All that algorithms, samplers and clients compute
+with it is a method here, and they call no inner part: a sharded model is whole only inside a
+forward method of its root.
+
+Shapes: B sequences, T_i tokens of one, N positions altogether, H hidden size, V vocabulary; R rows
+that are being sampled.
+"""
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from datamodules.types import TokenBatch
+from rlmodules.functional.logprobs import Projection, token_logprobs
+from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
+from rlmodules.models.layout import Layout, flat_hidden, pack, pad
+from rlmodules.models.packing import enable_packing, takes_packed
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model says of the tokens of a ``TokenBatch``."""
+
+    logprobs: Tensor
+    """[N], of each token given those before it, in nats; float32, differentiable."""
+    entropy: Tensor | None
+    """[N], of the distribution that it was predicted by; None unless asked for."""
+    values: Tensor | None
+    """[N], the critic's, before each token; None unless asked for."""
+    logits: list[Tensor] | None
+    """[T_i, V] of each sequence on the CPU, at t what follows token t; None unless asked for."""
+
+
+class PolicyModel(nn.Module):
+    """A causal language model, adapters included, as policies are computed with.
+
+    Args:
+        base_model: of transformers, or a PEFT model around one.
+
+    Attributes:
+        packs: whether rows are packed: what neighbours begin with alike is computed once.
+        value_head: the critic; None where there is none.
+
+    Raises:
+        ValueError: it is no causal language model, or treats its logits in a way not known here.
+    """
+
+    def __init__(self, base_model: nn.Module) -> None:
+        super().__init__()
+        check_projection(base_model)
+        self.base_model = base_model
+        self.value_head: ValueHead | None = None
+        self.packs = False
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "PolicyModel":
+        """``model`` itself if it is one, else around it."""
+        return model if isinstance(model, PolicyModel) else PolicyModel(model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base_model.parameters()).device
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that a text may have; None where the model has no limit."""
+        return getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
+
+    def enable_packing(self) -> None:
+        """Pack rows from now on, if the model computes packed rows rightly; else a warning."""
+        self.packs = takes_packed(self._body)
+        if self.packs:
+            enable_packing(self._body)
+
+    def score(
+        self,
+        tokens: TokenBatch,
+        *,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        with_values: bool = False,
+        with_logits: bool = False,
+    ) -> TokenScores:
+        """Score the tokens of ``softmax(logits / temperature)``; one forward pass.
+
+        Only hidden states that predict such a token reach the vocabulary, and where rows are packed
+        equal predictions (of the same token after the same text) are made once. What follows a
+        sequence's last token of interest is not computed.
+        """
+        layout, before = self._lay_out(tokens, whole=with_logits)
+        states = flat_hidden(self._body, layout)
+        hidden, targets, which = states, tokens.actions.to(self.device), None
+        if self.packs:
+            pairs = torch.stack([before, targets])
+            (at, targets), which = torch.unique(pairs, dim=1, return_inverse=True)
+            hidden = states[at]
+        else:
+            hidden = states[before]
+        logprobs, entropy = token_logprobs(
+            hidden, self._projection, targets, temperature=temperature, with_entropy=with_entropy
+        )
+        if which is not None:
+            logprobs, entropy = logprobs[which], None if entropy is None else entropy[which]
+        return TokenScores(
+            logprobs=logprobs,
+            entropy=entropy,
+            values=self.value_head(states[before]) if with_values else None,
+            logits=self._logits(states, layout) if with_logits else None,
+        )
+
+    def values(self, tokens: TokenBatch) -> Tensor:
+        """[N], the critic's values; gradients reach its head alone, the policy stays as it is."""
+        with torch.no_grad():
+            layout, before = self._lay_out(tokens, whole=False)
+            hidden = flat_hidden(self._body, layout)[before]
+        return self.value_head(hidden)
+
+    def next_logits(
+        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        """Logits [R, V] of what follows ``ids`` [R, T] after all that ``cache`` holds, which grows.
+
+        Args:
+            attention_mask: [R, all columns], 0 at padding; None where there is none.
+            positions: [R, T], of the ids in their texts.
+        """
+        inputs = {"position_ids": positions} if self._takes_positions else {}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        output = self._body(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+        # A slice of a 3-D tensor would take the slow batched matrix product.
+        logits = self._projection.logits(output.last_hidden_state[:, -1].contiguous())
+        return logits, output.past_key_values
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _body(self) -> nn.Module:
+        return backbone(self.base_model)
+
+    @property
+    def _projection(self) -> Projection:
+        return projection(self.base_model)
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self._body.forward).parameters
+
+    def _lay_out(self, tokens: TokenBatch, *, whole: bool) -> tuple[Layout, Tensor]:
+        """The sequences as the body takes them, and where each token's hidden state comes out."""
+        pairs = zip(tokens.sequences, tokens.positions, strict=True)
+        # The last token of interest is predicted from before it.
+        ends = [len(s) if whole else int(at[-1]) if len(at) else 0 for s, at in pairs]
+        groups = [[row for row in group if ends[row]] for group in tokens.groups()]
+        groups = [group for group in groups if group] or [[0]]  # DDP wants a graph
+        texts = [[tokens.sequences[row][: max(ends[row], 1)] for row in group] for group in groups]
+        layout = pack(texts) if self.packs else pad(texts)
+        rows = [row for group in groups for row in group]
+        where = [at[tokens.positions[r] - 1] for r, at in zip(rows, layout.index, strict=True)]
+        return layout.to(self.device), torch.cat(where).to(self.device)
+
+    @torch.no_grad()
+    def _logits(self, states: Tensor, layout: Layout) -> list[Tensor]:
+        return [self._projection.logits(states[at]).cpu() for at in layout.index]
+
+
+class PPOModel(PolicyModel):
+    """Any causal language model, LoRA adapters included, with a ``ValueHead`` on its backbone."""
+
+    value_head: ValueHead
+
+    def __init__(self, base_model: nn.Module) -> None:
+        super().__init__(base_model)
+        self.value_head = ValueHead(base_model.config.get_text_config().hidden_size)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, V] and values [B, T]. Training never calls this: it needs neither whole."""
+        hidden = self.hidden_states(input_ids, attention_mask)
+        return self._projection.logits(hidden), self.value_head(hidden)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Last hidden states [B, T, H]. Right-padded causal batches need no ``attention_mask``."""
+        return hidden_states(self.base_model, input_ids, attention_mask)
