@@ -1,8 +1,10 @@
 """Small batches, waiting operations and comparisons, for the tests of the pipeline."""
 
 import multiprocessing
+import random
 import threading
 
+import numpy as np
 import torch
 
 from rlmodules.forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
@@ -10,6 +12,8 @@ from rlmodules.models import ModelConfig, PPOModel, load_model
 
 LONG = 60
 """Seconds that a test waits for a result: far more than it takes, so that nothing hangs."""
+PARTS = ("model_path", "optimizer_path", "state_path")
+"""What ``save_state`` says it wrote."""
 
 
 def tiny():
@@ -39,6 +43,9 @@ def batch(*lengths, seed=0, side="right", extra=0):
         at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
         ids[i, at], mask[i, at] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+BATCHES = [batch(9, 4, seed=1), batch(3, seed=2), batch(12, 2, 7, seed=3), batch(5, 5, seed=4)]
 
 
 def predicted(texts):
@@ -142,3 +149,40 @@ def in_child(fn, *args, seconds=40):
         process.join()
     assert not hangs, "it hangs"
     assert process.exitcode == 0
+
+
+def halving(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+
+
+def noisy(model, inputs, outputs):
+    """A loss that draws random numbers of every kind."""
+    noise = torch.randn(()) + random.random() + np.random.rand()
+    return mean_nll(model, inputs, outputs) * (1 + 0.1 * noise)
+
+
+def run(pipeline, optimizer, scheduler, passes):
+    """Passes of the run by number; every second one is followed by a step."""
+    said = []
+    for number in passes:
+        texts = batch(4 + number, 3, seed=number)
+        if number % 3 == 1:
+            future = pipeline.forward_backward_custom(**texts, custom_loss_fn=noisy)
+        else:
+            future = pipeline.forward_backward(**texts)
+        said.append(future.result(timeout=LONG).loss)
+        if number % 2 == 1:
+            step = pipeline.optim_step(optimizer, scheduler).result(timeout=LONG)
+            said += [step.step, step.grad_norm, step.learning_rate, step.num_tokens]
+        said.append(pipeline.sample([5, 6], max_tokens=4)["tokens"])
+    return said
+
+
+def start(checkpoint_dir, make=adamw, steps=2):
+    """A fresh model with what trains it."""
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    model = tiny()
+    optimizer = make(model)
+    options = {"checkpoint_dir": checkpoint_dir, "gradient_accumulation_steps": steps}
+    return pipeline_of(model, **options), model, optimizer, halving(optimizer)

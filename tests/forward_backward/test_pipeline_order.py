@@ -1,4 +1,4 @@
-"""Futures, the order of operations, what overlaps, and what is refused inside a loss."""
+"""Futures, the order of operations, and what overlaps."""
 
 import threading
 import time
@@ -13,8 +13,6 @@ from pipeline_helpers import (
     batch,
     client_of,
     everything,
-    gradients,
-    in_child,
     mean_nll,
     pipeline_of,
     same,
@@ -393,131 +391,3 @@ def test_a_future_that_failed_fails_the_operation_that_was_given_it_and_no_other
                 future.result(timeout=LONG)
         assert same(before, everything(model))
         client.forward_backward(texts).result(timeout=LONG)
-
-
-# ----------------------------------------------------------------------- from inside a loss
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda client: client.pipeline.sample([5, 6], max_tokens=2),
-        lambda client: client.sample([5, 6], max_tokens=2).result(timeout=LONG),
-        lambda client: client.forward(batch(4)).result(timeout=LONG),
-        lambda client: client.forward(batch(4), use_reference=True).result(timeout=LONG),
-        lambda client: client.forward_backward(batch(4)).result(timeout=LONG),
-        lambda client: client.forward_backward_custom(batch(4), mean_nll).result(timeout=LONG),
-        lambda client: client.optim_step().result(timeout=LONG),
-        lambda client: client.pipeline.save_state("inside"),
-        lambda client: client.pipeline.load_state("outside"),
-    ],
-    ids=["sample", "sample2", "forward", "reference", "backward", "custom", "step", "save", "load"],
-)
-def test_a_call_from_inside_a_loss_is_refused_and_does_not_wait_for_itself(call, tmp_path):
-    def child():
-        model = tiny()
-        with client_of(model, checkpoint_dir=tmp_path, optimizer=torch.optim.SGD) as client:
-            client.save_state("outside").result(timeout=LONG)
-            before = everything(model)
-
-            def loss(model, inputs, outputs):
-                call(client)
-                return mean_nll(model, inputs, outputs)
-
-            start = time.perf_counter()
-            with pytest.raises(RuntimeError, match="inside"):
-                client.forward_backward_custom(batch(4), loss).result(timeout=LONG)
-            assert time.perf_counter() - start < 10
-            assert same(before, everything(model))
-            client.forward_backward(batch(4)).result(timeout=LONG)
-            client.optim_step().result(timeout=LONG)
-
-    in_child(child)
-
-
-def test_a_loss_may_ask_a_reference_that_has_a_thread_of_its_own_or_be_refused_but_not_hang():
-    def child():
-        with client_of(reference=tiny()) as client:
-
-            def loss(model, inputs, outputs):
-                client.forward(batch(4), use_reference=True).result(timeout=LONG)
-                return mean_nll(model, inputs, outputs)
-
-            future = client.forward_backward_custom(batch(4), loss)
-            start = time.perf_counter()
-            future.exception(timeout=LONG)
-            assert time.perf_counter() - start < 10
-
-    in_child(child)
-
-
-def test_a_loss_that_shuts_down_the_pipeline_does_not_hang(tmp_path):
-    def child():
-        pipeline = pipeline_of(checkpoint_dir=tmp_path)
-        queued = threading.Event()
-
-        def loss(model, inputs, outputs):
-            assert queued.wait(LONG)
-            pipeline.shutdown()
-            return mean_nll(model, inputs, outputs)
-
-        future = pipeline.forward_backward_custom(**batch(4), custom_loss_fn=loss)
-        saved = pipeline.save_state("later", wait=False)
-        queued.set()
-        future.exception(timeout=LONG)
-        saved.exception(timeout=LONG)
-
-    in_child(child, seconds=8)
-
-
-# ----------------------------------------------------------------------- a client's own optimizer
-
-
-def test_a_client_makes_its_optimizer_and_scheduler_and_steps_both():
-    def run(own):
-        model = tiny()
-        if own:
-            options = {
-                "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2),
-                "scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: 1 / (1 + s)),
-            }
-            client, arguments = client_of(model, **options), {}
-        else:
-            client = client_of(model)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 / (1 + s))
-            arguments = {"optimizer": optimizer, "scheduler": scheduler}
-        rates = []
-        with client:
-            for seed in range(3):
-                client.forward_backward(batch(5, 3, seed=seed))
-                step = client.optim_step(**arguments, max_grad_norm=1.0)
-                rates.append(step.result(timeout=LONG).learning_rate)
-        return rates, weights(model)
-
-    (rates, one), (others, other) = run(True), run(False)
-    assert rates == others == [pytest.approx(1e-2 / n) for n in (1, 2, 3)]
-    assert same(one, other)
-
-
-def test_a_step_without_any_optimizer_is_a_clear_error():
-    with client_of() as client:
-        client.forward_backward(batch(5)).result(timeout=LONG)
-        with pytest.raises((ValueError, TypeError), match="optimizer"):
-            client.optim_step().result(timeout=LONG)
-
-
-def test_an_optimizer_of_another_model_is_refused():
-    model = tiny()
-    with pipeline_of(model) as pipeline:
-        pipeline.forward_backward(**batch(5)).result(timeout=LONG)
-        before = gradients(model)
-        with pytest.raises(ValueError, match="parameters"):
-            pipeline.optim_step(sgd(tiny())).result(timeout=LONG)
-        assert same(before, gradients(model))
-        pipeline.optim_step(sgd(model)).result(timeout=LONG)
-
-
-def test_a_model_that_is_no_language_model_is_refused():
-    with pytest.raises(ValueError, match="Linear is no causal language model"):
-        pipeline_of(torch.nn.Linear(2, 2))
