@@ -1,53 +1,16 @@
-"""Reinforcement learning and preference training of language models, as Lightning modules."""
+"""Reinforcement learning and preference training of language models, as Lightning modules.
+
+Public names are those of ``__init__.pyi``; each is imported where it is first used, so that
+``rlmodules.functional`` costs no more than torch.
+"""
 
 import importlib
 import warnings
-from types import ModuleType
+from typing import Any
 
-from rlmodules.algorithms.dpo import DPO, DPOConfig
-from rlmodules.algorithms.grpo import GRPO, GRPOConfig
-from rlmodules.algorithms.orpo import ORPO, ORPOConfig
-from rlmodules.algorithms.ppo import PPO, AdaptiveKLController, PPOConfig
-from rlmodules.forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
-from rlmodules.models import LoraConfig, ModelConfig, PPOModel, ValueHead
-from rlmodules.preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer
-from rlmodules.reward_models.config import RewardModelConfig
-from rlmodules.reward_models.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
-from rlmodules.reward_models.pairwise import PairwiseRewardModel
-from rlmodules.reward_models.scalar import RewardModel
-from rlmodules.sampling.choose import SamplingParams
-from rlmodules.sampling.decoding import sample
-from rlmodules.trainers import GRPOTrainer, PPOTrainer
+import lazy_loader
 
-__all__ = [
-    "DPO",
-    "GRPO",
-    "ORPO",
-    "PPO",
-    "AdaptiveKLController",
-    "AsyncTrainingClient",
-    "DPOConfig",
-    "DPOTrainer",
-    "ForwardBackwardPipeline",
-    "GRPOConfig",
-    "GRPOTrainer",
-    "LoraConfig",
-    "ModelConfig",
-    "MultiObjectiveConfig",
-    "MultiObjectiveRewardModel",
-    "ORPOConfig",
-    "ORPOTrainer",
-    "PPOConfig",
-    "PPOModel",
-    "PPOTrainer",
-    "PairwiseRewardModel",
-    "RewardModel",
-    "RewardModelConfig",
-    "RewardModelTrainer",
-    "SamplingParams",
-    "ValueHead",
-    "sample",
-]
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 _MOVED = {
     "collect": "rlmodules.tasks.collect_preferences",
@@ -58,8 +21,8 @@ _MOVED = {
 """Modules that a ``_target_`` of an earlier version names."""
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _public(name)
     warnings.warn(f"rlmodules.{name} is now {_MOVED[name]}", FutureWarning, stacklevel=2)
     return importlib.import_module(_MOVED[name])

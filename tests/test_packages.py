@@ -1,0 +1,83 @@
+"""Importing the packages: what it costs and what it finds."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class, get_method
+
+import datamodules
+import rlmodules
+
+ROOT = Path(__file__).parent.parent
+HEAVY = "torch", "lightning", "transformers", "hydra"
+
+
+def python(code, *path, status=0):
+    """What a fresh interpreter prints that finds modules in ``path``."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path or [ROOT]))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "costs"), [("rlmodules, datamodules", []), ("rlmodules.functional", ["torch"])]
+)
+def test_a_module_costs_no_more_than_it_needs(module, costs):
+    code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code).strip() == str(costs)
+
+
+@pytest.mark.parametrize("package", [rlmodules, datamodules], ids=lambda p: p.__name__)
+def test_every_public_name_is_found_listed_and_importable_at_once(package):
+    scope = {}
+    exec(f"from {package.__name__} import *", scope)
+    assert len(package.__all__) > 20
+    for name in package.__all__:
+        assert scope[name] is getattr(package, name) and name in dir(package)
+
+
+@pytest.mark.parametrize("package", [rlmodules, datamodules], ids=lambda p: p.__name__)
+def test_the_stub_exports_what_it_imports(package):
+    scope = {"__name__": package.__name__, "__package__": package.__name__}
+    exec(Path(package.__file__).with_suffix(".pyi").read_text(), scope)
+    assert sorted(scope["__all__"]) == sorted(package.__all__)
+
+
+def test_public_classes_are_found_by_hydra_and_by_pickle():
+    assert get_class("rlmodules.PPO") is rlmodules.PPO
+    assert pickle.loads(pickle.dumps(rlmodules.PPOConfig)) is rlmodules.PPOConfig
+    config = rlmodules.PPOConfig(batch_size=8)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rlmodules.collect.source_of", "rlmodules.tasks.collect_preferences.source_of"),
+        ("rlmodules.evaluate.evaluate", "rlmodules.tasks.evaluate.evaluate"),
+        ("rlmodules.reward_function.model", "rlmodules.reward_models.serving.model"),
+    ],
+)
+def test_a_target_of_an_earlier_version_is_found_with_a_warning(old, new):
+    with pytest.warns(FutureWarning, match=f"is now {new.rpartition('.')[0]}"):
+        assert get_method(old) is get_method(new)
+
+
+def test_an_unknown_name_is_an_attribute_error_and_a_broken_module_says_so(tmp_path):
+    with pytest.raises(ImportError, match="PPPO"):
+        from rlmodules import PPPO  # noqa: F401
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text(
+        Path(datamodules.__file__).read_text()  # the same three lines in another package
+    )
+    (tmp_path / "broken" / "__init__.pyi").write_text("from .part import Thing\n")
+    (tmp_path / "broken" / "part.py").write_text("import a_library_that_is_missing\n")
+    said = python("from broken import Thing", tmp_path, status=1)
+    assert "No module named 'a_library_that_is_missing'" in said
