@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, newest_checkpoint
+from rlmodules.checks import warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 
 schemas.register()
@@ -113,6 +114,7 @@ def check_groups(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
+    warn_of_hidden_datamodules(Path.cwd())
     sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
     try:
         check_groups(cfg)

@@ -10,6 +10,9 @@ from typing import Any
 
 import lazy_loader
 
+from rlmodules.checks import check_datamodules
+
+check_datamodules()
 _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 _MOVED = {

@@ -1,4 +1,4 @@
-"""Importing the packages: what it costs and what it finds."""
+"""Importing the packages: what it costs, what it finds, and whose ``datamodules`` it is."""
 
 import os
 import pickle
@@ -11,6 +11,7 @@ from hydra.utils import get_class, get_method
 
 import datamodules
 import rlmodules
+from rlmodules import checks
 
 ROOT = Path(__file__).parent.parent
 HEAVY = "torch", "lightning", "transformers", "hydra"
@@ -81,3 +82,43 @@ def test_an_unknown_name_is_an_attribute_error_and_a_broken_module_says_so(tmp_p
     (tmp_path / "broken" / "part.py").write_text("import a_library_that_is_missing\n")
     said = python("from broken import Thing", tmp_path, status=1)
     assert "No module named 'a_library_that_is_missing'" in said
+
+
+# ------------------------------------------------------- a user's own folder of the same name
+
+
+@pytest.mark.parametrize("own", ["datamodules/__init__.py", "datamodules.py"])
+def test_another_datamodules_that_comes_first_is_refused_with_both_paths(tmp_path, own):
+    (tmp_path / own).parent.mkdir(exist_ok=True)
+    (tmp_path / own).write_text("")
+    said = python("import rlmodules", tmp_path, ROOT, status=1)
+    assert "ImportError" in said and str(ROOT / "datamodules") in said
+    assert str(tmp_path / own) in said and "rename" in said
+
+
+@pytest.mark.parametrize("own", ["datamodules/__init__.py", "datamodules/data.txt"])
+def test_another_datamodules_that_comes_later_or_is_no_package_is_passed_by(tmp_path, own):
+    (tmp_path / own).parent.mkdir(exist_ok=True)
+    (tmp_path / own).write_text("")
+    path = [ROOT, tmp_path] if own.endswith(".py") else [tmp_path, ROOT]
+    said = python("import rlmodules, datamodules; print(datamodules.__file__)", *path)
+    assert said.strip() == str(ROOT / "datamodules" / "__init__.py")
+
+
+def test_without_any_datamodules_the_missing_one_is_named(tmp_path):
+    (tmp_path / "rlmodules").symlink_to(ROOT / "rlmodules")
+    said = python("import rlmodules", tmp_path, status=1)
+    assert f"{ROOT / 'datamodules'}, but Python finds none" in said
+
+
+@pytest.mark.parametrize("own", ["datamodules", "datamodules.py"])
+def test_a_run_in_a_folder_with_a_datamodules_of_its_own_is_told_that_it_is_hidden(tmp_path, own):
+    (tmp_path / own).mkdir() if "." not in own else (tmp_path / own).touch()
+    with pytest.warns(UserWarning, match=rf"{tmp_path / own} is hidden by .*: rename it"):
+        checks.warn_of_hidden_datamodules(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_in_the_checkout_or_in_a_plain_folder_is_told_nothing(tmp_path):
+    for folder in (ROOT, tmp_path):
+        checks.warn_of_hidden_datamodules(folder)
