@@ -1,63 +1,251 @@
-"""Imports point down only; files stay small."""
+"""Imports point down only; files and functions stay small; a step is read in a few files."""
 
 import ast
-from pathlib import Path
+import sys
 
 import pytest
+from reading_helpers import (
+    PACKAGES,
+    ROOT,
+    check_reading_list,
+    file_of,
+    imported_names,
+    imports,
+    tree_of,
+)
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("rlmodules", "datamodules")
-FILES = [*sorted(p for d in PACKAGES for p in (ROOT / d).glob("**/*.py")), ROOT / "train.py"]
-CONFIGURED = ("rlmodules/schemas", "rlmodules/env_schemas", "train")
-ALGORITHMS = {"ppo", "grpo", "dpo", "orpo", "reward"}
+D, R = "datamodules", "rlmodules"
+BASE = f"{R}.functional {R}.checks {D}.types"
+LEARNERS = f"{BASE} {R}.models {R}.sampling"
+DATA = f"{D}.types {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
+PARTS = f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {DATA}"
+MAY_IMPORT = {
+    # room: the rooms below it (a room is a folder or a file of a package)
+    f"{D}.__init__": "",
+    f"{D}.types": "",
+    f"{D}.guard": "",
+    f"{D}.seeding": "",
+    f"{D}.sandbox": "",
+    f"{D}.text": f"{D}.types",
+    f"{D}.rewards": f"{D}.types {D}.text {D}.guard",
+    f"{D}.environments": f"{D}.types {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",
+    f"{D}.rollouts": f"{D}.types {D}.text {D}.rewards {D}.environments {D}.guard {D}.seeding",
+    f"{D}.preferences": f"{D}.types {D}.text {D}.guard {D}.seeding",
+    f"{R}.__init__": f"{R}.checks",
+    f"{R}.checks": "",
+    f"{R}.functional": "",
+    f"{R}.models": BASE,
+    f"{R}.sampling": f"{BASE} {R}.models",
+    f"{R}.algorithms": f"{LEARNERS} {D}.text",
+    f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {D}.text {D}.rewards",
+    f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
+    f"{R}.callbacks": f"{R}.functional {R}.checks",
+    f"{R}.schemas": f"{R}.checks",
+    f"{R}.trainers": PARTS,
+    f"{R}.tasks": PARTS,
+    f"{R}.sweeping": "",
+}
+ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
+"""What no file of an algorithm, a reward model or the client imports: another algorithm."""
+NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", "forward_backward")}
+COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", "train"}
+"""Rooms that know Hydra."""
+
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
+SOURCES = [*FILES, ROOT / "train.py"]
+READING = {
+    # What one reads to understand a training step, and how much it may be.
+    "PPO": (
+        6,
+        [
+            "rlmodules/algorithms/ppo.py",
+            "rlmodules/algorithms/policy.py",
+            "rlmodules/models/heads.py",
+            "rlmodules/functional/policy_losses.py",
+            "rlmodules/functional/logprobs.py",
+            "datamodules/types.py",
+        ],
+    ),
+    "GRPO": (
+        8,
+        [
+            "rlmodules/algorithms/grpo.py",
+            "rlmodules/algorithms/policy.py",
+            "rlmodules/models/heads.py",
+            "rlmodules/functional/grpo_losses.py",
+            "rlmodules/functional/logprobs.py",
+            "datamodules/types.py",
+        ],
+    ),
+    "DPO": (
+        7,
+        [
+            "rlmodules/algorithms/dpo.py",
+            "rlmodules/algorithms/pair_policy.py",
+            "rlmodules/algorithms/offline.py",
+            "rlmodules/algorithms/metrics.py",
+            "rlmodules/models/layout.py",
+            "rlmodules/functional/dpo_losses.py",
+            "datamodules/preferences/dataset.py",
+        ],
+    ),
+}
 
 
-def imports(path):
-    """Every module that a file imports, with ``from a import b`` as ``a`` and ``a.b``."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def named(path):
+    return path.relative_to(ROOT).as_posix()
 
 
-def violations(path):
-    name = path.relative_to(ROOT).with_suffix("").as_posix()
-    for module in imports(path):
-        top = module.split(".")[0]
-        if name.startswith("rlmodules/functional/") and not (
-            top in ("torch", "dataclasses", "typing", "collections", "math")
-            or module.startswith("rlmodules.functional")
-        ):
-            yield f"functional imports {module}"
-        if name.startswith("datamodules/") and top == "rlmodules":
-            yield f"datamodules imports {module}"
-        if top in ("hydra", "omegaconf") and name not in CONFIGURED:
-            yield f"{name} imports {module}"
-        below = parts[1] if (parts := module.split("."))[0] == "rlmodules" and parts[1:] else None
-        if name.startswith("rlmodules/models/") and below not in (None, "functional", "models"):
-            yield f"models import {module}"
-        if name.split("/")[-1] in ALGORITHMS and below in ALGORITHMS - {name.split("/")[-1]}:
-            yield f"{name} imports {module}"
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def room_of(module):
+    return ".".join(module.split(".")[:2])
+
+
+def is_inside_the_sandbox(module, name):
+    path = f"{module}.{name}" if name and file_of(f"{module}.{name}") else module
+    return path.startswith(f"{D}.sandbox.")
+
+
+def may_use(room, library):
+    if room == f"{R}.functional":
+        return library in {"torch", R, *sys.stdlib_module_names}
+    if library == "torch":
+        return room != f"{R}.schemas"
+    return library not in ("hydra", "omegaconf") or room in COMPOSES
+
+
+def violations(path, module):
+    """What a file imports that it may not, if it is the source of ``module``."""
+    room = room_of(module)
+    for _, source, name in imported_names(path):
+        if source == module.split(".")[0]:
+            yield f"imports {source} as a whole: name the module that defines what you need"
+        if is_inside_the_sandbox(source, name) and room != f"{D}.sandbox":
+            yield f"imports the sandbox's inside, {source}"
+    for found in sorted(imports(path)):
+        top, target = found.split(".")[0], room_of(found)
+        if top in PACKAGES and room not in ("train", target, top):
+            if target not in MAY_IMPORT.get(room, "").split():
+                yield f"imports {found}"
+            elif found in ALGORITHMS and room in NEVER_AN_ALGORITHM:
+                yield f"imports an algorithm, {found}"
+        elif found in ALGORITHMS - {module} and room in NEVER_AN_ALGORITHM:
+            yield f"imports another algorithm, {found}"
+        elif not may_use(room, top):
+            yield f"imports {found}"
+
+
+def functions(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_imports_point_down(path):
-    assert list(violations(path)) == []
+    assert list(violations(path, module_of(path))) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_every_file_has_its_room(path):
+    assert room_of(module_of(path)) in MAY_IMPORT
+    assert len(path.relative_to(ROOT).parents) <= 3, "deeper than two folders"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_a_file_can_be_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 300
+    assert [f"{name}: {lines}" for name, lines in functions(path) if lines > 60] == []
 
 
-def test_the_check_sees_an_import_that_points_up(tmp_path):
-    assert "rlmodules.algorithms.ppo" in set(imports_of("from rlmodules import ppo", tmp_path))
-    assert "hydra" in set(imports_of("def f():\n    import hydra", tmp_path))
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("**/*.py")), ids=named)
+def test_a_test_file_can_be_overseen(path):
+    assert len(path.read_text().splitlines()) <= 500
 
 
-def imports_of(source, folder):
-    path = folder / "x.py"
+@pytest.mark.parametrize("name", READING)
+def test_a_training_step_is_understood_from_few_files(name):
+    at_most, files = READING[name]
+    assert len(files) <= at_most
+    check_reading_list(files[0].removesuffix(".py").replace("/", "."), name, files)
+
+
+# ------------------------------------------------------------------- the checks themselves
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        (f"{R}.functional.kl", "import numpy", "imports numpy"),
+        (f"{R}.functional.kl", "import torch, math\nimport rlmodules.functional.logprobs", None),
+        (f"{R}.models.heads", "def f():\n    import hydra", "imports hydra"),
+        (f"{R}.schemas", "import torch", "imports torch"),
+        (f"{R}.schemas", "import hydra", None),
+        (f"{R}.models.heads", f"from {R}.sampling import decoding", f"imports {R}.sampling.deco"),
+        (f"{R}.models.heads", f"from {R} import PPO", f"imports {R} as a whole"),
+        (f"{R}.models.heads", f"from {R} import PPO", f"imports {R}.algorithms.ppo"),
+        (f"{R}.models.heads", f"import {R}", f"imports {R} as a whole"),
+        (f"{R}.algorithms.grpo", f"from {R}.algorithms.ppo import PPO", "imports another algo"),
+        (f"{R}.algorithms.grpo", f"from {R}.algorithms import dpo", "imports another algorithm"),
+        (f"{R}.algorithms.grpo", f"from {R}.algorithms import online", None),
+        (f"{R}.reward_models.scalar", f"from {R}.algorithms.dpo import DPO", "imports an algo"),
+        (f"{R}.callbacks.report", f"from {R}.algorithms import online", f"imports {R}.algorithms"),
+        (f"{R}.trainers", f"from {R}.algorithms.ppo import PPO", None),
+        (f"{R}.tasks.evaluate", f"from {D} import RolloutDataModule", None),
+        (f"{R}.models.heads", f"from {D} import RolloutDataModule", f"imports {D}.rollouts"),
+        (f"{R}.sweeping.launcher", f"from {R}.trainers import PPOTrainer", f"imports {R}.trainers"),
+        (f"{D}.types", f"from {R}.checks import require", f"imports {R}.checks"),
+        (f"{D}.types", f"from {D} import Prompt", f"imports {D} as a whole"),
+        (f"{D}.text.chat", f"import {D}.rewards.answers", f"imports {D}.rewards.answers"),
+        (f"{D}.environments.code", f"from {D}.sandbox import Sandbox", None),
+        (f"{D}.environments.code", f"from {D}.sandbox import runner", "the sandbox's inside"),
+        (f"{D}.environments.code", f"from {D}.sandbox.runner import Sandbox", "the sandbox's ins"),
+    ],
+)
+def test_an_import_that_points_up_is_seen(tmp_path, module, source, said):
+    path = tmp_path / "x.py"
     path.write_text(source)
-    return imports(path)
+    found = list(violations(path, module))
+    assert any(said in line for line in found) if said else found == []
+
+
+LEARNER = """
+from rlmodules.algorithms.base import Base
+from rlmodules.functional.losses import loss
+class Mine(Base):
+    def losses(self, batch): return loss(self.shared(batch))
+"""
+SHARED = """
+from datamodules.types import Batch
+from rlmodules.functional import scale
+class Base:
+    def training_step(self, batch: Batch): return self.losses(batch)
+    def shared(self, batch): return scale(batch)
+    def unused(self): return other(batch)
+"""
+TREE = {
+    "rlmodules/algorithms/mine.py": LEARNER,
+    "rlmodules/algorithms/base.py": SHARED,
+    "rlmodules/functional/losses.py": "def loss(x): return x",
+    "rlmodules/functional/__init__.py": "from rlmodules.functional.scales import scale",
+    "rlmodules/functional/scales.py": "def scale(x): return x",
+    "datamodules/types.py": "class Batch: ...",
+    "datamodules/apart.py": "",
+}
+STEP = [name for name in TREE if not name.endswith(("__init__.py", "apart.py"))]
+
+
+@pytest.mark.parametrize("missing", [None, *STEP[1:]])
+def test_a_reading_list_misses_nothing_that_a_step_names(tmp_path, missing):
+    for name, source in TREE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    listed = [name for name in STEP if name != missing]
+    if missing is None:
+        check_reading_list("rlmodules.algorithms.mine", "Mine", listed, tmp_path)
+        listed.append("datamodules/apart.py")
+    with pytest.raises(AssertionError, match=r"imports .*apart" if missing is None else missing):
+        check_reading_list("rlmodules.algorithms.mine", "Mine", listed, tmp_path)

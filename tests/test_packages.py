@@ -28,7 +28,12 @@ def python(code, *path, status=0):
 
 
 @pytest.mark.parametrize(
-    ("module", "costs"), [("rlmodules, datamodules", []), ("rlmodules.functional", ["torch"])]
+    ("module", "costs"),
+    [
+        ("rlmodules, datamodules", []),
+        ("rlmodules.functional", ["torch"]),
+        ("rlmodules.schemas", ["hydra"]),
+    ],
 )
 def test_a_module_costs_no_more_than_it_needs(module, costs):
     code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
