@@ -1,6 +1,8 @@
 """Shared fixtures: everything runs on the random tiny model, on the CPU, without a network."""
 
 import os
+import sys
+import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite compares bit by bit; benchmarks use the GPU
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,3 +24,36 @@ def tokenizer():
 @pytest.fixture
 def model():
     return tiny_model()[0]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Calls ``train.py`` in ``tmp_path`` and returns what it says.
+
+    It runs in this process: a process of its own would take longer to import than to train.
+    """
+    import train
+
+    def call(*arguments, status=0):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        capsys.readouterr()
+        said, code = "", 0
+        with warnings.catch_warnings(record=True) as warned:
+            try:
+                train.main()
+            except SystemExit as end:
+                said, code = (end.code, 1) if isinstance(end.code, str) else ("", end.code)
+        written = capsys.readouterr()
+        output = "\n".join([written.out, written.err, *(str(w.message) for w in warned), said])
+        assert code == status, output[-3000:]
+        assert "Traceback" not in output
+        return output
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a run adds its folder
+    before = set(sys.modules)
+    yield call
+    for name in set(sys.modules) - before:  # modules of this folder are no other's
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

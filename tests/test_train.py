@@ -105,20 +105,27 @@ def test_the_exported_model_loads_with_transformers_and_is_the_trained_one(finis
     assert tokenizer.decode(tokenizer("héllo")["input_ids"]) == "héllo"
 
 
-def test_multirun_runs_every_combination(tmp_path):
-    output = run(tmp_path, "-m", "seed=0,1", "algo.num_iterations=1", "logger=none")
+def test_multirun_runs_every_combination(tmp_path, command):
+    output = command("-m", *QUICK, "seed=0,1", "algo.num_iterations=1", "logger=none")
     assert len(list(tmp_path.glob("multirun/*/*/*/report.json"))) == 2, output[-2000:]
 
 
-def test_a_wrong_value_ends_in_one_sentence_not_in_a_traceback(tmp_path):
+def test_a_wrong_value_ends_in_one_sentence_not_in_a_traceback(tmp_path, command):
     output = run(tmp_path, "algo.mini_batch_size=3", status=1)
     assert "algo.batch_size=4 must be a multiple of mini_batch_size" in output
     assert "Traceback" not in output
-    output = run(tmp_path, "data.path=nowhere.jsonl", status=1)
-    assert "data.path='nowhere.jsonl'" in output and "Traceback" not in output
+    assert "data.path='nowhere.jsonl'" in command(*QUICK, "data.path=nowhere.jsonl", status=1)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on_where_it_was(tmp_path):
+def test_a_folder_with_a_datamodules_of_its_own_is_told_that_the_run_does_not_see_it(
+    tmp_path, command
+):
+    (tmp_path / "datamodules").mkdir()
+    output = command(*QUICK, "algo.mini_batch_size=3", status=1)
+    assert f"{tmp_path / 'datamodules'} is hidden by the package" in output
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_where_it_was(tmp_path, command):
     process = start(tmp_path, "algo.num_iterations=2000", "algo.eval_every=2000", "logger=none")
     for line in process.stdout:
         if line.startswith("iteration 3/"):
@@ -130,5 +137,5 @@ def test_ctrl_c_saves_and_the_run_goes_on_where_it_was(tmp_path):
     assert "ckpt_path=" in output
     done = torch.load(saved, weights_only=True)["epoch"]
     time.sleep(1)  # outputs are named by the second
-    output = run(tmp_path, "ckpt_path=last", f"algo.num_iterations={done + 2}", "logger=none")
+    output = command(*QUICK, "ckpt_path=last", f"algo.num_iterations={done + 2}", "logger=none")
     assert f"iteration {done + 2}/{done + 2}" in output and "iteration 1/" not in output

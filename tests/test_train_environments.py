@@ -1,16 +1,10 @@
-"""GRPO, environments and the other tasks by ``train.py``, as users call it."""
+"""GRPO, environments and the other tasks by ``train.py``."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import train
-
-HERE = Path(__file__).parent
 QUICK = [
     "algo=grpo",
     "model=tiny",
@@ -37,59 +31,38 @@ class HotelEnv:
 """
 
 
-def command(folder, *arguments, status=0):
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "train.py"), *QUICK, *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output[-3000:]
-    assert "Traceback" not in output
-    return output
-
-
 def report(folder):
     (path,) = folder.glob("outputs/*/*/report.json")
     return json.loads(path.read_text())
 
 
-def test_grpo_on_maths_reports_solved_problems_with_an_exact_test_and_evaluates_the_end(tmp_path):
-    output = command(tmp_path, "data.eval_generations=2", "algo.eval_every=9")
+def test_grpo_on_maths_reports_solved_problems_with_an_exact_test_and_evaluates_the_end(
+    tmp_path, command
+):
+    output = command(*QUICK, "data.eval_generations=2", "algo.eval_every=9")
     assert "exact McNemar test" in output and "pass@2" in output
     found = report(tmp_path)
     assert found["problems"] == 4 and 0 <= found["mcnemar_p"] <= 1
     assert {"val/pass@1", "rollout/equal_groups"} <= set(found["history"][-1])
 
 
-def test_a_peers_environment_runs_unchanged(tmp_path):
+def test_a_peers_environment_runs_unchanged(tmp_path, command):
     (tmp_path / "hotels.py").write_text(HOTEL)
-    command(tmp_path, "env=custom", "env._target_=hotels.HotelEnv", "+env.city=Oslo")
+    command(*QUICK, "env=custom", "env._target_=hotels.HotelEnv", "+env.city=Oslo")
     found = report(tmp_path)
     assert found["history"][0]["rollout/reward"] > 0.1
     (samples,) = tmp_path.glob("outputs/*/*/samples/iteration-0000.csv")
     assert "in Oslo:" in samples.read_text()
 
 
-def test_ppo_plays_in_the_same_environment(tmp_path):
+def test_ppo_plays_in_the_same_environment(tmp_path, command):
     arguments = [a for a in QUICK if "num_generations" not in a and a != "algo=grpo"]
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "train.py"), *arguments, "algo=ppo", "env=math"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    command(*arguments, "algo=ppo", "env=math")
     assert "rollout/reward_correctness" in report(tmp_path)["history"][0]
 
 
-def test_a_model_is_judged_without_being_trained(tmp_path):
-    output = command(tmp_path, "task=evaluate")
+def test_a_model_is_judged_without_being_trained(tmp_path, command):
+    output = command(*QUICK, "task=evaluate")
     assert "random:tiny on held-out data:" in output and "val/pass@1" in output
     assert not list(tmp_path.glob("outputs/*/*/model"))
 
@@ -115,23 +88,20 @@ def test_a_model_is_judged_without_being_trained(tmp_path):
         (["task=evaluate", "data.eval_size=0"], "nothing is held out"),
     ],
 )
-def test_mistakes_are_named_with_their_remedy(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(monkeypatch, *QUICK, *arguments)
+def test_mistakes_are_named_with_their_remedy(command, arguments, message):
+    assert message in refused(command, *QUICK, *arguments)
 
 
-def test_an_experiment_names_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    said = refused(monkeypatch, "experiment=chat_lora", "reward.path=x")
+def test_an_experiment_names_what_it_needs(command):
+    said = refused(command, "experiment=chat_lora", "reward.path=x")
     assert "leaves open: model.name=..., data.path=..." in said
 
 
-def refused(monkeypatch, *arguments):
-    """What ``train.py`` ends with; in this process, as a start takes longer than finding out."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    said, _, place = str(ended.value).strip().partition("\n(the traceback is in ")
-    assert len(said.splitlines()) <= 3
+def refused(command, *arguments):
+    """The sentence that ``train.py`` ends with."""
+    output = command(*arguments, status=1)
+    said, _, place = output.strip().partition("\n(the traceback is in ")
     assert Path(place.rstrip(")")).read_text().startswith("Traceback")
+    said = said.rpartition("\n\n")[2]
+    assert len(said.splitlines()) <= 3
     return said

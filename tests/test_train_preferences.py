@@ -1,32 +1,13 @@
-"""Preference learning by ``train.py``, as users call it, in a folder of their own."""
+"""Preference learning by ``train.py``, in a folder of the user's own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from process_helpers import alone_and_together
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-HERE = Path(__file__).parent
 QUICK = ["model=tiny", "trainer.precision=32-true", "logger=none", "data.eval_size=8"]
-
-
-def command(folder, *arguments, status=0):
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "train.py"), *QUICK, *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output[-3000:]
-    assert "Traceback" not in output
-    return output
 
 
 def only(folder, pattern):
@@ -45,8 +26,8 @@ def pairs_file(folder, extra=()):
     return "data.path=pairs.jsonl"
 
 
-def test_dpo_on_the_carried_pairs(tmp_path):
-    output = command(tmp_path, "algo=dpo", "algo.num_epochs=1")
+def test_dpo_on_the_carried_pairs(tmp_path, command):
+    output = command(*QUICK, "algo=dpo", "algo.num_epochs=1")
     folder = only(tmp_path, "outputs/*/*")
     assert "238 pairs to train on" in output and "8 held out" in output
     for text in ("accuracy", "margin", "before", "after", "optimizer steps", str(folder / "model")):
@@ -59,9 +40,9 @@ def test_dpo_on_the_carried_pairs(tmp_path):
     AutoModelForCausalLM.from_pretrained(folder / "model")
 
 
-def test_a_reward_model_from_a_file_rewards_ppo(tmp_path):
+def test_a_reward_model_from_a_file_rewards_ppo(tmp_path, command):
     """RLHF, whole: pairs -> reward model -> policy."""
-    output = command(tmp_path, "algo=reward", pairs_file(tmp_path), "algo.num_epochs=2")
+    output = command(*QUICK, "algo=reward", pairs_file(tmp_path), "algo.num_epochs=2")
     folder = only(tmp_path, "outputs/*/*")
     assert "22 pairs to train on" in output and "2 held out" in output
     for text in ("Right on", "95% interval", "Calibration error", "Correlation with length"):
@@ -70,7 +51,7 @@ def test_a_reward_model_from_a_file_rewards_ppo(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(folder / "model")
     small = ["algo.num_iterations=1", "algo.batch_size=4", "algo.mini_batch_size=4"]
     output = command(
-        tmp_path,
+        *QUICK,
         "algo=ppo",
         "reward=model",
         f"reward.path={folder / 'model'}",
@@ -81,8 +62,8 @@ def test_a_reward_model_from_a_file_rewards_ppo(tmp_path):
     assert "1 iterations in" in output
 
 
-def test_multi_objective_says_how_each_objective_does(tmp_path):
-    output = command(tmp_path, "algo=multi_objective", "algo.num_epochs=1", "data.eval_size=40")
+def test_multi_objective_says_how_each_objective_does(tmp_path, command):
+    output = command(*QUICK, "algo=multi_objective", "algo.num_epochs=1", "data.eval_size=40")
     for text in ("120 scored responses", "40 held out", "helpfulness", "safety", "honesty"):
         assert text in output
     report = json.loads(only(tmp_path, "outputs/*/*/report.json").read_text())
@@ -99,16 +80,16 @@ def test_multi_objective_says_how_each_objective_does(tmp_path):
         (["algo=dpo", "data.path=empty.jsonl"], "data.path='empty.jsonl' holds no rows"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments, message, tmp_path):
+def test_mistakes_end_in_one_sentence(arguments, message, tmp_path, command):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{oops\n')
-    assert message in command(tmp_path, *arguments, status=1)
+    assert message in command(*QUICK, *arguments, status=1)
 
 
-def test_bad_rows_are_skipped_when_asked_and_counted(tmp_path):
+def test_bad_rows_are_skipped_when_asked_and_counted(tmp_path, command):
     bad = ["{oops", '{"prompt": "p", "chosen": "same", "rejected": "same"}', '{"prompt": "p"}']
     argument = pairs_file(tmp_path, bad)
-    output = command(tmp_path, "algo=dpo", argument, "data.on_error=skip", "algo.num_epochs=1")
+    output = command(*QUICK, "algo=dpo", argument, "data.on_error=skip", "algo.num_epochs=1")
     assert "3 skipped" in output
     for line in (25, 26, 27):
         assert f"pairs.jsonl, line {line}" in output
@@ -145,22 +126,7 @@ if module.global_rank == 0:
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
-        "OMP_NUM_THREADS": "1",
-    }
-    for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "script.py", str(devices), str(tmp_path)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    one, two, _ = alone_and_together(tmp_path, SCRIPT)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=5e-6)
     for part in ("history", "evaluations"):
         assert len(one[part]) == len(two[part]) > 0
@@ -170,7 +136,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
                     assert together[name] == pytest.approx(value, abs=1e-4), name
 
 
-def test_a_reward_model_that_cannot_be_exported_as_asked_says_so_before_training(tmp_path):
+def test_a_reward_model_that_cannot_be_exported_as_asked_says_so_before_training(command):
     arguments = ["algo=reward", "export.merge=false", "algo.use_lora=true"]
-    output = command(tmp_path, *arguments, status=1)
+    output = command(*QUICK, *arguments, status=1)
     assert "export.merge=false" in output and "step 1/" not in output

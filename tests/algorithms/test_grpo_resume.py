@@ -1,9 +1,5 @@
 """A GRPO run that stops and goes on, or is spread over processes, is the run that was not."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -12,6 +8,7 @@ import torch
 from grpo_helpers import PROMPTS, config, data, half_dull
 from helpers import SignalAt, assert_same_run, weights
 from lightning.pytorch.callbacks import Callback
+from process_helpers import alone_and_together
 
 from datamodules.rollouts.streams import RolloutStream
 from rlmodules import GRPO, LoraConfig, ModelConfig
@@ -171,20 +168,7 @@ for name, settings in CASES.items():
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
     """What one process and two come to in each case, and what two wrote to stderr."""
-    here, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("processes")
-    (folder / "script.py").write_text(SCRIPT)
-    environment = os.environ | {
-        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        "OMP_NUM_THREADS": "1",
-    }
-    for devices in (1, 2):
-        command = [sys.executable, "script.py", str(devices), str(folder)]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert (folder / f"{devices}.pt").exists(), done.stderr[-3000:]
-    one, two = (torch.load(folder / f"{n}.pt", weights_only=True) for n in (1, 2))
-    return one, two, done.stderr
+    return alone_and_together(tmp_path_factory.mktemp("processes"), SCRIPT)
 
 
 @pytest.mark.parametrize("case", ["dapo", "grpo", "components"])

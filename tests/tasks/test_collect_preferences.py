@@ -1,11 +1,7 @@
 """Prompts -> preference pairs: which answers become a pair, and what the file is good for."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -30,7 +26,6 @@ from rlmodules.tasks.collect_preferences import HELD_OUT as HELD_OUT_KEYS
 from rlmodules.tasks.collect_preferences import PROMPTS as PROMPT_KEYS
 from rlmodules.tasks.collect_preferences import collect_preferences
 
-TRAIN = Path(__file__).parents[2] / "train.py"
 PROMPTS = [f"Prompt {i}" for i in range(6)]
 CHATS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 SETTINGS = {
@@ -389,23 +384,10 @@ def test_several_processes_are_refused(tmp_path):
 # -------------------------------------------------------------------------- train.py
 
 
-def command(folder, *arguments, status=0):
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), "model=tiny", "trainer.precision=32-true", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output[-3000:]
-    assert "Traceback" not in output
-    return output
-
-
-def test_pairs_collected_by_a_command_are_what_dpo_trains_on(tmp_path):
+def test_pairs_collected_by_a_command_are_what_dpo_trains_on(tmp_path, command):
+    quick = ["model=tiny", "trainer.precision=32-true"]
     arguments = [
+        *quick,
         "task=collect_preferences",
         "out=pairs.jsonl",
         "task.num_prompts=24",
@@ -414,10 +396,10 @@ def test_pairs_collected_by_a_command_are_what_dpo_trains_on(tmp_path):
     arguments += ["reward=function", "reward.path=mine:fn", "algo.max_new_tokens=6"]
     body = "return [float(len(r)) for r in responses]"
     (tmp_path / "mine.py").write_text(f"def fn(prompts, responses, metadata=None):\n    {body}\n")
-    output = command(tmp_path, *arguments, "env=preference")
+    output = command(*arguments, "env=preference")
     pairs = len((tmp_path / "pairs.jsonl").read_text().splitlines())
     assert f"{pairs} pairs from 24 prompts in pairs.jsonl" in output and pairs >= 20
-    output = command(tmp_path, *arguments, "env=text", status=1)
+    output = command(*arguments, "env=text", status=1)
     assert "pairs.jsonl, line 1" in output and "holds pairs of other settings" in output
-    output = command(tmp_path, "algo=dpo", "data.path=pairs.jsonl", "algo.num_epochs=1")
+    output = command(*quick, "algo=dpo", "data.path=pairs.jsonl", "algo.num_epochs=1")
     assert "pairs to train on" in output
