@@ -16,6 +16,8 @@ class Failure:
     """A call that raised, or did not come back in time."""
 
     error: BaseException
+    overdue: bool = False
+    """It did not come back; ``error`` says so."""
 
     def __str__(self) -> str:
         frames = traceback.extract_tb(self.error.__traceback__)
@@ -64,7 +66,7 @@ def run_all(
                 threads[position] = _Worker(waiting, finished)
             if busy in open_calls:
                 error = TimeoutError(f"did not return within {timeout_s:g} seconds")
-                results[busy] = Failure(error)
+                results[busy] = Failure(error, overdue=True)
                 open_calls.discard(busy)
     return results
 

@@ -6,12 +6,14 @@ infinity, and a call that does not come back become a ``RewardError`` that shows
 
 import importlib
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+
+from datamodules.guard import Failure, run_all
 
 Metadata = Sequence[dict[str, Any]] | None
 POSITIONS = "max_position_embeddings"
@@ -83,23 +85,11 @@ class RewardFunction:
     def _call_in_time(self, prompts: Any, responses: Any, metadata: Metadata) -> Any:
         if self.timeout_s is None:
             return self._call(prompts, responses, metadata)
-        outcome: dict[str, Any] = {}
-
-        def run() -> None:
-            try:
-                outcome["value"] = self._call(prompts, responses, metadata)
-            except BaseException as error:  # handed over to the caller below
-                outcome["error"] = error
-
-        # A daemon: a call that hangs must not keep the interpreter alive.
-        thread = threading.Thread(target=run, daemon=True, name=f"reward {self.name}")
-        thread.start()
-        thread.join(self.timeout_s)
-        if thread.is_alive():
-            raise _Hung
-        if "error" in outcome:
-            raise outcome["error"]
-        return outcome["value"]
+        call = partial(self._call, prompts, responses, metadata)
+        (outcome,) = run_all([call], timeout_s=self.timeout_s, workers=1)
+        if isinstance(outcome, Failure):
+            raise _Hung if outcome.overdue else outcome.error
+        return outcome
 
     def _culprit(self, prompts: Any, responses: Any, metadata: Metadata) -> int:
         """The first response that fails by itself too; the first of all if none does in time."""

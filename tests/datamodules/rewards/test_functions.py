@@ -166,6 +166,14 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_the_response_that_hangs()
     assert shows(message, 1)
 
 
+def test_a_timeout_of_the_functions_own_is_not_taken_for_ours():
+    def my_judge(prompts, responses, metadata=None):
+        raise TimeoutError("the server is slow")
+
+    message = error_of(my_judge, timeout_s=30)
+    assert "my_judge raised TimeoutError: the server is slow" in message
+
+
 def test_a_call_within_its_time_is_no_error():
     def judge(prompts, responses, metadata=None):
         time.sleep(0.05)
