@@ -6,7 +6,8 @@ answers a prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +30,38 @@ class Limits:
                 f"max_prompt_length={self.max_prompt_length} must be positive and smaller than"
                 f" max_length={self.max_length}, or no response would fit"
             )
+
+    def prompt_room(self, response_length: int) -> int:
+        """Most tokens of the prompt of a response of that length."""
+        return self.max_prompt_length
+
+    def scaled(self, max_length: int) -> "Limits":
+        """Limits of another length that share it out alike between prompt and response.
+
+        Raises:
+            ValueError: the length does not hold a token of each.
+        """
+        if max_length < 2:
+            raise ValueError(
+                f"max_length={max_length} must be 2 or more: a token of prompt and of response each"
+            )
+        share = max_length * self.max_prompt_length // self.max_length
+        return replace(self, max_length=max_length, max_prompt_length=max(share, 1))
+
+
+class Window(Limits):
+    """Limits of a model that has but one, the positions it knows.
+
+    The response comes first, and the prompt takes what it leaves, at least ``max_prompt_length``.
+    """
+
+    def prompt_room(self, response_length: int) -> int:
+        return max(self.max_prompt_length, self.max_length - response_length)
+
+    @classmethod
+    def of(cls, max_length: int) -> "Window":
+        """A quarter of it is the prompt's, whatever the response."""
+        return cls(max_length, max(max_length // 4, 1))
 
 
 @dataclass(frozen=True)
@@ -93,6 +126,7 @@ def encode(
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     pairs = []
     for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
+        start = start if text.start else []
         if text.plain and start and start[-1] in ends and ids[: len(start)] != start:
             start = start[:-1]  # the tokenizer closes every text; the response goes on
         if ids[: len(start)] == start:
@@ -103,8 +137,56 @@ def encode(
                 answer = [*answer, ids[-1]]
         if close:
             answer = _closed(tokenizer, answer, text.plain)
-        pairs.append(_cut(tokenizer, start, answer, limits, ends))
+        start = _end_of(tokenizer, start, limits.prompt_room(len(answer)))
+        pairs.append((start, _beginning_of(answer, limits.max_length - len(start), ends)))
     return pairs
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    metadata: Sequence[dict[str, Any]] | None,
+    limits: Limits,
+) -> list[list[int]]:
+    """Token ids of responses behind their prompts, as reward models are trained on them.
+
+    Args:
+        metadata: a conversation stands in its ``messages``, and the prompt's text is then not read.
+
+    Raises:
+        ValueError: see ``render``.
+    """
+    rows = zip(prompts, responses, metadata or [{}] * len(prompts), strict=True)
+    texts = [
+        render(tokenizer, Prompt(meta["messages"]), [{"role": "assistant", "content": response}])
+        if "messages" in meta
+        else render(tokenizer, Prompt(prompt), response)
+        for prompt, response, meta in rows
+    ]
+    pairs = encode(tokenizer, texts, limits, close=False)
+    return _not_empty([start + answer for start, answer in pairs])
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Content], max_length: int
+) -> list[list[int]]:
+    """Token ids of whole texts or conversations, in which nobody knows where the response begins:
+    a longer one keeps its end, and its opening token.
+
+    Raises:
+        ValueError: see ``render``.
+    """
+    rendered = [render(tokenizer, Prompt(""), text) for text in texts]
+    ids = _tokenize(tokenizer, [t.whole for t in rendered], [t.plain for t in rendered])
+    return _not_empty([_end_of(tokenizer, row, max_length) for row in ids])
+
+
+def _not_empty(rows: list[list[int]]) -> list[list[int]]:
+    for number, row in enumerate(rows, start=1):
+        if not row:
+            raise ValueError(f"text {number} of {len(rows)} is empty: there is no token to score")
+    return rows
 
 
 def _tokenize(
@@ -114,9 +196,9 @@ def _tokenize(
 
     A chat template has written its own special tokens, so none are added to it.
     """
-    ids: dict[tuple[str, bool], list[int]] = {("", True): [], ("", False): []}
+    ids: dict[tuple[str, bool], list[int]] = {}
     for special in (True, False):
-        wanted = {t for t, p in zip(texts, plain, strict=True) if p is special and t}
+        wanted = {t for t, p in zip(texts, plain, strict=True) if p is special}
         if wanted:
             order = sorted(wanted)
             encoded = tokenizer(order, add_special_tokens=special)["input_ids"]
@@ -140,18 +222,17 @@ def _closed(tokenizer: PreTrainedTokenizerBase, answer: list[int], plain: bool) 
     return [*answer, eos] if plain else answer
 
 
-def _cut(
-    tokenizer: PreTrainedTokenizerBase,
-    start: list[int],
-    answer: list[int],
-    limits: Limits,
-    ends: set[int],
-) -> tuple[list[int], list[int]]:
-    if len(start) > limits.max_prompt_length:
-        opens = start[:1] if start[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
-        start = opens + start[len(start) - limits.max_prompt_length + len(opens) :]
-    room = limits.max_length - len(start)
-    if len(answer) > room:
-        closing = answer[-1:] if answer[-1] in ends else []
-        answer = answer[: room - len(closing)] + closing
-    return start, answer
+def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> list[int]:
+    """``ids`` cut on the left; what opens every text of the tokenizer stays."""
+    if len(ids) <= room:
+        return ids
+    opens = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+    return opens + ids[len(ids) - room + len(opens) :]
+
+
+def _beginning_of(ids: list[int], room: int, ends: set[int]) -> list[int]:
+    """``ids`` cut on the right; what ends them stays."""
+    if len(ids) <= room:
+        return ids
+    closing = ids[-1:] if ids[-1] in ends else []
+    return ids[: room - len(closing)] + closing

@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.text import encoding
-from datamodules.text.encoding import Limits, render
+from datamodules.text.encoding import Limits, Window, encode_responses, encode_texts, render
 from datamodules.text.prompts import Prompt
 from rlmodules.models.embedded import tiny_tokenizer
 
@@ -233,6 +233,60 @@ def test_the_response_loses_its_end_and_keeps_its_end_token():
 def test_limits_that_leave_no_room_are_refused(limits):
     with pytest.raises(ValueError, match="max_prompt_length"):
         Limits(*limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "length", "expected"),
+    [
+        (Limits(512, 256), 512, Limits(512, 256)),
+        (Limits(512, 128), 100, Limits(100, 25)),
+        (Limits(512, 511), 100, Limits(100, 99)),
+        (Limits(512, 1), 2, Limits(2, 1)),
+        (Window.of(100), 8, Window(8, 2)),
+    ],
+)
+def test_scaled_limits_share_a_text_out_alike(limits, length, expected):
+    assert limits.scaled(length) == expected
+    with pytest.raises(ValueError, match="max_length=1 must be 2 or more"):
+        limits.scaled(1)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("wx", ("c d e f g h", "w x")),  # the prompt takes what the response leaves
+        ("wxyzwx", ("g h", "w x y z w x")),
+        ("wxyzwxyz", ("g h", "w x y z w x")),  # but keeps a quarter
+    ],
+)
+def test_in_a_window_the_response_comes_first(response, expected):
+    window = Window.of(8)
+    assert tokens(letters(), "abcdefgh", response, window, close=False) == expected
+
+
+# ------------------------------------------------------------------------ texts to score
+
+
+def test_responses_become_the_tokens_that_a_reward_model_is_trained_on():
+    tokenizer = letters("<bos> $A")
+    limits = Limits(max_length=24, max_prompt_length=16)
+    metadata = [{"messages": CHAT}, {"id": 1}]
+    found = encode_responses(tokenizer, ["not read", "ab"], ["Yo", "cd"], metadata, limits)
+    pairs = encode(tokenizer, [(Prompt(CHAT), ANSWER), (Prompt("ab"), "cd")], limits, close=False)
+    assert found == [start + answer for start, answer in pairs]
+    assert tokenizer.decode(found[0]) == "<bos>]Hi<eos>[assistant]Yo<eos>"
+    assert tokenizer.decode(found[1]) == "<bos>abcd"
+
+
+def test_a_whole_text_is_what_the_tokenizer_makes_of_it():
+    tokenizer = letters("<bos> $A <eos>")
+    texts = ["ab", [*CHAT, *ANSWER]]
+    found = [tokenizer.decode(ids) for ids in encode_texts(tokenizer, texts, 100)]
+    assert found == ["<bos>ab<eos>", "<bos>[user]Hi<eos>[assistant]Yo<eos>"]
+    assert tokenizer.decode(encode_texts(tokenizer, ["abcdef"], 4)[0]) == "<bos>ef<eos>"
+    assert encode_texts(bert(), [""], 4) == [[2, 3]]  # [CLS] and [SEP] can be scored
+    with pytest.raises(ValueError, match="text 2 of 2 is empty"):
+        encode_responses(letters(), ["a", ""], ["b", ""], None, LONG)
 
 
 # ------------------------------------------------------------------------ conversations
