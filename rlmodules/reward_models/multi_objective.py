@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules.preferences.dataset import Example, PreferenceBatch
 from rlmodules.functional import multi_objective_loss
+from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.config import RewardModelConfig
 from rlmodules.reward_models.scalar import RewardModel, response_lengths
 
@@ -122,16 +123,13 @@ class MultiObjectiveRewardModel(RewardModel):
         trained = mask.any(0).tolist()
         return loss, {f"objective_{i}_loss": losses[i] for i, on in enumerate(trained) if on}
 
-    @torch.no_grad()
     def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """``scores`` and ``targets`` [N, K] and ``lengths`` [N, 1], on the CPU."""
-        found, training = [], self.training
-        self.eval()
-        for start in range(0, len(examples), self.config.batch_size):
-            groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
-            with self.inference():
+        found = []
+        with evaluating(self), self.inference():
+            for start in range(0, len(examples), self.config.batch_size):
+                groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
                 found.append(self.scores(self.pooled(self.lay_out_texts(groups))))
-        self.train(training)
         return {
             "scores": torch.cat(found).float().cpu(),
             "targets": torch.stack([e.targets for e in examples]),
