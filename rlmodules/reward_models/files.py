@@ -10,7 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from rlmodules.models.saving import merged
 
@@ -18,6 +23,8 @@ SETTINGS = "reward_model.json"
 HEAD = "reward_head.safetensors"
 HEADS = ("head.", "comparison.")
 """Names of what a reward model has beside its backbone begin so."""
+SCORING = ("pooling_strategy", "temperature", "objective_weights")
+"""Settings that turn equal weights into other scores."""
 
 
 def save(model: Any, path: Path) -> None:
@@ -39,13 +46,14 @@ def load(model: Any, path: Path) -> None:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with safe_open(path, "pt") as file:
-            kind = (file.metadata() or {}).get("class")
+            metadata = file.metadata() or {}
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is no safetensors file ({error}). Pickles, such as torch.save writes, can run"
             " code and are not opened: write the model with save_model"
         ) from error
+    kind = metadata.get("class")
     expected = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
     found = {name: weight.shape for name, weight in state.items()}
     if kind != type(model).__name__ or expected != found:
@@ -54,12 +62,25 @@ def load(model: Any, path: Path) -> None:
             f"{path} holds a {kind or 'model of another library'} that does not fit this"
             f" {type(model).__name__}; it differs in {different}"
         )
+    saved = json.loads(metadata["config"])
+    for name in SCORING:
+        if name in saved and saved[name] != getattr(model.config, name):
+            raise ValueError(
+                f"{path} holds a model with {name}={saved[name]!r}, this one has"
+                f" {name}={getattr(model.config, name)!r}, so its scores would be others: build it"
+                " with the same setting"
+            )
     model.load_state_dict(state, strict=False)
 
 
 def export(model: Any, dirpath: Path) -> None:
-    """Backbone, head, tokenizer and settings in a folder."""
-    body = merged(model.base_model)
+    """Backbone, head, tokenizer and settings in a folder.
+
+    A classifier of transformers reads the score at the last token that is not padding, so the
+    folder's padding is a token that ends no text (``_padding``). Where the tokenizer has none, it
+    says that none is defined: transformers then takes one text at a time, and refuses more.
+    """
+    body, tokenizer = merged(model.base_model), model.tokenizer
     dirpath.mkdir(parents=True, exist_ok=True)
     whole = _classifier_state(model, body)
     if whole is None:
@@ -67,8 +88,12 @@ def export(model: Any, dirpath: Path) -> None:
     else:
         classifier, state = whole
         classifier.save_pretrained(dirpath, state_dict=state)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(dirpath)
+        padding = classifier.config.get_text_config().pad_token_id
+        if tokenizer is not None and padding is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token_id = padding
+    if tokenizer is not None:
+        tokenizer.save_pretrained(dirpath)
     heads = {n: t for n, t in model.state_dict().items() if n.startswith(HEADS)}
     save_file({n: t.cpu().contiguous() for n, t in heads.items()}, dirpath / HEAD)
     settings = {"class": type(model).__name__, "config": asdict(model.config)}
@@ -81,8 +106,9 @@ def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str,
         return None
     config = copy.deepcopy(body.config)
     config.num_labels = model.config.num_labels
-    if config.pad_token_id is None and model.tokenizer is not None:
-        config.pad_token_id = model.tokenizer.pad_token_id
+    if model.tokenizer is not None:
+        texts = config.get_text_config()
+        texts.pad_token_id = _padding(model.tokenizer, texts.vocab_size)
     try:
         with torch.device("meta"):
             classifier = AutoModelForSequenceClassification.from_config(config)
@@ -94,6 +120,13 @@ def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str,
     if set(state) != set(classifier.state_dict()):
         return None
     return classifier, {n: t.detach().cpu().contiguous() for n, t in state.items()}
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
+    """The padding, or else the token that opens texts: an id that the last token never has."""
+    ends = (None, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    candidates = (tokenizer.pad_token_id, tokenizer.bos_token_id)
+    return next((i for i in candidates if i not in ends and i < vocab_size), None)
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:

@@ -260,6 +260,33 @@ def test_a_pickle_is_refused_and_so_is_another_model(tmp_path):
         model.load_model(tmp_path / "nothing.pt")
 
 
+@pytest.mark.parametrize(
+    ("kind", "saved", "built", "message"),
+    [
+        (
+            RewardModel,
+            {"pooling_strategy": "mean"},
+            {},
+            "pooling_strategy='mean', this one has pooling_strategy='last'",
+        ),
+        (RewardModel, {"temperature": 2.0}, {}, "temperature=2.0, this one has temperature=1.0"),
+        (
+            MultiObjectiveRewardModel,
+            {"objectives": ["a", "b"], "objective_weights": [0.25, 0.75]},
+            {"objectives": ["a", "b"]},
+            r"objective_weights=\[0.25, 0.75\], this one has objective_weights=\[0.5, 0.5\]",
+        ),
+    ],
+)
+def test_weights_that_would_score_otherwise_are_refused(kind, saved, built, message, tmp_path):
+    saved, built = (kind(kind.config_class(**vars(config()) | c)) for c in (saved, built))
+    stirred(saved).save_model(tmp_path / "model.pt")
+    before = built.predict_rewards(["a text"])
+    with pytest.raises(ValueError, match=message):
+        built.load_model(tmp_path / "model.pt")
+    assert built.predict_rewards(["a text"]) == before
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_exported_model_is_an_ordinary_sequence_classifier(lora, tmp_path):
     model = stirred(RewardModel(config(use_lora=lora, temperature=2.0)), scale=0.05)
