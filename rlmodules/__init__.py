@@ -18,7 +18,7 @@ _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 _MOVED = {
     "collect": "rlmodules.tasks.collect_preferences",
     "evaluate": "rlmodules.tasks.evaluate",
-    "preference_model": "rlmodules.reward_models.preference_model",
+    "preference_model": "rlmodules.reward_models.serving",
     "reward_function": "rlmodules.reward_models.serving",
 }
 """Modules that a ``_target_`` of an earlier version names."""

@@ -68,7 +68,7 @@ class CodeEnvSchema(EnvSchema):
 class PreferenceEnvSchema:
     """``env=preference``. It scores whole groups, so an episode has no limit of its own."""
 
-    _target_: str = "rlmodules.reward_models.preference_model.preference_env"
+    _target_: str = "rlmodules.reward_models.serving.preference_env"
     _partial_: bool = True
     max_length: int = 512
     stop_sequences: list[str] = field(default_factory=list)

@@ -5,8 +5,8 @@ from datamodules.rewards.functions import (
     RewardFunction,
     function,
     length,
-    model,
     sentiment,
 )
+from datamodules.rewards.scorers import model
 
 __all__ = ["RewardError", "RewardFunction", "function", "length", "model", "sentiment"]

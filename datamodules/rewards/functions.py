@@ -11,12 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from datamodules.guard import Failure, run_all
 
 Metadata = Sequence[dict[str, Any]] | None
-POSITIONS = "max_position_embeddings"
 RawReward = Callable[..., Sequence[float]]
 
 
@@ -179,95 +176,3 @@ def function(path: str, timeout_s: float | None = None) -> RewardFunction:
     if not callable(fn):
         raise ValueError(f"reward.path={path!r} is a {type(fn).__name__}, not a function")
     return RewardFunction(fn, timeout_s=timeout_s, name=path)
-
-
-def model(
-    path: str,
-    *,
-    batch_size: int = 16,
-    max_length: int | None = None,
-    label: int | None = None,
-    device: str | None = None,
-    timeout_s: float | None = None,
-) -> RewardFunction:
-    """``reward=model reward.path=DIR``: a sequence-classification checkpoint.
-
-    Args:
-        path: folder or hub id. One output is the reward itself; with several, ``label`` names the
-            one whose log-probability is.
-        batch_size: texts that are scored at once.
-        max_length: tokens kept of each text, its end; default: what the tokenizer allows.
-        device: default: a GPU where there is one.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left")
-        scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True
-        )
-        if loaded["missing_keys"]:
-            raise ValueError(f"it has no weights for {sorted(loaded['missing_keys'])}")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"reward.path={path!r} is no sequence-classification checkpoint: {error}"
-        ) from error
-    labels = scorer.config.num_labels
-    if labels > 1 and (label is None or not 0 <= label < labels):
-        raise ValueError(
-            f"reward.path={path!r} has {labels} outputs: set reward.label to the wanted one of"
-            f" {scorer.config.id2label}"
-        )
-    if labels == 1 and label is not None:
-        raise ValueError(f"reward.label={label}: {path!r} has one output only; leave it at null")
-    scorer.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    limits = (max_length, tokenizer.model_max_length, scorer.config.to_dict().get(POSITIONS))
-    # A tokenizer without a limit says 10^30, which it does not accept itself.
-    limit = min((n for n in limits if n and n < 10**9), default=None)
-
-    def encode(prompt: str, response: str, meta: dict[str, Any]) -> torch.Tensor:
-        if "messages" in meta:  # the template writes its own special tokens
-            answer = {"role": "assistant", "content": response}
-            text = tokenizer.apply_chat_template([*meta["messages"], answer], tokenize=False)
-        else:
-            text = prompt + response
-        ids = tokenizer(
-            text,
-            add_special_tokens="messages" not in meta,
-            truncation=limit is not None,
-            max_length=limit,
-        )
-        return torch.tensor(ids["input_ids"])
-
-    @torch.no_grad()
-    def score(
-        prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
-    ) -> list[float]:
-        meta = metadata or [{}] * len(prompts)
-        texts = [encode(p, r, m) for p, r, m in zip(prompts, responses, meta, strict=True)]
-        rewards: list[float] = []
-        for start in range(0, len(texts), batch_size):
-            ids, mask = _right_pad(texts[start : start + batch_size], scorer.config)
-            logits = scorer(
-                input_ids=ids.to(scorer.device), attention_mask=mask.to(scorer.device)
-            ).logits.float()
-            rewards += (logits[:, 0] if labels == 1 else logits.log_softmax(-1)[:, label]).tolist()
-        return rewards
-
-    return RewardFunction(score, timeout_s=timeout_s, name=f"model {path}")
-
-
-def _right_pad(texts: Sequence[torch.Tensor], config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded ids and mask [B, T], with a padding id that no text holds.
-
-    Classifiers over decoders look for the last token that is not padding: were padding the end
-    token, as many checkpoints have it, they would read the score one token early.
-    """
-    used = {int(i) for text in texts for i in text}
-    pad = config.pad_token_id
-    if pad is None or pad in used:
-        pad = next(i for i in range(len(used) + 1) if i not in used)
-        config.pad_token_id = pad
-    lengths = torch.tensor([len(text) for text in texts])
-    ids = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=pad)
-    return ids, (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()

@@ -19,7 +19,7 @@ from datamodules.rewards.functions import (
     as_reward,
     finite_number,
 )
-from datamodules.rewards.scorers import by_forward_pair, classifier_reward, model_reward
+from datamodules.rewards.scorers import Classifier, comparison_of, reward_of
 
 Texts = Sequence[str]
 
@@ -93,9 +93,9 @@ def as_judge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Judge:
     """``model`` as a judge.
 
     Args:
-        model: a ``Judge``; a module with ``forward_pair`` (``PairwiseRewardModel``) or
-            ``predict_ids`` (``RewardModel``); a sequence classifier of transformers with one
-            output; a reward function (a callable with a parameter ``metadata``, which is how
+        model: a ``Judge``; a ``PairScorer`` (``PairwiseRewardModel``) or ``TextScorer``
+            (``RewardModel``); a sequence classifier of transformers with one output; a reward
+            function (a callable with a parameter ``metadata``, which is how
             rewards are called); or a callable ``(prompt, response1, response2) -> P(first is
             better)``, in [0, 1].
         tokenizer: of the model, where it has none of its own.
@@ -105,13 +105,15 @@ def as_judge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Judge:
     """
     if isinstance(model, Judge):
         return model
-    own = getattr(model, "tokenizer", None) or tokenizer
-    if hasattr(model, "forward_pair"):
-        return Judge(by_forward_pair(model, own), type(model).__name__)
+    own, name = getattr(model, "tokenizer", None) or tokenizer, type(model).__name__
+    if hasattr(model, "compare_ids"):
+        return Judge(comparison_of(model, own), name)
     if hasattr(model, "predict_ids"):
-        return _by_reward(model_reward(model, own))
+        return _by_reward(reward_of(model, own))
     if isinstance(model, nn.Module):
-        return _by_reward(classifier_reward(model, tokenizer))
+        scorer = Classifier(model, tokenizer, name=f"preference_model={name}")
+        _require_tokens(model, tokenizer)
+        return _by_reward(reward_of(scorer, name=name))
     if not callable(model):
         raise ValueError(
             f"preference_model={model!r} is neither a model nor a callable: give a reward model, a"
@@ -121,6 +123,15 @@ def as_judge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Judge:
     if _takes_metadata(model):
         return _by_reward(as_reward(model))
     return _one_by_one(model, _probability)
+
+
+def _require_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    if known < len(tokenizer):
+        raise ValueError(
+            f"preference_model={type(model).__name__} knows {known} tokens, the environment's"
+            f" tokenizer {len(tokenizer)}: load it with its own by datamodules.rewards.model(path)"
+        )
 
 
 def human_judge(ask: Callable[[str, str, str], Any], otherwise: Judge | None) -> Judge:

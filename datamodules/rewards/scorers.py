@@ -1,6 +1,9 @@
-"""Reward models and sequence classifiers in memory, as what compares texts or rewards them."""
+"""Models that score texts, as rewards and comparisons. A text becomes token ids in one place
+(``datamodules.text.encoding``), and ids become a score by the model's own method (``TextScorer``).
+"""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -8,110 +11,209 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.rewards.functions import Metadata, RewardFunction
-from datamodules.text.encoding import Limits, encode, render
-from datamodules.text.prompts import Prompt
+from datamodules.text.encoding import Limits, Window, encode_responses
 
 BATCH = 16
 """Pairs, or texts, that a model looks at at once."""
 UNLIMITED = 2**31
+"""Tokens; some tokenizers say 10^30, which they do not accept themselves."""
 Texts = Sequence[str]
+Rows = Sequence[Sequence[int]]
 
 
-def by_forward_pair(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase
+class TextScorer(Protocol):
+    """What gives texts a reward: ``RewardModel``, or a ``Classifier``."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the model."""
+
+    @property
+    def limits(self) -> Limits:
+        """How much of a text it was trained to see."""
+
+    def predict_ids(self, ids: Rows, batch_size: int = BATCH) -> list[float]:
+        """The reward of each tokenized text, whatever stands beside it in a batch."""
+
+
+class PairScorer(TextScorer, Protocol):
+    """What also compares two texts with both before its eyes: ``PairwiseRewardModel``."""
+
+    def compare_ids(self, firsts: Rows, seconds: Rows, batch_size: int = BATCH) -> list[float]:
+        """Log-odds that the first of each two tokenized texts is the better one."""
+
+
+def reward_of(
+    scorer: TextScorer,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    batch_size: int = BATCH,
+    max_length: int | None = None,
+    timeout_s: float | None = None,
+    name: str | None = None,
+) -> RewardFunction:
+    """The rewards of a model.
+
+    Args:
+        tokenizer: default: the scorer's own.
+        batch_size: texts that are scored at once.
+        max_length: most tokens of prompt and response, in the place of the scorer's limit. The
+            prompt's share of it stays the same, so that the response keeps its room.
+        timeout_s, name: see ``RewardFunction``.
+
+    Raises:
+        ValueError: ``max_length`` holds no prompt and response.
+    """
+    tokenizer = tokenizer or scorer.tokenizer
+    limits = scorer.limits if max_length is None else scorer.limits.scaled(max_length)
+
+    def score(prompts: Texts, responses: Texts, metadata: Metadata = None) -> list[float]:
+        rows = encode_responses(tokenizer, prompts, responses, metadata, limits)
+        return scorer.predict_ids(rows, batch_size)
+
+    return RewardFunction(score, timeout_s=timeout_s, name=name or type(scorer).__name__)
+
+
+def comparison_of(
+    scorer: PairScorer, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Callable[[Texts, Texts, Texts, Metadata], list[float]]:
-    """P(first is better) of pairs, by ``model.forward_pair(ids_a, mask_a, ids_b, mask_b)``: the
-    log-odds, as of ``PairwiseRewardModel``."""
+    """P(first is better) of each pair of responses, by ``scorer.compare_ids``."""
+    tokenizer = tokenizer or scorer.tokenizer
 
-    @torch.no_grad()
     def compare(prompts: Texts, firsts: Texts, seconds: Texts, metadata: Metadata) -> list[float]:
-        limit = getattr(model.config, "max_length", None)
-        sides = [encode_texts(tokenizer, prompts, s, metadata, limit) for s in (firsts, seconds)]
-        device = next(model.parameters()).device
-        training, chances = model.training, []
-        model.eval()
-        for start in range(0, len(prompts), BATCH):
-            padded = [x for side in sides for x in _padded(side[start : start + BATCH], device)]
-            chances += model.forward_pair(*padded).reshape(-1).double().sigmoid().tolist()
-        model.train(training)
-        return chances
+        sides = [
+            encode_responses(tokenizer, prompts, side, metadata, scorer.limits)
+            for side in (firsts, seconds)
+        ]
+        log_odds = torch.tensor(scorer.compare_ids(*sides, BATCH), dtype=torch.float64)
+        return log_odds.sigmoid().tolist()
 
     return compare
 
 
-def model_reward(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
-    """The rewards of a module with ``predict_ids``, as ``RewardModel`` is."""
+class Classifier:
+    """A sequence classifier of transformers, as a ``TextScorer``.
 
-    def score(prompts: Texts, responses: Texts, metadata: Metadata = None) -> list[float]:
-        ids = encode_texts(tokenizer, prompts, responses, metadata, model.config.max_length)
-        return model.predict_ids(ids, BATCH)
-
-    return RewardFunction(score, name=type(model).__name__)
-
-
-def classifier_reward(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
-    """The output of a sequence classifier of transformers, which sees one text at a time: no
-    padding can mislead it.
-
-    Raises:
-        ValueError: it has several outputs, or knows fewer tokens than ``tokenizer``.
-    """
-    name, labels = type(model).__name__, getattr(getattr(model, "config", None), "num_labels", 0)
-    if labels != 1:
-        raise ValueError(
-            f"preference_model={name} has {labels or 'no'} outputs of a classifier, and needs one:"
-            " load it by datamodules.rewards.model(path, label=...), or give"
-            " (prompt, response1, response2) -> P(first is better)"
-        )
-    known = model.get_input_embeddings().num_embeddings
-    if known < len(tokenizer):
-        raise ValueError(
-            f"preference_model={name} knows {known} tokens, the environment's tokenizer"
-            f" {len(tokenizer)}: load it with its own by datamodules.rewards.model(path)"
-        )
-
-    @torch.no_grad()
-    def score(prompts: Texts, responses: Texts, metadata: Metadata = None) -> list[float]:
-        texts = encode_texts(tokenizer, prompts, responses, metadata, None)
-        training, device = model.training, next(model.parameters()).device
-        model.eval()
-        rows = [torch.tensor([ids], device=device) for ids in texts]
-        rewards = [model(input_ids=row).logits.item() for row in rows]
-        model.train(training)
-        return rewards
-
-    return RewardFunction(score, name=name)
-
-
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Texts,
-    responses: Texts,
-    metadata: Metadata,
-    max_length: int | None,
-) -> list[list[int]]:
-    """Token ids of prompts with their responses, as reward models are trained on them.
+    Its one limit is what tokenizer and model have positions for. The response may take three
+    quarters of that, and the prompt, cut on the left, what the response leaves.
 
     Args:
-        metadata: a conversation stands in its ``messages``; the prompt is text without it.
-        max_length: most tokens of a text; None keeps all.
+        model: one output is the reward itself; with several, ``label`` names the one whose
+            log-probability is.
+        tokenizer: of the model.
+        max_length: a smaller limit.
+        name: shown in errors.
+
+    Raises:
+        ValueError: the model is no classifier, or ``label`` does not fit its outputs.
     """
-    longest = max_length or UNLIMITED
-    texts = []
-    for prompt, response, meta in zip(
-        prompts, responses, metadata or [{}] * len(prompts), strict=True
-    ):
-        if "messages" in meta:
-            answer = [{"role": "assistant", "content": response}]
-            texts.append(render(tokenizer, Prompt(meta["messages"]), answer))
-        else:
-            texts.append(render(tokenizer, Prompt(prompt), response))
-    pairs = encode(tokenizer, texts, Limits(longest, longest - 1), close=False)
-    return [start + answer for start, answer in pairs]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        label: int | None = None,
+        max_length: int | None = None,
+        name: str = "the model",
+    ) -> None:
+        self.model, self.tokenizer, self.label = model, tokenizer, label
+        config = getattr(model, "config", None)
+        self.labels = getattr(config, "num_labels", 0)
+        if not self.labels:
+            raise ValueError(f"{name} has no outputs of a classifier: give a reward model")
+        if self.labels > 1 and (label is None or not 0 <= label < self.labels):
+            raise ValueError(
+                f"{name} has {self.labels} outputs: set reward.label to the wanted one of"
+                f" {config.id2label} (in Python: datamodules.rewards.model(path, label=...))"
+            )
+        if self.labels == 1 and label is not None:
+            raise ValueError(f"reward.label={label}: {name} has one output; leave it at null")
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+        positions = positions if positions > 0 else UNLIMITED  # -1 of relative ones
+        longest = UNLIMITED if max_length is None else max_length
+        self.limits = Window.of(min(longest, tokenizer.model_max_length, positions))
+
+    @torch.no_grad()
+    def predict_ids(self, ids: Rows, batch_size: int = BATCH) -> list[float]:
+        """See ``TextScorer``."""
+        model, rewards, training = self.model, [], self.model.training
+        settings = model.config.get_text_config()
+        padding, device = settings.pad_token_id, next(model.parameters()).device
+        model.eval()
+        try:
+            for start in range(0, len(ids), batch_size):
+                batch = ids[start : start + batch_size]
+                settings.pad_token_id = unused(batch, padding)
+                padded, mask = right_padded(batch, settings.pad_token_id)
+                outputs = model(input_ids=padded.to(device), attention_mask=mask.to(device))
+                logits = outputs.logits.float()
+                one = logits[:, 0] if self.labels == 1 else logits.log_softmax(-1)[:, self.label]
+                rewards += one.tolist()
+        finally:
+            settings.pad_token_id = padding
+            model.train(training)
+        return rewards
 
 
-def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
-    lengths = torch.tensor([len(text) for text in texts])
-    mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
-    return ids.to(device), mask.long().to(device)
+def unused(ids: Rows, padding: int | None) -> int:
+    """``padding``, or else another id, which no text holds.
+
+    Classifiers over decoders look for the last token that is not padding: were padding the end
+    token, as many checkpoints have it, they would read the score one token early.
+    """
+    used = {token for row in ids for token in row}
+    candidates = [] if padding is None else [padding]
+    return next(i for i in (*candidates, *range(len(used) + 1)) if i not in used)
+
+
+def right_padded(ids: Rows, padding: int) -> tuple[Tensor, Tensor]:
+    """Padded ids and mask [B, T]."""
+    padded = pad_sequence([torch.tensor(row) for row in ids], True, padding)
+    lengths = torch.tensor([len(row) for row in ids])
+    return padded, (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()
+
+
+def model(
+    path: str,
+    *,
+    batch_size: int = BATCH,
+    max_length: int | None = None,
+    label: int | None = None,
+    device: str | None = None,
+    timeout_s: float | None = None,
+) -> RewardFunction:
+    """``reward=model reward.path=DIR``: a sequence-classification checkpoint.
+
+    Args:
+        path: folder or hub id.
+        batch_size: texts that are scored at once.
+        max_length, label: see ``Classifier``.
+        device: default: a GPU where there is one.
+        timeout_s: see ``RewardFunction``.
+
+    Raises:
+        ValueError: there is no such checkpoint; see ``Classifier``.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True
+        )
+        if loaded["missing_keys"]:
+            raise ValueError(f"it has no weights for {sorted(loaded['missing_keys'])}")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"reward.path={path!r} is no sequence-classification checkpoint: {error}"
+        ) from error
+    classifier.eval().to(device or default_device())
+    name = f"reward.path={path!r}"
+    scorer = Classifier(classifier, tokenizer, label=label, max_length=max_length, name=name)
+    return reward_of(scorer, batch_size=batch_size, timeout_s=timeout_s, name=f"model {path}")
+
+
+def default_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,15 +45,15 @@ def require_offline(config: Any) -> None:
     Limits(config.max_length, config.max_prompt_length)
 
 
-def require_room(positions: int | None, max_length: int) -> None:
+def require_room(positions: int | None, max_length: int, option: str = "algo.max_length") -> None:
     """
     Raises:
         ValueError: texts of ``max_length`` tokens have more positions than the model.
     """
     if positions is not None and max_length > positions:
         raise ValueError(
-            f"algo.max_length={max_length} exceeds the {positions} positions of the model: lower"
-            " it, and algo.max_prompt_length with it"
+            f"{option}={max_length} exceeds the {positions} positions of the model: lower it, and"
+            " algo.max_prompt_length with it where that is as long"
         )
 
 

@@ -1,10 +1,13 @@
 """A reward model that compares two texts directly, with both before its eyes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlmodules.models.layout import unpad
+from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.heads import Comparison
 from rlmodules.reward_models.scalar import RewardModel
 
@@ -30,9 +33,26 @@ class PairwiseRewardModel(RewardModel):
     ) -> Tensor:
         """[B, 1], the log-odds that A is the better text; its sigmoid is P(A > B)."""
         a, b = unpad(input_ids_a, attention_mask_a), unpad(input_ids_b, attention_mask_b)
-        pairs = [[*left, *right] for left, right in zip(a, b, strict=True)]
+        return self._log_odds([[*left, *right] for left, right in zip(a, b, strict=True)])[:, None]
+
+    def compare_ids(
+        self,
+        firsts: Sequence[Sequence[int]],
+        seconds: Sequence[Sequence[int]],
+        batch_size: int = 8,
+    ) -> list[float]:
+        """Log-odds that the first of each two tokenized texts is the better one."""
+        pairs = [[torch.tensor(a), torch.tensor(b)] for a, b in zip(firsts, seconds, strict=True)]
+        log_odds = []
+        with evaluating(self):
+            for start in range(0, len(pairs), batch_size):
+                log_odds += self._log_odds(pairs[start : start + batch_size]).tolist()
+        return log_odds
+
+    def _log_odds(self, pairs: Sequence[Sequence[Tensor]]) -> Tensor:
+        """[B]"""
         first, second = self.pair_scores(self.pooled(self.lay_out_texts(pairs)))
-        return (first - second)[:, None]
+        return first - second
 
     def compute_bradley_terry_loss(
         self,

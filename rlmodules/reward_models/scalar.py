@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.dataset import Example, PreferenceBatch
+from datamodules.preferences.rows import Content
+from datamodules.text.encoding import Limits, encode_texts
 from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
 from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
 from rlmodules.reward_models import files
 from rlmodules.reward_models.config import RewardModelConfig, with_lora
@@ -68,8 +71,7 @@ class RewardModel(OfflineModule):
             self.base_model = base_model
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
-        positions = self.base_model.config.get_text_config()
-        require_room(getattr(positions, "max_position_embeddings", None), c.max_length)
+        require_room(self.max_positions, c.max_length)
         self.config, self.hidden_size = c, hidden_size
         self.is_causal = is_causal(self.body)
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
@@ -119,33 +121,46 @@ class RewardModel(OfflineModule):
     def lay_out(self, batch: PreferenceBatch) -> Layout:
         return self.lay_out_texts(batch.sequences)
 
-    @torch.no_grad()
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of the longest text that the backbone has positions for; None: no limit."""
+        config = self.base_model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
+    @property
+    def limits(self) -> Limits:
+        """How much of a text it is trained to see."""
+        return Limits(self.config.max_length, self.config.max_prompt_length)
+
     def predict_rewards(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Content],
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int = 512,
         batch_size: int = 8,
     ) -> list[float]:
-        """The reward of each text.
+        """The reward of each text, of which nothing says where the prompt ends.
+
+        A text of the lengths that the model is trained on gets the reward that it has in training
+        and everywhere else; of a longer one the end is kept, where training cuts the response.
 
         Args:
+            texts: whole texts (or conversations, which go through the chat template).
             tokenizer: default: the model's own.
-            max_length: tokens kept of each text, its end.
+            max_length: most tokens of each text, and no more than ``config.max_length``.
         """
-        tokenizer = tokenizer or self.tokenizer
-        ids = tokenizer(list(texts))["input_ids"]
-        return self.predict_ids([row[-max_length:] for row in ids], batch_size)
+        longest = min(max_length, self.config.max_length)
+        return self.predict_ids(
+            encode_texts(tokenizer or self.tokenizer, texts, longest), batch_size
+        )
 
-    @torch.no_grad()
     def predict_ids(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
         """The reward of each tokenized text."""
-        training, rewards = self.training, []
-        self.eval()
-        for start in range(0, len(ids), batch_size):
-            groups = [[torch.tensor(row)] for row in ids[start : start + batch_size]]
-            rewards += self.reward(self.pooled(self.lay_out_texts(groups))).tolist()
-        self.train(training)
+        rewards = []
+        with evaluating(self):
+            for start in range(0, len(ids), batch_size):
+                groups = [[torch.tensor(row)] for row in ids[start : start + batch_size]]
+                rewards += self.reward(self.pooled(self.lay_out_texts(groups))).tolist()
         return rewards
 
     def reward(self, pooled: Tensor) -> Tensor:
@@ -172,7 +187,6 @@ class RewardModel(OfflineModule):
             num_pairs=batch.totals["num_pairs"],
         )
 
-    @torch.no_grad()
     def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """What the model says of held-out ``examples``, on the CPU.
 
@@ -181,15 +195,12 @@ class RewardModel(OfflineModule):
             the log-odds of the first, and ``swapped`` [N], those log-odds with the sides swapped.
         """
         found: dict[str, list[Tensor]] = {"scores": [], "swapped": []}
-        training = self.training
-        self.eval()
-        for start in range(0, len(examples), self.config.batch_size):
-            groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
-            with self.inference():
+        with evaluating(self), self.inference():
+            for start in range(0, len(examples), self.config.batch_size):
+                groups = [e.sequences for e in examples[start : start + self.config.batch_size]]
                 for name, order in (("scores", 1), ("swapped", -1)):
                     layout = self.lay_out_texts([group[::order] for group in groups])
                     found[name].append(torch.stack(self.pair_scores(self.pooled(layout)), dim=1))
-        self.train(training)
         scores, swapped = (torch.cat(found[name]).float().cpu() for name in ("scores", "swapped"))
         return {
             "scores": scores,

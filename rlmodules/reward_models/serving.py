@@ -1,14 +1,15 @@
-"""``reward=model``: a reward model, of ours or any sequence classifier, as a reward function."""
+"""Reward models on disk, ours or any sequence classifier, as what rewards or compares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
 from datamodules import rewards
-from datamodules.text.encoding import Limits, encode, render
-from datamodules.text.prompts import Prompt
+from datamodules.environments.preference import PreferenceComparisonEnv
+from datamodules.rewards.scorers import BATCH, default_device, reward_of
+from rlmodules.algorithms.offline import require_room
 from rlmodules.reward_models import files
 from rlmodules.reward_models.multi_objective import MultiObjectiveRewardModel
 from rlmodules.reward_models.pairwise import PairwiseRewardModel
@@ -17,47 +18,72 @@ from rlmodules.reward_models.scalar import RewardModel
 CLASSES = {c.__name__: c for c in (RewardModel, PairwiseRewardModel, MultiObjectiveRewardModel)}
 
 
-def model(path: str, **options: Any) -> rewards.RewardFunction:
-    """Reward by the model in a folder that ``RewardModel.export`` wrote, of any class; else by
-    ``datamodules.rewards.model``, which takes the same options."""
+def load(path: str, device: str | None = None) -> RewardModel | None:
+    """The model in a folder that ``RewardModel.export`` wrote, of any class; None if there is none.
+
+    Args:
+        device: default: a GPU where there is one.
+    """
     settings = files.settings_of(Path(path))
     if settings is None:
-        return rewards.model(path, **options)
-    return _ours(CLASSES[settings["class"]], path, **options)
+        return None
+    return CLASSES[settings["class"]].from_pretrained(path).to(device or default_device())
 
 
-def _ours(
-    cls: type,
+def model(
     path: str,
     *,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     max_length: int | None = None,
     label: int | None = None,
     device: str | None = None,
     timeout_s: float | None = None,
 ) -> rewards.RewardFunction:
+    """``reward=model``: by a model of ours, else by ``datamodules.rewards.model``.
+
+    Args:
+        path: folder, or the hub id of a sequence classifier.
+        batch_size, timeout_s: see ``reward_of``.
+        max_length: most tokens of prompt and response; default: as the model was trained. The
+            prompt keeps its share of it and is cut on the left, the response on the right.
+        label: which of several outputs of a classifier; a model of ours has one reward.
+        device: default: a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such model, or an option does not fit it.
+    """
+    options = {"batch_size": batch_size, "max_length": max_length, "timeout_s": timeout_s}
+    scorer = load(path, device)
+    if scorer is None:
+        return rewards.model(path, label=label, device=device, **options)
     if label is not None:
-        raise ValueError(f"reward.label={label}: a {cls.__name__} has one reward; leave it at null")
-    scorer = cls.from_pretrained(path)
-    scorer.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    longest = max_length or scorer.config.max_length
-    limits = Limits(longest, longest - 1)
+        kind = type(scorer).__name__
+        raise ValueError(f"reward.label={label}: a {kind} has one reward; leave it at null")
+    require_room(scorer.max_positions, max_length or 0, "reward.max_length")
+    return reward_of(scorer, name=f"model {path}", **options)
 
-    def score(
-        prompts: Sequence[str],
-        responses: Sequence[str],
-        metadata: Sequence[dict[str, Any]] | None = None,
-    ) -> list[float]:
-        texts = []
-        for prompt, response, meta in zip(
-            prompts, responses, metadata or [{}] * len(prompts), strict=True
-        ):
-            if "messages" in meta:
-                answer = [{"role": "assistant", "content": response}]
-                texts.append(render(scorer.tokenizer, Prompt(meta["messages"]), answer))
-            else:
-                texts.append(render(scorer.tokenizer, Prompt(prompt), response))
-        pairs = encode(scorer.tokenizer, texts, limits, close=False)
-        return scorer.predict_ids([start + answer for start, answer in pairs], batch_size)
 
-    return rewards.RewardFunction(score, timeout_s=timeout_s, name=f"model {path}")
+def preference_env(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    preference_model: Any = None,
+    human_feedback_fn: Callable[[str, str, str], Any] | None = None,
+    max_length: int = 512,
+    stop_sequences: Sequence[str] | None = None,
+    temperature: float = 1.0,
+) -> PreferenceComparisonEnv:
+    """``env=preference``: ``PreferenceComparisonEnv``, whose preference model may be named by its
+    path: a ``PairwiseRewardModel``'s folder, which then has both responses before its eyes, or
+    whatever ``reward=model`` takes."""
+    if isinstance(preference_model, str):
+        scorer = load(preference_model)
+        preference_model = rewards.model(preference_model) if scorer is None else scorer
+    return PreferenceComparisonEnv(
+        tokenizer,
+        prompts,
+        preference_model,
+        human_feedback_fn,
+        max_length,
+        stop_sequences,
+        temperature,
+    )

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hydra.utils import get_method
 from pair_helpers import CHOSEN, PROMPTS, data, dataset, fit
 from torch.testing import assert_close
 from transformers import (
@@ -393,3 +394,10 @@ def test_half_precision_of_the_whole_module_works(kind):
     assert torch.isfinite(outputs["rewards"]).all()
     if kind is PairwiseRewardModel:
         assert model.forward_pair(*padded("right", 0), *padded("left", 0)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("path", ["preference_model.preference_env", "reward_function.model"])
+def test_paths_of_earlier_configs_still_lead_there(path):
+    with pytest.warns(FutureWarning, match=r"is now rlmodules\.reward_models\.serving"):
+        found = get_method(f"rlmodules.{path}")
+    assert found is getattr(serving, path.split(".")[1])

@@ -8,7 +8,7 @@ from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.rewards.functions import RewardError
 from rlmodules import PairwiseRewardModel, RewardModel
 from rlmodules.models.embedded import tiny_tokenizer
-from rlmodules.reward_models.preference_model import preference_env
+from rlmodules.reward_models.serving import preference_env
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
