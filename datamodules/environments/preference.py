@@ -121,9 +121,9 @@ class PreferenceComparisonEnv(TextGenerationEnv):
         Raises:
             ValueError: there is no other.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[int | None, list[int]] = {}
         for row, episode in enumerate(episodes):
-            groups.setdefault(id(episode._prompt), []).append(row)
+            groups.setdefault(episode._index, []).append(row)
         if any(len(group) == 1 for group in groups.values()):
             raise ValueError(
                 "PreferenceComparisonEnv compares the responses to a prompt, and there is but one"

@@ -56,6 +56,7 @@ class TextGenerationEnv(Environment):
         self.stop_sequences = tuple(stop_sequences or ())
         self.temperature = temperature
         self.current_prompt_idx = 0
+        self._index: int | None = None
         self._prompt: Prompt | None = None
         self._response: list[int] = []
         self._done = True
@@ -68,7 +69,7 @@ class TextGenerationEnv(Environment):
         if index is None:
             index = self.current_prompt_idx
             self.current_prompt_idx = (index + 1) % len(self)
-        self._prompt = self._starts[index]
+        self._index, self._prompt = index, self._starts[index]
         self._prompt_ids = encode_prompt(self.tokenizer, self._prompt)
         if len(self._prompt_ids) >= self.max_length:
             raise ValueError(

@@ -6,6 +6,7 @@ from judge_helpers import opinionated, rewards
 
 from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.rewards.functions import RewardError
+from datamodules.text.prompts import Prompt
 from rlmodules import PairwiseRewardModel, RewardModel
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models.serving import preference_env
@@ -170,7 +171,7 @@ def episodes_of(env, *answers):
 
 
 def test_episodes_of_a_prompt_are_compared_with_each_other():
-    env = env_of("Same", "Same")  # two starting states, for all that their texts are equal
+    env = env_of(*[Prompt("Same")] * 2)  # two starting states, for all that their prompt is one
     answers = [(0, "aaa"), (1, "c"), (0, "b"), (0, "cc"), (1, "dd")]
     scores = env.score(episodes_of(env, *answers))
     # Prompt 0: aaa-b 0.9, aaa-cc 0.9, b-cc 0.2. Prompt 1: c-dd 0.2.
