@@ -21,9 +21,9 @@ from ours_pairs import peak_gib
 from ours_ppo import IterationClock
 
 from datamodules import RolloutDataModule, TextGenerationEnv
+from datamodules.experience import Minibatch
 from datamodules.rollouts.streams import _nth_start
 from datamodules.text.prompts import Prompt
-from datamodules.types import Minibatch
 from rlmodules import GRPO, GRPOConfig, ModelConfig
 from rlmodules.models import backbone
 

@@ -30,8 +30,8 @@ from datamodules.environments.maths import MathEnv
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
 from datamodules.text.tables import read_rows
+from datamodules.types import SamplingParams
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
-from rlmodules.sampling.choose import SamplingParams
 from rlmodules.sampling.decoding import sample
 
 TESTS = 5

@@ -5,21 +5,19 @@ from .environments import (
     Environment,
     MathEnv,
     MultiObjectiveRewardEnv,
-    Observation,
     PreferenceComparisonEnv,
-    StepResult,
     TextGenerationEnv,
-    Trajectory,
     create_code_generation_env,
     create_math_problem_env,
     make_environment,
 )
+from .experience import Experience, Minibatch, TokenBatch
 from .preferences.datamodule import PreferenceDataModule
 from .preferences.dataset import PreferenceBatch, PreferenceDataset
 from .rewards.functions import RewardError, RewardFunction
 from .rollouts.datamodule import RolloutDataModule
 from .text.prompts import Prompt, load_prompts
-from .types import Experience, Minibatch, TokenBatch
+from .types import Observation, StepResult, Trajectory
 
 __all__ = [
     "CodeGenerationEnv",

@@ -1,170 +1,140 @@
-"""The batches that travel between environment, data module and algorithm.
+"""All that travels between an environment and the policy, and what data modules ask of the latter.
 
-``Trajectory`` (an episode as it was played) -> ``Experience`` (all episodes of an iteration, scored
-and evaluated) -> ``Minibatch`` (a few of them, padded to their own longest).
+``Observation`` -> ``Response`` -> ``StepResult``, turn by turn, make a ``Trajectory``; the episodes
+of an iteration, with the ``Evaluation`` of their tokens, make a ``Rollout``; of it the policy makes
+the ``Experience`` that it is trained on (``experience.py``).
 
-Shapes: B episodes, T tokens of one, A actions (tokens the policy sampled) of the longest, N actions
-altogether. Sequences are ragged until ``rlmodules.models.layout`` lays them out. Per-action tensors
-are left-aligned [B, A] with a mask; flat ones [N] hold the same numbers in row order.
+Shapes: B episodes, T tokens of one, A actions (tokens the policy sampled) of the longest.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Trajectory
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Sequences, and where in them the policy's own tokens stand.
-
-    An episode without any (it failed, or was cut short and is not to be learned from) counts
-    nowhere.
-    """
-
-    sequences: list[Tensor]
-    """Token ids, [T_i]; on the CPU until they are laid out for the model."""
-    positions: list[Tensor]
-    """Of each action's token in its sequence, [A_i], at least 1; on the CPU."""
-    actions: Tensor
-    """[N], the sampled tokens themselves."""
-    mask: Tensor
-    """[B, A], True where an action exists."""
-    group_sizes: tuple[int, ...] | None = None
-    """How many neighbours each begin alike; None: those that are equal up to their first action."""
-
-    @classmethod
-    def collate(
-        cls,
-        sequences: Sequence[Tensor],
-        positions: Sequence[Tensor],
-        group_sizes: tuple[int, ...] | None = None,
-    ) -> "TokenBatch":
-        """``sequences`` [T_i] whose sampled tokens stand at ``positions`` [A_i]."""
-        taken = torch.cat([ids[at] for ids, at in zip(sequences, positions, strict=True)])
-        mask = action_mask(positions)
-        return cls(list(sequences), list(positions), taken, mask, group_sizes)
-
-    def groups(self) -> list[list[int]]:
-        """Rows in groups of neighbours that begin alike."""
-        if self.group_sizes is not None:
-            return [
-                rows.tolist()
-                for rows in torch.arange(len(self.sequences)).split(list(self.group_sizes))
-            ]
-        groups: list[list[int]] = []
-        before: Tensor | None = None
-        for row, (sequence, at) in enumerate(zip(self.sequences, self.positions, strict=True)):
-            prompt = sequence[: int(at[0])] if len(at) else sequence[:0]
-            if before is not None and torch.equal(prompt, before):
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-            before = prompt
-        return groups
-
-    def scatter(self, flat_N: Tensor) -> Tensor:
-        """[N] -> [B, A], zeros under the mask; differentiable."""
-        out = flat_N.new_zeros(self.mask.shape)
-        return out.masked_scatter(self.mask, flat_N)
-
-    def to(self, device: torch.device | str) -> "TokenBatch":
-        return replace(self, actions=self.actions.to(device), mask=self.mask.to(device))
+from datamodules.experience import Experience
 
 
-class Minibatch:
-    """What one ``training_step`` takes.
+@dataclass
+class Observation:
+    """What the policy sees before it acts."""
 
-    Not a dataclass: Lightning looks inside those, and under ``precision=bf16-true`` would round
-    advantages and log-probabilities to bfloat16.
-
-    Args:
-        tokens: the episodes.
-        old_logprobs: [B, A], of the policy that sampled.
-        ref_logprobs: [B, A], of the reference; None where the loss does not hold it close.
-        advantages: [B, A].
-        values: [B, A], the critic's prediction at sampling time; None without a critic.
-        returns: [B, A], what the critic should have predicted; None without a critic.
-        num_actions: what sums over actions are divided by: the optimizer step's action count, for
-            one rank and one accumulated minibatch.
-    """
-
-    def __init__(
-        self,
-        tokens: TokenBatch,
-        old_logprobs: Tensor,
-        advantages: Tensor,
-        values: Tensor | None,
-        returns: Tensor | None,
-        num_actions: float,
-        ref_logprobs: Tensor | None = None,
-    ) -> None:
-        self.tokens, self.num_actions = tokens, num_actions
-        self.old_logprobs, self.ref_logprobs = old_logprobs, ref_logprobs
-        self.advantages, self.values, self.returns = advantages, values, returns
-
-    def to(self, device: torch.device | str) -> "Minibatch":
-        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in vars(self).items()}
-        return Minibatch(**moved)
+    input_ids: Tensor
+    """[T], the whole context so far: prompt, earlier responses and the environment's answers."""
+    attention_mask: Tensor
+    """[T], all ones: an observation carries no padding."""
+    prompt: str
+    """The episode's prompt as text."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the data file says of this prompt besides its text."""
 
 
 @dataclass(frozen=True)
-class Experience:
-    """All episodes of one iteration, ready to be learned from. Lives on the CPU."""
+class SamplingParams:
+    """How to draw a response. ``temperature=0`` takes the likeliest token."""
 
-    sequences: list[Tensor]
-    """Token ids of each episode, [T_i]."""
-    positions: list[Tensor]
-    """Where the policy's own tokens stand in it, [A_i]."""
-    mask: Tensor
-    """[B, A]"""
-    old_logprobs: Tensor
-    """[B, A]"""
-    advantages: Tensor
-    """[B, A]"""
-    values: Tensor | None = None
-    """[B, A]; algorithms without a critic leave it out, and ``returns`` with it."""
-    returns: Tensor | None = None
-    """[B, A]"""
-    ref_logprobs: Tensor | None = None
-    """[B, A], of the reference; left out by algorithms whose loss does not need it."""
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Sample in the smallest set of likeliest tokens that holds this mass; 1 for all."""
+    stop_strings: Sequence[str] = ()
+    """End once the response (never the prompt) contains one of these."""
+    stop_token_ids: Sequence[int] = ()
+    """End tokens besides the tokenizer's own EOS."""
 
-    def __len__(self) -> int:
-        return len(self.sequences)
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or positive")
+        if any(not stop for stop in self.stop_strings):
+            raise ValueError("stop_strings holds an empty string, which would end every response")
 
-    def num_actions(self, rows: Sequence[int]) -> int:
-        """Actions in these episodes together."""
-        return sum(len(self.positions[row]) for row in rows)
 
-    def minibatch(self, rows: Sequence[int], num_actions: float) -> Minibatch:
-        """These episodes, padded to their own longest."""
-        tokens = TokenBatch.collate(
-            [self.sequences[row] for row in rows], [self.positions[row] for row in rows]
-        )
-        cut = (list(rows), slice(tokens.mask.shape[1]))
-        take = lambda x: None if x is None else x[cut]  # noqa: E731
-        return Minibatch(
-            tokens=tokens,
-            old_logprobs=take(self.old_logprobs),
-            advantages=take(self.advantages),
-            values=take(self.values),
-            returns=take(self.returns),
-            ref_logprobs=take(self.ref_logprobs),
-            num_actions=num_actions,
-        )
+@dataclass
+class Response:
+    """What the policy wrote after one prompt; the end token counts, where it wrote one."""
 
-    def cpu(self) -> "Experience":
-        """A detached copy on the CPU."""
-        move = lambda x: x.detach().cpu() if isinstance(x, Tensor) else x  # noqa: E731
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    kept_mass: list[float] = field(default_factory=list)
+    """Probability of the tokens that top-k and top-p left to choose from, per token."""
+    finish_reason: str = "length"
+    """``eos`` (an end token), ``stop`` (a stop string) or ``length`` (max_new_tokens)."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and lists only, for a checkpoint that ``weights_only=True`` can read."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+@dataclass
+class StepResult:
+    """What one step led to."""
+
+    reward: float
+    done: bool
+    next_observation: Observation | None = None
+    """None once the episode is over."""
+    info: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Trajectory:
+    """One whole episode: ``actions[k]`` answered ``observations[k]`` and earned ``rewards[k]``."""
+
+    observations: list[Observation]
+    actions: list[Tensor]
+    """Token ids as they were sampled, [A_k] each; never tokenized again."""
+    rewards: list[float]
+    logprobs: list[Tensor]
+    """Of the actions' tokens, under the policy that sampled them, [A_k] each."""
+    done: bool
+    total_reward: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers by name, as the environment gave them; ``truncated`` where no room was left."""
+    failed: bool = False
+    """The environment raised or hung: nothing is learned from it."""
+    finish_reason: str = ""
+    """Of the last response (see ``Response``), or ``length`` where the context had no room for
+    another; empty before the first."""
+    kept_mass: list[float] = field(default_factory=list)
+    """Of all responses' tokens (see ``Response``)."""
+
+
+def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """An episode as one token sequence [T] and the positions [A] that the policy sampled.
+
+    The last observation holds all that came before it, so nothing is tokenized again: each action
+    stands right behind the observation that it answered. Of a failed episode no position is
+    given: nothing is learned from it.
+    """
+    last = trajectory.observations[-1].input_ids
+    sequence = torch.cat([last, trajectory.actions[-1]])
+    positions = []
+    for observation, action in zip(trajectory.observations, trajectory.actions, strict=True):
+        start = len(observation.input_ids)
+        assert torch.equal(sequence[start : start + len(action)], action), "context was rewritten"
+        positions.append(torch.arange(start, start + len(action)))
+    return sequence, torch.cat(positions)[: 0 if trajectory.failed else None]
+
+
+def action_rewards(trajectories: Sequence[Trajectory], mask: Tensor) -> Tensor:
+    """[B, A]: each action's reward on its last token, zeros elsewhere."""
+    rewards = torch.zeros(mask.shape, dtype=torch.float32)
+    for row, trajectory in enumerate(trajectories):
+        if trajectory.failed:
+            continue
+        end = -1
+        for action, reward in zip(trajectory.actions, trajectory.rewards, strict=True):
+            end += len(action)
+            rewards[row, end] += reward
+    return rewards
 
 
 @dataclass(frozen=True)
@@ -192,37 +162,111 @@ class Evaluation:
         return None if self.ref_logprobs is None else self.logprobs - self.ref_logprobs
 
 
-def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    """An episode as one token sequence [T] and the positions [A] that the policy sampled.
+class Rollout:
+    """Whole episodes with their rewards, what the policy says of them, and the seconds it took.
 
-    The last observation holds all that came before it, so nothing is tokenized again: each action
-    stands right behind the observation that it answered. Of a failed episode no position is
-    given: nothing is learned from it.
+    (A plain class: Lightning would look into a tuple or a dataclass and move what is inside.)
+
+    Args:
+        seconds: ``rollout`` and ``evaluate``.
+        starts: starting state of each episode.
+        resampled: groups that were left out, for their rewards were all equal.
     """
-    last = trajectory.observations[-1].input_ids
-    sequence = torch.cat([last, trajectory.actions[-1]])
-    positions = []
-    for observation, action in zip(trajectory.observations, trajectory.actions, strict=True):
-        start = len(observation.input_ids)
-        assert torch.equal(sequence[start : start + len(action)], action), "context was rewritten"
-        positions.append(torch.arange(start, start + len(action)))
-    return sequence, torch.cat(positions)[: 0 if trajectory.failed else None]
+
+    def __init__(
+        self,
+        trajectories: list[Trajectory],
+        evaluation: Evaluation,
+        seconds: dict[str, float],
+        starts: Sequence[int] = (),
+        resampled: int = 0,
+    ) -> None:
+        self.trajectories, self.evaluation, self.seconds = trajectories, evaluation, seconds
+        self.starts, self.resampled = starts, resampled
+
+    @classmethod
+    def empty(cls) -> "Rollout":
+        """No episode at all: the share of a process that none is left for."""
+        none = torch.zeros(0, 1)
+        return cls([], Evaluation([], [], none.bool(), none, None, none), {})
 
 
-def action_mask(positions: Sequence[Tensor]) -> Tensor:
-    """[B, A], True where an action exists; one column at least."""
-    counts = torch.tensor([len(position) for position in positions])
-    return torch.arange(max(int(counts.max()), 1))[None, :] < counts[:, None]
+class ActionSpec(Protocol):
+    """What an environment asks of responses to it; every ``Environment`` is one."""
+
+    @property
+    def stop_sequences(self) -> Sequence[str]: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def temperature(self) -> float: ...
 
 
-def action_rewards(trajectories: Sequence[Trajectory], mask: Tensor) -> Tensor:
-    """[B, A]: each action's reward on its last token, zeros elsewhere."""
-    rewards = torch.zeros(mask.shape, dtype=torch.float32)
-    for row, trajectory in enumerate(trajectories):
-        if trajectory.failed:
-            continue
-        end = -1
-        for action, reward in zip(trajectory.actions, trajectory.rewards, strict=True):
-            end += len(action)
-            rewards[row, end] += reward
-    return rewards
+class Policy(Protocol):
+    """What ``RolloutDataModule`` asks of ``trainer.lightning_module``: an online algorithm."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def base_model(self) -> nn.Module:
+        """The language model, which environments may look at (``Environment.attach``)."""
+
+    def act(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int], env: ActionSpec
+    ) -> list[Response]:
+        """A response to each observation, drawn by the random stream of its seed."""
+
+    def fits(self, observation: Observation, env: ActionSpec) -> bool:
+        """Whether there is room for a whole response to ``observation``."""
+
+    def evaluate(self, trajectories: Sequence[Trajectory]) -> Evaluation:
+        """What policy, reference and critic say of each action, on the CPU."""
+
+    def experience(self, rollout: Rollout) -> Experience:
+        """What there is to learn from the episodes of an iteration."""
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Sum over all processes, on the CPU."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training or, with False, to inference, as ``nn.Module`` does."""
+
+
+class PreferenceLearner(Protocol):
+    """What ``PreferenceDataModule`` asks of ``trainer.lightning_module``."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def closes_texts(self) -> bool:
+        """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
+
+
+def as_policy(module: object) -> Policy:
+    """``module``, known to have all that is asked of a policy.
+
+    Raises:
+        ValueError: it lacks something.
+    """
+    _require_members(module, Policy, "data=rollouts takes one that samples, as algo=ppo and grpo")
+    return cast(Policy, module)
+
+
+def as_preference_learner(module: object) -> PreferenceLearner:
+    """``module``, known to have all that is asked of one.
+
+    Raises:
+        ValueError: it lacks something.
+    """
+    remedy = "data=preferences takes one that learns from texts, as algo=dpo, orpo and reward"
+    _require_members(module, PreferenceLearner, remedy)
+    return cast(PreferenceLearner, module)
+
+
+def _require_members(module: object, protocol: type, remedy: str) -> None:
+    # Not isinstance: from Python 3.12 on it does not find the submodules of an nn.Module.
+    names = [name for name in dir(protocol) if not name.startswith("_")]
+    if missing := [name for name in names if not hasattr(module, name)]:
+        raise ValueError(
+            f"the algorithm {type(module).__name__} has no {', '.join(missing)}: {remedy}"
+        )

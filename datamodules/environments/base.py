@@ -7,57 +7,12 @@ of one environment, played together by ``RolloutDataModule``; finished ones are 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass
-class Observation:
-    """What the policy sees before it acts."""
-
-    input_ids: Tensor
-    """[T], the whole context so far: prompt, earlier responses and the environment's answers."""
-    attention_mask: Tensor
-    """[T], all ones: an observation carries no padding."""
-    prompt: str
-    """The episode's prompt as text."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """What the data file says of this prompt besides its text."""
-
-
-@dataclass
-class StepResult:
-    """What one step led to."""
-
-    reward: float
-    done: bool
-    next_observation: Observation | None = None
-    """None once the episode is over."""
-    info: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Trajectory:
-    """One whole episode: ``actions[k]`` answered ``observations[k]`` and earned ``rewards[k]``."""
-
-    observations: list[Observation]
-    actions: list[Tensor]
-    """Token ids as they were sampled, [A_k] each; never tokenized again."""
-    rewards: list[float]
-    logprobs: list[Tensor]
-    """Of the actions' tokens, under the policy that sampled them, [A_k] each."""
-    done: bool
-    total_reward: float
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> bool:
-        """The environment raised or hung: nothing is learned from it (metric ``failed``)."""
-        return bool(self.metrics.get("failed"))
+from datamodules.types import Observation, StepResult
 
 
 class Environment(ABC):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Observation, StepResult
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.rewards.judges import Judge, as_judge, human_judge, win_rates
 from datamodules.text.prompts import prompt_text
+from datamodules.types import Observation, StepResult
 
 
 class PreferenceComparisonEnv(TextGenerationEnv):
@@ -141,8 +141,8 @@ class PreferenceComparisonEnv(TextGenerationEnv):
 
     def render(self) -> str:
         """The prompt, and the responses so far."""
-        said = [f"Response {i}: {text}" for i, text in enumerate(self.responses, start=1)]
-        return "\n".join([f"Prompt: {prompt_text(self.tokenizer, self._prompt)}", *said])
+        responses = [f"Response {i}: {text}" for i, text in enumerate(self.responses, start=1)]
+        return "\n".join([f"Prompt: {prompt_text(self.tokenizer, self._prompt)}", *responses])
 
     def fork(self) -> "PreferenceComparisonEnv":
         other = super().fork()

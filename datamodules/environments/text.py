@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Observation, StepResult, check_options
+from datamodules.environments.base import Environment, check_options
 from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
 from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
+from datamodules.types import Observation, StepResult
 
 
 class TextGenerationEnv(Environment):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Observation, StepResult, check_options
+from datamodules.environments.base import Environment, check_options
 from datamodules.environments.toolbox import Toolbox, calls_in
 from datamodules.text.chat import Message, opening, reply
+from datamodules.types import Observation, StepResult
 
 
 class Scene(ABC):

@@ -10,6 +10,7 @@ from datamodules.preferences.rows import as_pair, as_scored
 from datamodules.preferences.streams import EvaluationStream, TrainStream
 from datamodules.text.encoding import Limits
 from datamodules.text.tables import read_rows
+from datamodules.types import as_preference_learner
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -99,6 +100,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return EvaluationStream(self.eval_dataset, self.trainer, self.eval_batch_size)
 
     def _load(self, path: str, split: str) -> ExampleDataset:
+        learner = as_preference_learner(self.trainer.lightning_module)
         problems: list[str] = []
         rows = []
         for where, row in read_rows(path, split, on_bad=problems.append):
@@ -109,12 +111,11 @@ class PreferenceDataModule(L.LightningDataModule):
                 problems.append(f"{where}: {error}")
         if not rows and not problems:
             raise ValueError(f"data.path={path!r} holds no rows")
-        module = self.trainer.lightning_module
         return ExampleDataset(
             rows,
-            module.tokenizer,
+            learner.tokenizer,
             self.limits,
-            close=module.closes_texts,
+            close=learner.closes_texts,
             on_error=self.on_error,
             problems=problems,
         )

@@ -13,11 +13,13 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Trajectory
+from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
+from datamodules.preferences.rows import Content
 from datamodules.rollouts.episodes import act_out, score
 from datamodules.rollouts.pairs_file import PairsFile
 from datamodules.seeding import derive_seed
+from datamodules.types import Observation, Policy, Trajectory
 
 TRUNCATED = ("rejected", "drop", "keep")
 
@@ -127,12 +129,12 @@ class PreferenceCollector:
         return {name: getattr(self, name) for name in names}
 
     def collect(
-        self, module: Any, env: Environment, file: PairsFile, starts: Sequence[int]
+        self, policy: Policy, env: Environment, file: PairsFile, starts: Sequence[int]
     ) -> Collected:
         """Answer the prompts that ``file`` does not yet cover, and append their pairs.
 
         Args:
-            module: the policy, with ``act`` and ``fits``.
+            policy: what answers.
             starts: starting states of ``env`` to choose from.
 
         Raises:
@@ -147,14 +149,14 @@ class PreferenceCollector:
         scores: list[float] = []
         failed = 0
         for batch in track(batches, description="Collecting", transient=True):
-            for start, group in zip(batch, self._play(module, env, batch), strict=True):
-                kept = [(t, answer) for t, answer in group if not t.failed]
-                failed += len(group) - len(kept)
-                answers = [answer for _, answer in kept]
+            for start, group in zip(batch, self._groups(policy, env, batch), strict=True):
+                intact = [(t, answer) for t, answer in group if not t.failed]
+                failed += len(group) - len(intact)
+                answers = [answer for _, answer in intact]
                 scores += [answer.score for answer in answers]
                 pairs = choose_pairs(answers, self.max_pairs, self.min_gap, self.truncated)
                 if pairs:
-                    prompt = kept[0][0].observations[0]
+                    prompt = intact[0][0].observations[0]
                     file.append([_row(start, prompt, *pair) for pair in pairs])
         return _summary(file, len(order), scores, failed)
 
@@ -181,26 +183,26 @@ class PreferenceCollector:
             )
         return position + 1
 
-    def _play(
-        self, module: Any, env: Environment, starts: Sequence[int]
+    def _groups(
+        self, policy: Policy, env: Environment, starts: Sequence[int]
     ) -> list[list[tuple[Trajectory, Answer]]]:
         """The episodes of each starting state, with the answers they gave."""
         rows = [(start, i) for start in starts for i in range(self.num_generations)]
         seeds = [derive_seed(self.seed, start, i) for start, i in rows]
         with torch.no_grad():
-            episodes, played = act_out(module, env, [start for start, _ in rows], seeds)
-            score(env, episodes, played)
-        turns = max(len(trajectory.actions) for trajectory in played)
+            episodes, trajectories = act_out(policy, env, [start for start, _ in rows], seeds)
+            score(env, episodes, trajectories)
+        turns = max(len(trajectory.actions) for trajectory in trajectories)
         if turns > 1:
             raise ValueError(
                 f"an episode of {type(env).__name__} took {turns} turns: a pair holds one response"
                 " to one prompt, so collect from an environment of one turn"
             )
         answers = [
-            Answer(said(module.tokenizer, e, t), t.total_reward, t.metrics["finish_reason"])
-            for e, t in zip(episodes, played, strict=True)
+            Answer(response_text(policy.tokenizer, e, t), t.total_reward, t.finish_reason)
+            for e, t in zip(episodes, trajectories, strict=True)
         ]
-        both, size = list(zip(played, answers, strict=True)), self.num_generations
+        both, size = list(zip(trajectories, answers, strict=True)), self.num_generations
         return [both[i : i + size] for i in range(0, len(both), size)]
 
 
@@ -220,7 +222,8 @@ def choose_pairs(
     for answer in ranked:
         if text := answer.text.strip():
             distinct.setdefault(text, answer)
-    left, pairs = list(distinct.values()), []
+    left = list(distinct.values())
+    pairs: list[tuple[Answer, Answer]] = []
     while len(pairs) < max_pairs:
         best = [answer for answer in left if truncated == "keep" or not answer.is_cut]
         if not best:
@@ -234,24 +237,30 @@ def choose_pairs(
     return pairs
 
 
-def said(tokenizer: PreTrainedTokenizerBase, episode: Environment, trajectory: Trajectory) -> str:
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, episode: Environment, trajectory: Trajectory
+) -> str:
     """The response as text, as far as the environment judged it."""
     if isinstance(episode, TextGenerationEnv):
         return episode.response
-    return tokenizer.decode(trajectory.actions[-1], skip_special_tokens=True)
+    return str(tokenizer.decode(trajectory.actions[-1], skip_special_tokens=True))
 
 
-def _prompt(observation: Any) -> str | list[dict[str, str]]:
-    return observation.metadata.get("messages", observation.prompt)
+def _prompt(observation: Observation) -> Content:
+    messages: list[dict[str, str]] | None = observation.metadata.get("messages")
+    return observation.prompt if messages is None else messages
 
 
-def _row(start: int, observation: Any, chosen: Answer, rejected: Answer) -> dict[str, Any]:
+def _row(start: int, observation: Observation, chosen: Answer, rejected: Answer) -> dict[str, Any]:
     prompt = _prompt(observation)
-    form = lambda text: text if isinstance(prompt, str) else [_message(text)]  # noqa: E731
+
+    def content(text: str) -> Content:
+        return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
     return {
         "prompt": prompt,
-        "chosen": form(chosen.text),
-        "rejected": form(rejected.text),
+        "chosen": content(chosen.text),
+        "rejected": content(rejected.text),
         "score_chosen": chosen.score,
         "score_rejected": rejected.score,
         "finish_chosen": chosen.finish_reason,
@@ -260,12 +269,10 @@ def _row(start: int, observation: Any, chosen: Answer, rejected: Answer) -> dict
     }
 
 
-def _message(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
 def _summary(file: PairsFile, prompts: int, scores: list[float], failed: int) -> Collected:
-    mean = lambda values: float(torch.tensor(values, dtype=torch.float64).mean())  # noqa: E731
+    def mean(values: list[float]) -> float:
+        return float(torch.tensor(values, dtype=torch.float64).mean())
+
     return Collected(
         path=str(file.path),
         prompts=prompts,

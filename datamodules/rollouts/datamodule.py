@@ -14,6 +14,7 @@ from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rollouts.streams import EvaluationStream, RolloutStream
 from datamodules.text.prompts import Prompt, gather_prompts
+from datamodules.types import as_policy
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -84,7 +85,7 @@ class RolloutDataModule(L.LightningDataModule):
         """Read the prompts, make the environment and hold out what it is evaluated on, once."""
         if self.train_starts is not None:
             return
-        module = self.trainer.lightning_module
+        module = as_policy(self.trainer.lightning_module)
         whole = isinstance(self.env, Environment)
         held_out: Sequence[int] | None = None
         if not whole and (self.prompts is not None or self.path is not None):

@@ -1,7 +1,4 @@
-"""Playing whole episodes with a policy, and scoring them, whatever an environment does meanwhile.
-
-The policy is a module with ``act``, ``evaluate`` and ``fits`` (``OnlineModule``).
-"""
+"""Whole episodes, played by a policy and scored, whatever an environment does meanwhile."""
 
 import time
 import warnings
@@ -13,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.environments.base import Environment, Observation, StepResult, Trajectory
+from datamodules.environments.base import Environment
 from datamodules.guard import Failure, run_all
 from datamodules.rewards.functions import RewardError, finite_number
 from datamodules.seeding import derive_seed
+from datamodules.types import Observation, Policy, Response, Rollout, StepResult, Trajectory
 
 SHOWN_FAILURES = 8
 """Failed episodes of an environment that are shown; others are counted."""
@@ -26,29 +24,7 @@ class EpisodeError(RuntimeError):
     """An environment raised, hung or returned no number; the message shows the episode."""
 
 
-class Rollout:
-    """Played and scored episodes, what the policy says of them, and the seconds it took.
-
-    (A plain class: Lightning would look into a tuple or a dataclass and move what is inside.)
-
-    Args:
-        starts: starting state of each episode.
-        resampled: groups that were played and left out, for their rewards were all equal.
-    """
-
-    def __init__(
-        self,
-        trajectories: list[Trajectory],
-        evaluation: Any,
-        seconds: dict[str, float],
-        starts: Sequence[int] = (),
-        resampled: int = 0,
-    ) -> None:
-        self.trajectories, self.evaluation, self.seconds = trajectories, evaluation, seconds
-        self.starts, self.resampled = starts, resampled
-
-
-def play(module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[int]) -> Rollout:
+def play(policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequence[int]) -> Rollout:
     """Play whole episodes with the current policy, and score them while it evaluates itself.
 
     Args:
@@ -59,11 +35,11 @@ def play(module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[i
         EpisodeError: an episode failed and ``env.on_error`` is ``raise``.
     """
     began = time.perf_counter()
-    episodes, trajectories = act_out(module, env, starts, seeds)
+    episodes, trajectories = act_out(policy, env, starts, seeds)
     sampled = time.perf_counter()
     with ThreadPoolExecutor(1, "score") as pool:
         scored = pool.submit(score, env, episodes, trajectories)
-        evaluation = module.evaluate(trajectories)
+        evaluation = policy.evaluate(trajectories)
         scored.result()
     if any(t.failed for t in trajectories):  # found out only after it was evaluated
         evaluation = evaluation.without([t.failed for t in trajectories])
@@ -72,16 +48,16 @@ def play(module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[i
 
 
 def act_out(
-    module: Any, env: Environment, starts: Sequence[int], seeds: Sequence[int]
+    policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[Environment], list[Trajectory]]:
-    """Episodes played to their end, not yet scored."""
+    """Episodes taken to their end, not yet scored."""
     episodes = [env.fork() for _ in starts]
-    trajectories = [Trajectory([], [], [], [], False, 0.0, {}) for _ in starts]
+    trajectories = [Trajectory([], [], [], [], False, 0.0) for _ in starts]
     observations = _reset(env, episodes, starts, trajectories)
     live = [i for i, trajectory in enumerate(trajectories) if not trajectory.done]
     turn = 0
     while live:
-        responses = module.act(
+        responses = policy.act(
             [observations[i] for i in live],
             seeds=[derive_seed(seeds[i], turn) for i in live],
             env=env,
@@ -96,12 +72,13 @@ def act_out(
                 _fail(env, trajectories[i], result)
             else:
                 _take(trajectories[i], result)
-                observations[i] = result.next_observation
+                if result.next_observation is not None:
+                    observations[i] = result.next_observation
         live = [i for i in live if not trajectories[i].done]
         for i in live:
-            if not module.fits(observations[i], env):  # its context has no room for another turn
-                trajectories[i].done = True
-                trajectories[i].metrics |= {"truncated": 1.0, "finish_reason": "length"}
+            if not policy.fits(observations[i], env):  # its context has no room for another turn
+                trajectories[i].done, trajectories[i].finish_reason = True, "length"
+                trajectories[i].metrics["truncated"] = 1.0
         live = [i for i in live if not trajectories[i].done]
         turn += 1
     return episodes, trajectories
@@ -130,12 +107,13 @@ def require_some(
     trajectories: Sequence[Trajectory],
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> None:
-    """
+    """Check that something is left to learn from.
+
     Args:
         total: sum over all processes.
 
     Raises:
-        EpisodeError: all of them failed, in every process.
+        EpisodeError: all episodes failed, in every process.
     """
     intact = sum(not trajectory.failed for trajectory in trajectories)
     counts = total(torch.tensor([float(intact), float(len(trajectories))]))
@@ -171,8 +149,7 @@ def _unreached(start: int) -> Trajectory:
     """Of a starting state that ``reset`` did not bring about; its tokens mean nothing."""
     token = torch.zeros(1, dtype=torch.long)
     observation = Observation(token, torch.ones_like(token), f"(starting state {start})")
-    metrics = {"kept_mass": [], "finish_reason": "failed"}
-    return Trajectory([observation], [token], [0.0], [torch.zeros(1)], True, 0.0, metrics)
+    return Trajectory([observation], [token], [0.0], [torch.zeros(1)], True, 0.0)
 
 
 def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
@@ -195,12 +172,12 @@ def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
 
 def _only(env: Environment, scores: Any, count: int) -> list[Any]:
     """``scores`` as a list of ``count``."""
-    scores = list(scores)
-    if len(scores) != count:
+    results = list(scores)
+    if len(results) != count:
         raise EpisodeError(
-            f"{type(env).__name__}.score returned {len(scores)} results for {count} episodes"
+            f"{type(env).__name__}.score returned {len(results)} results for {count} episodes"
         )
-    return scores
+    return results
 
 
 def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
@@ -216,7 +193,7 @@ def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> lis
 
 
 def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:
-    trajectory.metrics["failed"] = trajectory.done = True
+    trajectory.failed = trajectory.done = True
     hint = " (env.timeout_s)" if isinstance(failure.error, TimeoutError) else ""
     message = (
         f"an episode of {type(env).__name__} failed: {failure}{hint}\n"
@@ -232,14 +209,13 @@ def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:
         warnings.warn("further failed episodes are counted only (rollout/failed)", stacklevel=2)
 
 
-def _record(trajectory: Trajectory, observation: Any, response: Any) -> None:
+def _record(trajectory: Trajectory, observation: Observation, response: Response) -> None:
     trajectory.observations.append(observation)
     trajectory.actions.append(torch.tensor(response.tokens))
     trajectory.logprobs.append(torch.tensor(response.logprobs))
     trajectory.rewards.append(0.0)
-    trajectory.metrics["finish_reason"] = response.finish_reason
-    kept = trajectory.metrics.get("kept_mass", [])
-    trajectory.metrics["kept_mass"] = [*kept, *response.kept_mass]
+    trajectory.finish_reason = response.finish_reason
+    trajectory.kept_mass += response.kept_mass
 
 
 def _checked_score(result: Any) -> tuple[float, dict[str, Any]] | Failure:

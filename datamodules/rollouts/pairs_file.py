@@ -33,11 +33,11 @@ class PairsFile:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows of one starting state, at once and to the disk."""
-        rows = [{**row, "source": self.source} for row in rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        added = [{**row, "source": self.source} for row in rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in added)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        self.rows += rows
+        self.rows += added
 
     def _continue(self) -> None:
         whole = self.path.read_bytes()
@@ -52,13 +52,12 @@ class PairsFile:
         last = self.rows[-1]["index"]
         while self.rows and self.rows[-1]["index"] == last:
             self.rows.pop()
-        kept = b"".join(line + b"\n" for line in lines[: len(self.rows)])
         with self.path.open("r+b") as file:
-            file.truncate(len(kept))
+            file.truncate(sum(len(line) + 1 for line in lines[: len(self.rows)]))
 
     def _row(self, where: str, line: bytes) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            row: dict[str, Any] = json.loads(line)
             source = row["source"]
             known = {"index", "score_chosen", "score_rejected"} <= set(row)
         except (ValueError, KeyError, TypeError):

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from datamodules.environments.base import Trajectory
-from datamodules.rollouts.episodes import Rollout, act_out, play, require_some, score
+from datamodules.experience import Experience, Minibatch
+from datamodules.rollouts.episodes import act_out, play, require_some, score
 from datamodules.seeding import derive_seed, seed_all
-from datamodules.types import Experience, Minibatch
+from datamodules.types import Rollout, Trajectory, as_policy
 
 EVALUATION = 2**31 - 1
 """Stands for the iteration in the seeds of evaluation episodes: the same texts every time."""
@@ -76,8 +76,8 @@ class RolloutStream:
             self._resumed = True
 
     def _collect(self, iteration: int) -> Experience:
-        module = self.data.trainer.lightning_module
-        module.eval()  # Lightning runs loaders in train mode, with gradients on
+        module = as_policy(self.data.trainer.lightning_module)
+        module.train(False)  # Lightning runs loaders in train mode, with gradients on
         with torch.no_grad():
             if self.data.max_resamples:
                 rollout = self._resampled(iteration)
@@ -175,8 +175,8 @@ class EvaluationStream:
             starts = [data.eval_starts[i] for i in mine for _ in range(repeats)]
             episodes = [i * repeats + k for i in mine for k in range(repeats)]
             seeds = [derive_seed(data.seed, EVALUATION, e) for e in episodes]
-            empty = Rollout([], None, {})
-            yield play(trainer.lightning_module, data.env, starts, seeds) if mine else empty
+            policy = as_policy(trainer.lightning_module)
+            yield play(policy, data.env, starts, seeds) if mine else Rollout.empty()
 
 
 def _others(starts: Sequence[int], taken: set[int], known: Sequence[int], size: int) -> list[int]:

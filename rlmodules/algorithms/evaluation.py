@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from datamodules.types import Evaluation, TokenBatch, Trajectory, action_mask, sequence_of
+from datamodules.experience import TokenBatch, action_mask
+from datamodules.types import Evaluation, Trajectory, sequence_of
 from rlmodules.models import PolicyModel, Reference
 
 EVALUATION_TOKENS = 8192

@@ -9,12 +9,13 @@ the reward is one sum, where REINFORCE++ discounts it token by token.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from datamodules.types import Experience, Minibatch
+from datamodules.experience import Experience, Minibatch
+from datamodules.types import Rollout
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.checks import require
 from rlmodules.functional import (
@@ -122,7 +123,7 @@ class GRPO(OnlineModule):
         window = c.mini_batch_size * c.gradient_accumulation_steps
         return c.batch_size * c.num_epochs > window
 
-    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+    def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """Rewards -> advantages within groups."""
         c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
         rewards = torch.tensor([t.total_reward for t in trajectories])
@@ -141,7 +142,7 @@ class GRPO(OnlineModule):
         metrics = self._group_metrics(rewards, intact, rollout.resampled)
         metrics["rollout/entropy"] = entropy.item()
         if c.mask_truncated_completions:
-            cut = [t.metrics["finish_reason"] == "length" for t in trajectories]
+            cut = [t.finish_reason == "length" for t in trajectories]
             evaluation = evaluation.without(cut)
         experience = Experience(
             sequences=evaluation.sequences,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from datamodules.rollouts.episodes import Rollout
+from datamodules.types import Rollout, Trajectory
 from rlmodules.algorithms.metrics import Means, distinct_bigrams
 
 
@@ -29,8 +29,8 @@ class HeldOut:
 
     def add(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
         """Note these episodes; returns one row a sample for whoever shows them."""
-        rows, seen = [], rollout.evaluation
-        divergence = seen.kl() if rollout.trajectories else None
+        rows, evaluation = [], rollout.evaluation
+        divergence = evaluation.kl()
         for i, trajectory in enumerate(rollout.trajectories):
             if trajectory.failed:
                 continue
@@ -39,9 +39,9 @@ class HeldOut:
                 "response": _shown(trajectory, tokenizer),
                 "reward": trajectory.total_reward,
             }
-            length = int(seen.mask[i].sum())
+            length = int(evaluation.mask[i].sum())
             if divergence is not None:
-                row["kl"] = divergence[i][seen.mask[i]].mean().item()
+                row["kl"] = divergence[i][evaluation.mask[i]].mean().item()
                 self.means.add({"val/kl": row["kl"]}, weight=length)
             self._add_means(trajectory, length)
             if "correct" in trajectory.metrics:
@@ -51,8 +51,8 @@ class HeldOut:
         self.texts += [row["response"] for row in rows]
         return rows
 
-    def _add_means(self, trajectory: Any, length: int) -> None:
-        ended = trajectory.metrics["finish_reason"] == "eos"
+    def _add_means(self, trajectory: Trajectory, length: int) -> None:
+        ended = trajectory.finish_reason == "eos"
         parts = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
         self.means.add(
             {
@@ -81,7 +81,7 @@ class HeldOut:
         return metrics
 
 
-def _shown(trajectory: Any, tokenizer: Any) -> str:
+def _shown(trajectory: Trajectory, tokenizer: Any) -> str:
     """All that followed the prompt: the policy's text, and the environment's between its turns."""
     start = len(trajectory.observations[0].input_ids)
     last = trajectory.observations[-1].input_ids[start:]

@@ -13,8 +13,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.environments.base import Environment, Observation, Trajectory
-from datamodules.types import Evaluation, Experience
+from datamodules.experience import Experience
+from datamodules.types import (
+    ActionSpec,
+    Evaluation,
+    Observation,
+    Response,
+    Rollout,
+    SamplingParams,
+    Trajectory,
+)
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch, load_policy
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
@@ -23,7 +31,6 @@ from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
-from rlmodules.sampling.choose import Response, SamplingParams
 from rlmodules.sampling.decoding import PolicySampler, Sampler
 
 
@@ -145,14 +152,14 @@ class OnlineModule(AlgorithmModule):
         """Whether sampled tokens are scored again, as training scores them, before it begins."""
         return True
 
-    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+    def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """What the algorithm makes of episodes: training data, and metrics (``rollout/...``)."""
         raise NotImplementedError
 
     # ------------------------------------------------- what the data module asks
 
     def act(
-        self, observations: Sequence[Observation], *, seeds: Sequence[int], env: Environment
+        self, observations: Sequence[Observation], *, seeds: Sequence[int], env: ActionSpec
     ) -> list[Response]:
         """Sample a response to each observation from the current policy.
 
@@ -177,7 +184,7 @@ class OnlineModule(AlgorithmModule):
         with self.inference():
             return self.sampler.sample(prompts, params, seeds)
 
-    def fits(self, observation: Observation, env: Environment) -> bool:
+    def fits(self, observation: Observation, env: ActionSpec) -> bool:
         """Whether there is room for a whole response to ``observation``."""
         needed = len(observation.input_ids) + self.sampling.max_new_tokens
         limits = (env.max_length, self.policy.max_positions)
@@ -194,7 +201,7 @@ class OnlineModule(AlgorithmModule):
                 recompute=self.recompute,
             )
 
-    def experience(self, rollout: Any) -> Experience:
+    def experience(self, rollout: Rollout) -> Experience:
         """What the iteration trains on; notes what its episodes were like, and starts its clock."""
         self.note_rollout(rollout)
         experience, metrics = self.learn_from(rollout)
@@ -202,33 +209,34 @@ class OnlineModule(AlgorithmModule):
         self.update_clock.start()
         return experience
 
-    def note_rollout(self, rollout: Any) -> None:
+    def note_rollout(self, rollout: Rollout) -> None:
         """Set ``rollout_metrics`` to what these episodes were like, over all processes."""
-        seen, played, total = rollout.evaluation, rollout.trajectories, self.sum_over_ranks
-        intact = torch.tensor([not t.failed for t in played])
+        evaluation, trajectories = rollout.evaluation, rollout.trajectories
+        total = self.sum_over_ranks
+        intact = torch.tensor([not t.failed for t in trajectories])
         mean = lambda values: masked_mean(torch.tensor(values).float(), intact, reduce=total)  # noqa: E731
-        rewards = torch.tensor([t.total_reward for t in played])
-        lengths = torch.tensor([float(sum(map(len, t.actions))) for t in played])
-        kept = torch.tensor([k for t in played for k in t.metrics["kept_mass"]])
+        rewards = torch.tensor([t.total_reward for t in trajectories])
+        lengths = torch.tensor([float(sum(map(len, t.actions))) for t in trajectories])
+        kept = torch.tensor([k for t in trajectories for k in t.kept_mass])
         self.num_episodes = int(total(intact.sum().float()))
         metrics = {
             "rollout/reward": masked_mean(rewards, intact, reduce=total),
             "rollout/reward_std": masked_var(rewards, intact, reduce=total).sqrt(),
             "rollout/response_length": masked_mean(lengths, intact, reduce=total),
-            "rollout/eos_fraction": mean([t.metrics["finish_reason"] == "eos" for t in played]),
+            "rollout/eos_fraction": mean([t.finish_reason == "eos" for t in trajectories]),
             "rollout/cut_mass": 1 - masked_mean(kept, kept >= 0, reduce=total),
             "rollout/failed": 1
-            - total(intact.sum().float()) / total(torch.tensor(len(played) * 1.0)),
+            - total(intact.sum().float()) / total(torch.tensor(len(trajectories) * 1.0)),
             "time/rollout_s": rollout.seconds["rollout"],
             "time/evaluate_s": rollout.seconds["evaluate"],
             "time/rollout_tokens_per_s": total(lengths.sum()) / rollout.seconds["rollout"],
         }
-        if (divergence := seen.kl()) is not None:
-            metrics["rollout/kl"] = masked_mean(divergence, seen.mask, reduce=total)
+        if (divergence := evaluation.kl()) is not None:
+            metrics["rollout/kl"] = masked_mean(divergence, evaluation.mask, reduce=total)
         parts = Means()  # processes may have met different ones
-        for trajectory in played:
-            found = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
-            parts.add({f"rollout/{name}": value for name, value in found.items()})
+        for trajectory in trajectories:
+            numbers = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+            parts.add({f"rollout/{name}": value for name, value in numbers.items()})
         metrics |= self.over_ranks(parts)
         self.rollout_metrics = {name: float(value) for name, value in metrics.items()}
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.experience import TokenBatch
 from datamodules.preferences.dataset import PreferenceBatch
-from datamodules.types import TokenBatch
 from rlmodules.algorithms.base import load_policy
 from rlmodules.algorithms.offline import OfflineModule, require_offline, require_room
 from rlmodules.checks import require

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.types import Experience, Minibatch, action_rewards
+from datamodules.experience import Experience, Minibatch
+from datamodules.types import Rollout, action_rewards
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.checks import require
 from rlmodules.functional import (
@@ -129,7 +130,7 @@ class PPO(OnlineModule):
         c = self.config
         self.kl_controller = AdaptiveKLController(c.kl_penalty_coef, c.kl_target, c.kl_horizon)
 
-    def learn_from(self, rollout: Any) -> tuple[Experience, dict[str, float]]:
+    def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """Rewards with the KL penalty -> advantages and returns."""
         c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
         mask, values, total = evaluation.mask, evaluation.values, self.sum_over_ranks
@@ -137,7 +138,7 @@ class PPO(OnlineModule):
         if c.reward_clip is not None:
             scores = scores.clamp(-c.reward_clip, c.reward_clip)
         if c.missing_eos_penalty is not None:
-            cut = torch.tensor([t.metrics["finish_reason"] == "length" for t in trajectories])
+            cut = torch.tensor([t.finish_reason == "length" for t in trajectories])
             scores[range(len(trajectories)), mask.sum(1) - 1] -= c.missing_eos_penalty * cut
         penalty = kl_estimate(evaluation.logprobs, evaluation.ref_logprobs, c.kl_estimator)
         rewards = scores - self.kl_controller.value * penalty

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.seeding import derive_seed
+from datamodules.types import Response, SamplingParams
 from rlmodules.forward_backward.lanes import Lane
 from rlmodules.forward_backward.passes import Model
-from rlmodules.sampling.choose import Response, SamplingParams
 from rlmodules.sampling.decoding import Decoding
 
 

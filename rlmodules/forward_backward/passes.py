@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from datamodules.types import TokenBatch
+from datamodules.experience import TokenBatch
 from rlmodules.forward_backward.gradients import NonFiniteLossError
 from rlmodules.forward_backward.results import ForwardBackwardResult, ForwardResult
 from rlmodules.forward_backward.tokens import PaddedBatch

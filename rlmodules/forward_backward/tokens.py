@@ -14,7 +14,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from datamodules.types import TokenBatch
+from datamodules.experience import TokenBatch
 
 IGNORED = -100
 """A label that does not count, as everywhere in PyTorch."""

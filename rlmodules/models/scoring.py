@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from datamodules.types import TokenBatch
+from datamodules.experience import TokenBatch
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad

@@ -1,4 +1,4 @@
-"""Drawing tokens: what there is to set, and how a row of logits becomes a token.
+"""Drawing tokens: how a row of logits becomes one, as ``SamplingParams`` say.
 
 The log-probabilities are those of ``softmax(logits / temperature)``, the distribution that ratios
 and KL are computed of; top-k and top-p narrow the choice below that, and ``kept_mass`` says by how
@@ -7,54 +7,13 @@ much.
 Shapes: B rows, V vocabulary, K candidates.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
+from datamodules.types import SamplingParams
+
 CANDIDATES = 256
 """The nucleus is looked for among this many tokens first; rows it does not fit sort everything."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to draw a response. ``temperature=0`` takes the likeliest token."""
-
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0 for all."""
-    top_p: float = 1.0
-    """Sample in the smallest set of likeliest tokens that holds this mass; 1 for all."""
-    stop_strings: Sequence[str] = ()
-    """End once the response (never the prompt) contains one of these."""
-    stop_token_ids: Sequence[int] = ()
-    """End tokens besides the tokenizer's own EOS."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or positive")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or positive")
-        if any(not stop for stop in self.stop_strings):
-            raise ValueError("stop_strings holds an empty string, which would end every response")
-
-
-@dataclass
-class Response:
-    """What the policy wrote after one prompt; the end token counts, where it wrote one."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    kept_mass: list[float] = field(default_factory=list)
-    """Probability of the tokens that top-k and top-p left to choose from, per token."""
-    finish_reason: str = "length"
-    """``eos`` (an end token), ``stop`` (a stop string) or ``length`` (max_new_tokens)."""
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> tuple[Tensor, ...]:

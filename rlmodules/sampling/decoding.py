@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
+from datamodules.types import Response, SamplingParams
 from rlmodules.models.scoring import PolicyModel
-from rlmodules.sampling.choose import Response, SamplingParams, choose, stream
+from rlmodules.sampling.choose import choose, stream
 from rlmodules.sampling.kv_cache import can_merge, merge, new_cache
 
 

@@ -174,7 +174,7 @@ def test_a_minibatch_without_any_action_is_0_with_a_gradient_of_0():
     module = GRPO(config(mask_truncated_completions=True, num_epochs=2, beta=0.1))
     rollout = groups(module)
     for trajectory in rollout.trajectories:
-        trajectory.metrics["finish_reason"] = "length"
+        trajectory.finish_reason = "length"
     experience = module.experience(rollout)
     loss, flat = gradient(module, experience.minibatch([*range(8)], 0.0))
     assert loss.item() == 0 and flat.abs().max() == 0
@@ -272,7 +272,7 @@ def test_nothing_is_learned_from_truncated_responses_if_so_asked(masks):
     rollout = with_rewards(groups(module), [1, 2, 3, 6, 0, 0, 4, 4])
     reasons = ["length", "eos", "stop", "eos"] * 2
     for trajectory, reason in zip(rollout.trajectories, reasons, strict=True):
-        trajectory.metrics["finish_reason"] = reason
+        trajectory.finish_reason = reason
     lengths = rollout.evaluation.mask.sum(1)
     experience = module.experience(rollout)
     expected = [0 if masks and r == "length" else n for r, n in zip(reasons, lengths, strict=True)]

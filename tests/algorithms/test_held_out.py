@@ -10,7 +10,7 @@ import torch
 from grpo_helpers import PROMPTS, config, data, run
 
 from datamodules import RolloutDataModule, TextGenerationEnv, Trajectory
-from datamodules.rollouts.episodes import Rollout
+from datamodules.types import Rollout
 from rlmodules import GRPO
 from rlmodules.algorithms.held_out import HeldOut, mcnemar_p, pass_at_k
 from rlmodules.models.embedded import tiny_tokenizer
@@ -70,7 +70,7 @@ class Alone:
         return means.compute(lambda total: total)
 
 
-class Seen:
+class NoReference:
     """What a policy without a reference says of two-token responses."""
 
     def __init__(self, count):
@@ -84,14 +84,15 @@ def attempts(*outcomes):
     """A rollout of (start, correct) pairs; correct None is an episode that failed."""
     tokenizer = tiny_tokenizer()
     env = TextGenerationEnv(tokenizer, ["x"])
-    played = []
+    trajectories = []
     for _, right in outcomes:
-        metrics = {"finish_reason": "eos"}
-        metrics |= {"failed": True} if right is None else {"correct": float(right)}
+        metrics = {} if right is None else {"correct": float(right)}
         action = torch.tensor(tokenizer("ok")["input_ids"])
         trajectory = Trajectory([env.reset(0)], [action], [1.0], [], True, 1.0, metrics)
-        played.append(trajectory)
-    return Rollout(played, Seen(len(played)), {}, [start for start, _ in outcomes])
+        trajectory.failed, trajectory.finish_reason = right is None, "eos"
+        trajectories.append(trajectory)
+    starts = [start for start, _ in outcomes]
+    return Rollout(trajectories, NoReference(len(starts)), {}, starts)
 
 
 def summed_up(*rollouts):

@@ -8,7 +8,8 @@ import torch
 from helpers import PROMPTS, config, count_e, data, run, weights
 
 from datamodules import TextGenerationEnv
-from datamodules.rollouts.episodes import Rollout, play
+from datamodules.rollouts.episodes import play
+from datamodules.types import Rollout
 from rlmodules import PPO, AdaptiveKLController, LoraConfig, ModelConfig, PPOConfig
 from rlmodules.algorithms.base import NonFiniteGradientError
 
@@ -206,7 +207,7 @@ def test_reward_clip_and_the_missing_eos_penalty_change_the_return_not_the_metri
         rollout.trajectories, ["length", "eos", "stop", "length"], strict=True
     ):
         trajectory.rewards[-1] = trajectory.total_reward = 5.0
-        trajectory.metrics["finish_reason"] = reason
+        trajectory.finish_reason = reason
     returns = module.experience(rollout).returns
     assert returns[:, 0].tolist() == [1.5, 2.0, 2.0, 1.5]
     assert module.rollout_metrics["rollout/reward"] == 5.0
@@ -307,7 +308,7 @@ def test_a_response_that_may_not_fit_the_environment_is_refused_not_cut():
 
 def test_an_empty_rollout_part_does_not_disturb_validation():
     module = PPO(config())
-    assert module.validation_step(Rollout([], None, {}), 0) == []
+    assert module.validation_step(Rollout.empty(), 0) == []
 
 
 def test_in_pure_bf16_everything_but_the_weights_stays_float32():

@@ -1,13 +1,14 @@
-"""Episodes as token sequences, and minibatches of them, by hand."""
+"""Episodes as token sequences, by hand; and what a policy must have."""
 
-import io
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.testing import assert_close
 
-from datamodules import Experience, Minibatch, Observation, TokenBatch, Trajectory
-from datamodules.types import action_rewards, sequence_of
+from datamodules import Observation, PreferenceDataModule, RolloutDataModule, Trajectory
+from datamodules.types import Rollout, action_rewards, as_policy, as_preference_learner, sequence_of
+from rlmodules import DPO, PPO, DPOConfig, PPOConfig
+from rlmodules.models.embedded import tiny_tokenizer
 
 
 def observation(*ids: int) -> Observation:
@@ -52,145 +53,48 @@ def test_a_context_that_was_rewritten_between_turns_is_noticed():
         sequence_of(trajectory(turns))
 
 
-def batch() -> TokenBatch:
-    return TokenBatch.collate(
-        [
-            torch.tensor([10, 11, 12, 20, 21]),
-            torch.tensor([13, 22]),
-            torch.tensor([10, 20, 90, 21]),
-        ],
-        [torch.tensor([3, 4]), torch.tensor([1]), torch.tensor([1, 3])],
-    )
-
-
-def test_collate_lists_actions_row_by_row():
-    tokens = batch()
-    assert [s.tolist() for s in tokens.sequences] == [
-        [10, 11, 12, 20, 21],
-        [13, 22],
-        [10, 20, 90, 21],
-    ]
-    assert [p.tolist() for p in tokens.positions] == [[3, 4], [1], [1, 3]]
-    assert tokens.mask.tolist() == [[True, True], [True, False], [True, True]]
-    assert tokens.actions.tolist() == [20, 21, 22, 20, 21]
-
-
-def test_an_episode_without_actions_counts_nowhere():
-    none = torch.tensor([], dtype=torch.long)
-    tokens = TokenBatch.collate(
-        [torch.tensor([1, 2]), torch.tensor([3])], [torch.tensor([1]), none]
-    )
-    assert tokens.mask.tolist() == [[True], [False]] and tokens.actions.tolist() == [2]
-    nothing = TokenBatch.collate([torch.tensor([3])], [none])
-    assert nothing.mask.tolist() == [[False]] and nothing.scatter(torch.zeros(0)).tolist() == [[0]]
-
-
-def test_scatter_puts_flat_numbers_back_in_their_rows_with_zeros_elsewhere():
-    flat = torch.tensor([1.0, 2, 3, 4, 5], requires_grad=True)
-    scattered = batch().scatter(flat)
-    assert scattered.tolist() == [[1, 2], [3, 0], [4, 5]]
-    (scattered * torch.tensor([[1.0, 10], [100, 1e6], [1000, 10_000]])).sum().backward()
-    assert flat.grad.tolist() == [1, 10, 100, 1000, 10_000]
-
-
-def test_scatter_undoes_taking_the_mask():
-    numbers = torch.randn(3, 2) * batch().mask
-    assert torch.equal(batch().scatter(numbers[batch().mask]), numbers)
-
-
 def test_each_actions_reward_stands_on_its_last_token():
     mask = torch.tensor([[True, True, False, False], [True] * 4, [True, False, False, False]])
     rewards = action_rewards([ONE, TWO, SHORT], mask)
     assert rewards.tolist() == [[0, 1.5, 0, 0], [0, 0, 0.5, 2.0], [-1.0, 0, 0, 0]]
 
 
-# -------------------------------------------------------------------------- Experience
+def test_of_a_failed_episode_nothing_is_learned():
+    failed = trajectory([((10, 11), (20, 21))], rewards=[1.5])
+    failed.failed = True
+    assert sequence_of(failed)[1].tolist() == []
+    mask = torch.tensor([[True, True], [True, False]])
+    assert action_rewards([failed, SHORT], mask).tolist() == [[0, 0], [-1.0, 0]]
 
 
-def experience(**others) -> Experience:
-    pairs = [sequence_of(t) for t in (ONE, SHORT, TWO)]
-    counts = torch.tensor([len(positions) for _, positions in pairs])
-    numbers = torch.arange(12.0).view(3, 4)
-    return Experience(
-        sequences=[sequence for sequence, _ in pairs],
-        positions=[positions for _, positions in pairs],
-        mask=torch.arange(4)[None, :] < counts[:, None],
-        old_logprobs=numbers,
-        advantages=numbers + 100,
-        **others,
-    )
+def test_an_empty_rollout_has_nothing_to_say():
+    rollout = Rollout.empty()
+    assert rollout.trajectories == [] and rollout.evaluation.kl() is None
+    assert rollout.evaluation.mask.sum() == 0
 
 
-def with_critic() -> Experience:
-    numbers = torch.arange(12.0).view(3, 4)
-    return experience(values=numbers + 200, returns=numbers + 300)
+# ------------------------------------------------------------- what data modules ask of a module
 
 
-def test_a_minibatch_is_padded_to_its_own_longest_sequence_only():
-    small = with_critic().minibatch([1, 0], num_actions=7.5)
-    assert [s.tolist() for s in small.tokens.sequences] == [[13, 22], [10, 11, 12, 20, 21]]
-    assert small.tokens.mask.tolist() == [[True, False], [True, True]]
-    assert small.old_logprobs.tolist() == [[4, 5], [0, 1]]
-    assert small.advantages.tolist() == [[104, 105], [100, 101]]
-    assert small.values.tolist() == [[204, 205], [200, 201]]
-    assert small.returns.tolist() == [[304, 305], [300, 301]]
-    assert small.num_actions == 7.5
-    shortest = with_critic().minibatch([1], num_actions=1)
-    assert [s.tolist() for s in shortest.tokens.sequences] == [[13, 22]]
-    assert shortest.old_logprobs.tolist() == [[4]]
+def test_an_online_algorithm_is_a_policy_and_one_that_reads_pairs_is_a_learner():
+    ppo, dpo = PPO(PPOConfig(model_name="random:tiny")), DPO(DPOConfig(model_name="random:tiny"))
+    assert as_policy(ppo) is ppo and as_preference_learner(dpo) is dpo
+    with pytest.raises(ValueError, match=r"DPO has no act, evaluate, .*data=rollouts .*algo=ppo"):
+        as_policy(dpo)
+    with pytest.raises(ValueError, match=r"PPO has no closes_texts: data=preferences .*algo=dpo"):
+        as_preference_learner(ppo)
 
 
-def test_a_minibatch_of_all_rows_holds_all():
-    everything = with_critic().minibatch([0, 1, 2], num_actions=7)
-    assert [len(s) for s in everything.tokens.sequences] == [5, 2, 8]
-    assert torch.equal(everything.tokens.mask, with_critic().mask)
-    assert torch.equal(everything.returns, with_critic().returns)
-
-
-def test_without_a_critic_values_and_returns_stay_away():
-    small = experience().minibatch([0, 2], num_actions=6)
-    assert small.values is None and small.returns is None
-    assert small.to("cpu").values is None
-
-
-def test_actions_are_counted_over_the_given_episodes():
-    played = experience()
-    assert len(played) == 3
-    assert [played.num_actions(rows) for rows in ([0], [1, 2], [0, 1, 2], [])] == [2, 5, 7, 0]
-
-
-@pytest.mark.parametrize("make", [with_critic, experience])
-def test_the_state_survives_a_checkpoint_read_with_weights_only(make):
-    file = io.BytesIO()
-    torch.save(make().state_dict(), file)
-    file.seek(0)
-    restored = Experience(**torch.load(file, weights_only=True))
-    first, second = (e.minibatch([2, 0], num_actions=6.0) for e in (make(), restored))
-    assert_same(first, second)
-    assert len(restored) == 3 and torch.equal(restored.mask, make().mask)
-
-
-def assert_same(first: Minibatch, second: Minibatch) -> None:
-    for name in ("old_logprobs", "advantages", "values", "returns"):
-        assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0)
-    for name in ("actions", "mask"):
-        assert torch.equal(getattr(first.tokens, name), getattr(second.tokens, name))
-    for name in ("sequences", "positions"):
-        pairs = zip(getattr(first.tokens, name), getattr(second.tokens, name), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-    assert first.num_actions == second.num_actions
-
-
-def test_cpu_is_a_detached_copy():
-    numbers = torch.zeros(3, 4, requires_grad=True)
-    played = experience(values=numbers * 2, returns=None).cpu()
-    assert not played.values.requires_grad and played.values.device.type == "cpu"
-    assert played.returns is None
-
-
-def test_moving_a_minibatch_moves_its_tensors_and_leaves_ragged_lists_to_the_layout():
-    moved = with_critic().minibatch([0, 1], num_actions=3.0).to("meta")
-    tensors = [moved.old_logprobs, moved.advantages, moved.values, moved.returns]
-    tensors += [moved.tokens.actions, moved.tokens.mask]
-    assert all(tensor.device.type == "meta" for tensor in tensors)
-    assert moved.num_actions == 3.0
+@pytest.mark.parametrize(
+    "data",
+    [
+        RolloutDataModule(lambda tokenizer: None),
+        PreferenceDataModule("pairs.jsonl"),
+    ],
+    ids=["rollouts", "preferences"],
+)
+def test_data_that_the_algorithm_cannot_use_is_refused_before_it_is_read(data):
+    module = SimpleNamespace(tokenizer=tiny_tokenizer())
+    data.trainer = SimpleNamespace(lightning_module=module)
+    with pytest.raises(ValueError, match="the algorithm SimpleNamespace has no"):
+        data.setup("fit")

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from datamodules.types import TokenBatch
+from datamodules.experience import TokenBatch
 from rlmodules import GRPO, GRPOConfig, ModelConfig, RewardModel, RewardModelConfig, SamplingParams
 from rlmodules.models import PolicyModel, backbone, load_model
 from rlmodules.models.layout import flat_hidden, pad

@@ -26,11 +26,12 @@ from transformers import (
 )
 
 from datamodules import TextGenerationEnv
+from datamodules.types import SamplingParams
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.models import PolicyModel, backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 from rlmodules.sampling import choose as drawing
-from rlmodules.sampling.choose import SamplingParams, choose
+from rlmodules.sampling.choose import choose
 from rlmodules.sampling.decoding import Decoding, PolicySampler, sample
 
 PROMPTS = ["ab", "a much longer prompt, of many tokens", "x", "hello there", "ab"]

@@ -61,7 +61,8 @@ def test_the_documented_dataclasses_have_the_documented_fields():
     names = {cls: [f.name for f in dataclasses.fields(cls)] for cls in (Observation, StepResult)}
     assert names[Observation] == ["input_ids", "attention_mask", "prompt", "metadata"]
     assert names[StepResult] == ["reward", "done", "next_observation", "info", "metrics"]
-    assert [f.name for f in dataclasses.fields(Trajectory)] == [
+    documented, ours = dataclasses.fields(Trajectory)[:7], dataclasses.fields(Trajectory)[7:]
+    assert [f.name for f in documented] == [
         "observations",
         "actions",
         "rewards",
@@ -70,6 +71,9 @@ def test_the_documented_dataclasses_have_the_documented_fields():
         "total_reward",
         "metrics",
     ]
+    assert [f.name for f in ours] == ["failed", "finish_reason", "kept_mass"]
+    whole = Trajectory([], [], [], [], True, 1.5, {"a": 1.0})  # ours need not be given
+    assert (whole.failed, whole.finish_reason, whole.kept_mass) == (False, "", [])
 
 
 def test_the_documented_example_runs_as_written(capsys):

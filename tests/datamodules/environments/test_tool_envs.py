@@ -12,9 +12,8 @@ from datamodules.environments.calculator import CalculatorEnv, calculator, chain
 from datamodules.environments.toolbox import MAX_ANSWER, as_call
 from datamodules.environments.tools import Scene, ToolEnv, solved
 from datamodules.rollouts.episodes import play as play_episodes
-from datamodules.types import sequence_of
+from datamodules.types import Response, sequence_of
 from rlmodules.models.embedded import tiny_tokenizer
-from rlmodules.sampling.choose import Response
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id

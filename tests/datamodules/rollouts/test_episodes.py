@@ -11,12 +11,11 @@ import torch
 
 from datamodules import Environment, Observation, StepResult
 from datamodules.environments import TextGenerationEnv
+from datamodules.experience import action_mask
 from datamodules.rewards.functions import RewardError
 from datamodules.rollouts.episodes import EpisodeError, act_out, play, require_some, score
-from datamodules.types import action_mask, action_rewards, sequence_of
-from rlmodules.algorithms.policy import Evaluation
+from datamodules.types import Evaluation, Response, action_rewards, sequence_of
 from rlmodules.models.embedded import tiny_tokenizer
-from rlmodules.sampling.choose import Response
 
 REPLY = [90, 91]
 
@@ -127,7 +126,7 @@ def test_of_several_turns_only_the_policys_tokens_are_actions_token_by_token():
     last = rollout.trajectories[1]
     assert [a.tolist() for a in last.actions] == [[20, 21], [20, 21, 22], [20, 21, 22, 23]]
     assert [len(logprobs) for logprobs in last.logprobs] == [2, 3, 4]
-    assert len(last.metrics["kept_mass"]) == 9
+    assert len(last.kept_mass) == 9
 
 
 def test_each_turns_reward_stands_on_its_last_token_and_the_score_on_the_last():
@@ -159,8 +158,8 @@ def test_a_context_without_room_for_another_turn_ends_as_truncated_and_is_scored
     rollout = played(env, policy=Script(room=8))  # 6 tokens before turn 2, 11 before turn 3
     cut, whole = rollout.trajectories[1], rollout.trajectories[0]
     assert len(cut.actions) == 2 and cut.done
-    assert cut.metrics["truncated"] == 1.0 and cut.metrics["finish_reason"] == "length"
-    assert "truncated" not in whole.metrics and whole.metrics["finish_reason"] == "eos"
+    assert cut.metrics["truncated"] == 1.0 and cut.finish_reason == "length"
+    assert "truncated" not in whole.metrics and whole.finish_reason == "eos"
     assert env.batches == [[0, 1]] and cut.total_reward == 0.25 + 0.25 + 1.0
 
 
