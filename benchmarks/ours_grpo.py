@@ -22,7 +22,7 @@ from ours_ppo import IterationClock
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from datamodules.experience import Minibatch
-from datamodules.rollouts.streams import _nth_start
+from datamodules.rollouts.streams import nth_start
 from datamodules.text.prompts import Prompt
 from rlmodules import GRPO, GRPOConfig, ModelConfig
 from rlmodules.models import backbone
@@ -68,7 +68,7 @@ def in_order(rows: Sequence[dict[str, str]], seed: int) -> list[Prompt]:
     """Prompts so arranged that the order of `seed` asks the questions as the file has them."""
     prompts: list[Any] = [None] * len(rows)
     for turn, row in enumerate(rows):
-        prompts[_nth_start(turn, len(rows), seed)] = Prompt(row["prompt"], row)
+        prompts[nth_start(turn, len(rows), seed)] = Prompt(row["prompt"], row)
     return prompts
 
 

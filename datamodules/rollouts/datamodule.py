@@ -1,10 +1,11 @@
 """RolloutDataModule: an environment and the policy in training -> minibatches.
 
 It reads the prompts, makes the environment and holds out what is evaluated on; the loaders are in
-``rollout_streams.py``.
+``streams.py``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ import torch
 
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
-from datamodules.rollouts.streams import EvaluationStream, RolloutStream
+from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
 from datamodules.text.prompts import Prompt, gather_prompts
 from datamodules.types import as_policy
 
@@ -20,8 +21,7 @@ from datamodules.types import as_policy
 class RolloutDataModule(L.LightningDataModule):
     """Episodes of an environment as training data for an online algorithm.
 
-    The algorithm is ``trainer.lightning_module``; it must have ``act``, ``evaluate`` and
-    ``experience`` (see ``rlmodules.algorithms.ppo.PPO``).
+    The algorithm is ``trainer.lightning_module``, a ``datamodules.types.Policy``.
 
     Args:
         env: an environment; or what makes one, called as ``env(tokenizer=..., prompts=[...])`` if
@@ -43,7 +43,13 @@ class RolloutDataModule(L.LightningDataModule):
         gradient_accumulation_steps: backward passes an optimizer step, as the Trainer is told.
         eval_batch_size: held-out episodes played at once, over all processes.
         seed: of prompts' order, of texts and of minibatches.
+
+    Attributes:
+        env: what makes the environment; from ``setup`` on, the environment.
+        train_starts, eval_starts: its starting states, to train on and held out.
     """
+
+    trainer: L.Trainer
 
     def __init__(
         self,
@@ -72,56 +78,80 @@ class RolloutDataModule(L.LightningDataModule):
             raise ValueError("give either data.prompts (a list) or data.path (a file), not both")
         self.env, self.prompts, self.path = env, prompts, path
         self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
-        self.read = {"column": prompt_column, "split": split, "chat": chat}
-        self.batch_size, self.mini_batch_size, self.epochs = batch_size, mini_batch_size, epochs
-        self.num_generations, self.max_resamples = num_generations, max_resamples
-        self.accumulate = gradient_accumulation_steps
+        self._gather = partial(gather_prompts, column=prompt_column, split=split, chat=chat)
+        self.plan = IterationPlan(
+            batch_size=batch_size,
+            num_generations=num_generations,
+            max_resamples=max_resamples,
+            mini_batch_size=mini_batch_size,
+            epochs=epochs,
+            accumulate=gradient_accumulation_steps,
+            seed=seed,
+        )
         self.eval_batch_size, self.eval_generations = eval_batch_size, eval_generations
         self.seed = seed
         self.train_starts: Sequence[int] | None = None
         self.eval_starts: Sequence[int] = ()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the prompts, make the environment and hold out what it is evaluated on, once."""
+        """Read the prompts, make the environment and hold out what it is evaluated on, once.
+
+        Raises:
+            ValueError: the algorithm is no ``Policy``, or nothing is left to train on.
+        """
         if self.train_starts is not None:
             return
-        module = as_policy(self.trainer.lightning_module)
+        policy = as_policy(self.trainer.lightning_module)
         whole = isinstance(self.env, Environment)
         held_out: Sequence[int] | None = None
+        prompts: list[Prompt] | None = None
         if not whole and (self.prompts is not None or self.path is not None):
             prompts, count = self._load()
-            self.env = make_environment(self.env, module.tokenizer, prompts)
             held_out = range(len(prompts) - count, len(prompts)) if count else None
-        elif not whole:
-            self.env = make_environment(self.env, module.tokenizer)
-        self.env.attach(module.base_model)
+        env = self.env = make_environment(self.env, policy.tokenizer, prompts)
+        env.attach(policy.base_model)
         if held_out is None:
-            held_out = self.env.held_out
+            held_out = env.held_out
         if self.eval_size and held_out is None and not whole:
-            held_out = self._draw(len(self.env))
+            held_out = self._draw(len(env))
         self.eval_starts = list(held_out or ())[: self.eval_size]
         taken = set(held_out or ())
-        self.train_starts = [i for i in range(len(self.env)) if i not in taken]
+        self.train_starts = [i for i in range(len(env)) if i not in taken]
         if not self.train_starts:
             raise ValueError(
-                f"all {len(self.env)} starting states of the environment are held out for"
+                f"all {len(env)} starting states of the environment are held out for"
                 " evaluation: nothing is left to train on"
             )
         if not self.eval_starts:
             self.trainer.limit_val_batches = 0
 
-    def train_dataloader(self) -> RolloutStream:
-        return RolloutStream(self)
+    def train_dataloader(self) -> TrainEpisodes:
+        assert self.train_starts is not None, "setup comes first"
+        return TrainEpisodes(self.trainer, self._environment, self.train_starts, self.plan)
 
-    def val_dataloader(self) -> EvaluationStream | list:
-        return EvaluationStream(self) if self.eval_starts else []
+    def val_dataloader(self) -> HeldOutEpisodes | list[Any]:
+        if not self.eval_starts:
+            return []
+        return HeldOutEpisodes(
+            self.trainer,
+            self._environment,
+            self.eval_starts,
+            generations=self.eval_generations,
+            batch_size=self.eval_batch_size,
+            seed=self.seed,
+        )
+
+    @property
+    def _environment(self) -> Environment:
+        assert isinstance(self.env, Environment), "setup comes first"
+        return self.env
 
     def _load(self) -> tuple[list[Prompt], int]:
         """Prompts, and how many of the last ones are given for evaluation alone."""
-        train = gather_prompts(self.prompts, self.path, **self.read)
+        train = self._gather(self.prompts, self.path)
         if not self.eval_size or (self.eval_prompts is None and self.eval_path is None):
             return train, 0
-        held_out = gather_prompts(self.eval_prompts, self.eval_path, **self.read)
+        held_out = self._gather(self.eval_prompts, self.eval_path)
         held_out = held_out[: self.eval_size]
         return train + held_out, len(held_out)
 

@@ -8,10 +8,13 @@ replaced groups, ``max_resamples``: a process knows only its own).
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
 import torch
 
+from datamodules.environments.base import Environment
 from datamodules.experience import Experience, Minibatch
 from datamodules.rollouts.episodes import act_out, play, require_some, score
 from datamodules.seeding import derive_seed, seed_all
@@ -21,45 +24,84 @@ EVALUATION = 2**31 - 1
 """Stands for the iteration in the seeds of evaluation episodes: the same texts every time."""
 
 
-class RolloutStream:
+@dataclass(frozen=True)
+class IterationPlan:
+    """How many episodes an iteration has, and how it goes over them; see ``RolloutDataModule``."""
+
+    batch_size: int
+    num_generations: int
+    max_resamples: int
+    mini_batch_size: int
+    epochs: int
+    accumulate: int
+    """Backward passes an optimizer step."""
+    seed: int
+
+    @property
+    def num_minibatches(self) -> int:
+        """Minibatches of all passes together, of one process as of all."""
+        return self.epochs * (self.batch_size // self.mini_batch_size)
+
+    def check(self, world: int) -> None:
+        """Check that ``world`` processes can share the episodes.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        size = self.num_generations
+        for name, value, unit in (
+            ("batch_size", self.batch_size, size),
+            ("mini_batch_size", self.mini_batch_size, 1),
+        ):
+            if value % (unit * world):
+                raise ValueError(
+                    f"algo.{name}={value} must be divisible by the {world} processes"
+                    + (f" x num_generations = {unit * world}" if unit > 1 else "")
+                    + ": it counts the episodes of all of them together"
+                )
+        if self.batch_size % (self.mini_batch_size * self.accumulate):
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
+                f" gradient_accumulation_steps = {self.mini_batch_size} x {self.accumulate}"
+            )
+
+
+class TrainEpisodes:
     """The train loader: iterating plays one iteration's episodes and yields its minibatches.
 
     It has a length, so Lightning never prefetches, which would sample from a policy of the past.
+
+    Args:
+        trainer: whose ``lightning_module`` is the policy.
+        env: what the episodes are of.
+        starts: starting states to train on.
+        plan: sizes and seed.
+
+    Raises:
+        ValueError: the processes cannot share the episodes.
     """
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
-        world = data.trainer.world_size
-        for name, size in (("batch_size", data.num_generations), ("mini_batch_size", 1)):
-            if getattr(data, name) % (size * world):
-                raise ValueError(
-                    f"algo.{name}={getattr(data, name)} must be divisible by the {world} processes"
-                    + (f" x num_generations = {size * world}" if size > 1 else "")
-                    + ": it counts the episodes of all of them together"
-                )
-        self.per_epoch = data.batch_size // data.mini_batch_size
-        if data.batch_size % data.mini_batch_size or self.per_epoch % data.accumulate:
-            raise ValueError(
-                f"algo.batch_size={data.batch_size} must be a multiple of mini_batch_size x"
-                f" gradient_accumulation_steps = {data.mini_batch_size} x {data.accumulate}"
-            )
+    def __init__(
+        self, trainer: L.Trainer, env: Environment, starts: Sequence[int], plan: IterationPlan
+    ) -> None:
+        plan.check(trainer.world_size)
+        self.trainer, self.env, self.starts, self.plan = trainer, env, starts, plan
         self.position = 0
         self.experience: Experience | None = None
         self._resumed = False
 
     def __len__(self) -> int:
-        return self.data.epochs * self.per_epoch
+        return self.plan.num_minibatches
 
     def __iter__(self) -> Iterator[Minibatch]:
-        trainer = self.data.trainer
-        iteration = trainer.current_epoch
-        seed_all(derive_seed(self.data.seed, iteration, trainer.global_rank))
-        if not self._resumed:
+        iteration = self.trainer.current_epoch
+        seed_all(derive_seed(self.plan.seed, iteration, self.trainer.global_rank))
+        if self.experience is None or not self._resumed:
             self.position = 0
             self.experience = self._collect(iteration)
         self._resumed = False
-        schedule = self._schedule(iteration)
-        for rows, num_actions in schedule[self.position :]:
+        minibatches = self._minibatches(self.experience, iteration)
+        for rows, num_actions in minibatches[self.position :]:
             self.position += 1
             yield self.experience.minibatch(rows, num_actions)
 
@@ -76,16 +118,16 @@ class RolloutStream:
             self._resumed = True
 
     def _collect(self, iteration: int) -> Experience:
-        module = as_policy(self.data.trainer.lightning_module)
-        module.train(False)  # Lightning runs loaders in train mode, with gradients on
+        policy = as_policy(self.trainer.lightning_module)
+        policy.train(False)  # Lightning runs loaders in train mode, with gradients on
         with torch.no_grad():
-            if self.data.max_resamples:
+            if self.plan.max_resamples:
                 rollout = self._resampled(iteration)
             else:
-                rollout = play(module, self.data.env, *self._episodes(iteration))
-            require_some(self.data.env, rollout.trajectories, module.sum_over_ranks)
-            experience = module.experience(rollout).cpu()
-        module.train()
+                rollout = play(policy, self.env, *self._episodes(iteration))
+            require_some(self.env, rollout.trajectories, policy.sum_over_ranks)
+            experience = policy.experience(rollout).cpu()
+        policy.train()
         return experience
 
     def _episodes(self, iteration: int, *draw: int) -> tuple[list[int], list[int]]:
@@ -94,24 +136,23 @@ class RolloutStream:
         Args:
             draw: number of the draw, where there are several in an iteration.
         """
-        data, size = self.data, self.data.num_generations
-        share = data.batch_size // data.trainer.world_size
-        first = iteration * data.batch_size + data.trainer.global_rank * share
-        seed = derive_seed(data.seed, *draw) if draw else data.seed
+        plan, size = self.plan, self.plan.num_generations
+        share = plan.batch_size // self.trainer.world_size
+        first = iteration * plan.batch_size + self.trainer.global_rank * share
+        seed = derive_seed(plan.seed, *draw) if draw else plan.seed
         starts = [
-            data.train_starts[_nth_start(e // size, len(data.train_starts), seed)]
-            for e in range(first, first + share)
+            self.starts[nth_start(episode // size, len(self.starts), seed)]
+            for episode in range(first, first + share)
         ]
         return starts, [derive_seed(seed, iteration, e) for e in range(first, first + share)]
 
     def _resampled(self, iteration: int) -> Rollout:
         """Groups of unequal rewards as far as ``max_resamples`` more draws yield them."""
-        data, size = self.data, self.data.num_generations
-        module = data.trainer.lightning_module
+        policy, size = as_policy(self.trainer.lightning_module), self.plan.num_generations
         began = time.perf_counter()
         groups: list[tuple[list[int], list[Trajectory]]] = []
         wanted = resampled = 0
-        for draw in range(data.max_resamples + 1):
+        for draw in range(self.plan.max_resamples + 1):
             starts, seeds = self._episodes(iteration, *([draw] if draw else []))
             wanted = wanted or len(starts) // size
             missing = wanted - sum(_differ(group) for _, group in groups)
@@ -120,63 +161,86 @@ class RolloutStream:
             starts, seeds = starts[: missing * size], seeds[: missing * size]
             if draw:
                 taken = {start for some, _ in groups for start in some}
-                starts = _others(starts, taken, data.train_starts, size)
-            episodes, played = act_out(module, data.env, starts, seeds)
-            score(data.env, episodes, played)
+                starts = _others(starts, taken, self.starts, size)
+            episodes, trajectories = act_out(policy, self.env, starts, seeds)
+            score(self.env, episodes, trajectories)
             resampled += missing if draw else 0
-            groups += [
-                (starts[i : i + size], played[i : i + size]) for i in range(0, len(played), size)
-            ]
+            firsts = range(0, len(trajectories), size)
+            groups += [(starts[i : i + size], trajectories[i : i + size]) for i in firsts]
         groups.sort(key=lambda group: not _differ(group[1]))  # stable: the telling ones first
         starts = [start for some, _ in groups[:wanted] for start in some]
         trajectories = [t for _, group in groups[:wanted] for t in group]
         sampled = time.perf_counter()
-        evaluation = module.evaluate(trajectories)
+        evaluation = policy.evaluate(trajectories)
         seconds = {"rollout": sampled - began, "evaluate": time.perf_counter() - sampled}
         return Rollout(trajectories, evaluation, seconds, starts, resampled)
 
-    def _schedule(self, iteration: int) -> list[tuple[list[int], float]]:
+    def _minibatches(self, experience: Experience, iteration: int) -> list[tuple[list[int], float]]:
         """(episodes, divisor of the loss) of each minibatch of the iteration."""
-        data, trainer = self.data, self.data.trainer
-        size = data.mini_batch_size // trainer.world_size
-        seed = derive_seed(data.seed, iteration, trainer.global_rank)
+        plan, trainer = self.plan, self.trainer
+        size = plan.mini_batch_size // trainer.world_size
+        seed = derive_seed(plan.seed, iteration, trainer.global_rank)
         generator = torch.Generator().manual_seed(seed)
         batches: list[list[int]] = []
-        for _ in range(data.epochs):
+        for _ in range(plan.epochs):
             # Groups stay together: what their episodes begin with alike is computed once.
-            group = data.num_generations
-            drawn = torch.randperm(len(self.experience) // group, generator=generator).tolist()
+            group = plan.num_generations
+            drawn = torch.randperm(len(experience) // group, generator=generator).tolist()
             order = [g * group + i for g in drawn for i in range(group)]
             batches += [order[i : i + size] for i in range(0, len(order), size)]
-        counts = torch.tensor([self.experience.num_actions(rows) for rows in batches]).float()
+        counts = torch.tensor([experience.num_actions(rows) for rows in batches]).float()
         counts = trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum")
         # Lightning divides by the accumulation and DDP by the number of processes.
-        share = data.accumulate * trainer.world_size
-        windows = counts.view(-1, data.accumulate).sum(1).repeat_interleave(data.accumulate)
+        share = plan.accumulate * trainer.world_size
+        windows = counts.view(-1, plan.accumulate).sum(1).repeat_interleave(plan.accumulate)
         return list(zip(batches, (windows / share).tolist(), strict=True))
 
 
-class EvaluationStream:
-    """The validation loader: plays the held-out episodes, each process its share of them."""
+class HeldOutEpisodes:
+    """The validation loader: yields rollouts of held-out starting states, each process its share.
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
-        self.per_batch = max(data.eval_batch_size // data.eval_generations, 1)
+    Args:
+        trainer: whose ``lightning_module`` is the policy.
+        env: what the episodes are of.
+        starts: held-out starting states.
+        generations: episodes of each.
+        batch_size: episodes at once, over all processes.
+        seed: of their texts.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        env: Environment,
+        starts: Sequence[int],
+        *,
+        generations: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.trainer, self.env, self.starts = trainer, env, starts
+        self.generations, self.seed = generations, seed
+        self.per_batch = max(batch_size // generations, 1)
 
     def __len__(self) -> int:
-        return -(-len(self.data.eval_starts) // self.per_batch)
+        return -(-len(self.starts) // self.per_batch)
 
     def __iter__(self) -> Iterator[Rollout]:
-        data, trainer = self.data, self.data.trainer
-        repeats = data.eval_generations
-        for first in range(0, len(data.eval_starts), self.per_batch):
-            batch = range(first, min(first + self.per_batch, len(data.eval_starts)))
+        trainer, repeats = self.trainer, self.generations
+        policy = as_policy(trainer.lightning_module)
+        for first in range(0, len(self.starts), self.per_batch):
+            batch = range(first, min(first + self.per_batch, len(self.starts)))
             mine = [i for i in batch if i % trainer.world_size == trainer.global_rank]
-            starts = [data.eval_starts[i] for i in mine for _ in range(repeats)]
+            starts = [self.starts[i] for i in mine for _ in range(repeats)]
             episodes = [i * repeats + k for i in mine for k in range(repeats)]
-            seeds = [derive_seed(data.seed, EVALUATION, e) for e in episodes]
-            policy = as_policy(trainer.lightning_module)
-            yield play(policy, data.env, starts, seeds) if mine else Rollout.empty()
+            seeds = [derive_seed(self.seed, EVALUATION, e) for e in episodes]
+            yield play(policy, self.env, starts, seeds) if mine else Rollout.empty()
+
+
+def nth_start(episode: int, count: int, seed: int) -> int:
+    """Starting state of the n-th episode ever: pass after pass over all, each in its own order."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, episode // count))
+    return int(torch.randperm(count, generator=generator)[episode % count])
 
 
 def _others(starts: Sequence[int], taken: set[int], known: Sequence[int], size: int) -> list[int]:
@@ -195,9 +259,3 @@ def _others(starts: Sequence[int], taken: set[int], known: Sequence[int], size: 
 def _differ(group: Sequence[Trajectory]) -> bool:
     """Whether the rewards of a group differ: equal ones tell nothing apart."""
     return len({t.total_reward for t in group if not t.failed}) > 1
-
-
-def _nth_start(episode: int, count: int, seed: int) -> int:
-    """Starting state of the n-th episode ever: pass after pass over all, each in its own order."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, episode // count))
-    return int(torch.randperm(count, generator=generator)[episode % count])

@@ -10,7 +10,7 @@ from helpers import SignalAt, assert_same_run, weights
 from lightning.pytorch.callbacks import Callback
 from process_helpers import alone_and_together
 
-from datamodules.rollouts.streams import RolloutStream
+from datamodules.rollouts.streams import TrainEpisodes
 from rlmodules import GRPO, LoraConfig, ModelConfig
 from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveOnStop, newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
@@ -187,7 +187,6 @@ def test_two_processes_take_the_steps_of_one(one_and_two, case):
 
 
 def test_processes_that_cannot_share_the_groups_are_named():
-    d = data(config(batch_size=12, mini_batch_size=4, num_generations=4))
-    d.trainer = SimpleNamespace(world_size=2)
+    plan = data(config(batch_size=12, mini_batch_size=4, num_generations=4)).plan
     with pytest.raises(ValueError, match=r"algo\.batch_size=12 .* 2 processes x num_generations"):
-        RolloutStream(d)
+        TrainEpisodes(SimpleNamespace(world_size=2), None, [0], plan)
