@@ -1,13 +1,14 @@
 """PreferenceDataModule: a file of preferences -> batches for DPO, ORPO and reward models."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
 
 from datamodules.preferences.dataset import ExampleDataset
-from datamodules.preferences.rows import as_pair, as_scored
-from datamodules.preferences.streams import EvaluationStream, TrainStream
+from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
+from datamodules.preferences.streams import HeldOutExamples, TrainExamples
 from datamodules.text.encoding import Limits
 from datamodules.text.tables import read_rows
 from datamodules.types import as_preference_learner
@@ -16,8 +17,7 @@ from datamodules.types import as_preference_learner
 class PreferenceDataModule(L.LightningDataModule):
     """Pairs (or, with ``objectives``, scored responses), read, checked and tokenized once.
 
-    The algorithm is ``trainer.lightning_module``; it must have ``tokenizer`` and ``closes_texts``
-    (see ``rlmodules.algorithms.offline``).
+    The algorithm is ``trainer.lightning_module``, a ``datamodules.types.PreferenceLearner``.
 
     Args:
         path: see ``read_rows`` and ``datamodules.preferences.rows`` for files and formats.
@@ -33,6 +33,8 @@ class PreferenceDataModule(L.LightningDataModule):
         eval_batch_size: examples evaluated at once, over all processes.
         seed: of the order of examples and of the split.
     """
+
+    trainer: L.Trainer
 
     def __init__(
         self,
@@ -65,27 +67,34 @@ class PreferenceDataModule(L.LightningDataModule):
         self.eval_batch_size, self.seed = eval_batch_size, seed
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and tokenize, once."""
-        made = self.train_dataset is None
-        if made:
-            self.train_dataset = self._load(self.path, self.splits[0])
-        if self.eval_size and self.eval_dataset is None:
+        """Read, check and tokenize, once.
+
+        Raises:
+            ValueError: the algorithm is no ``PreferenceLearner``, or rows cannot be learned from.
+        """
+        train, held_out = self.train_dataset, self.eval_dataset
+        if train is None:
+            assert self.path is not None  # __init__ has seen to it
+            train = self._load(self.path, self.splits[0])
+        if self.eval_size and held_out is None:
             if self.eval_path is not None:
                 held_out = self._load(self.eval_path, self.splits[1])
-                self.eval_dataset = held_out.subset(range(len(held_out))[: self.eval_size])
-            elif made:
-                parts = split_prompts(self.train_dataset, self.eval_size, self.seed)
-                if parts[1]:
-                    whole = self.train_dataset
-                    self.train_dataset, self.eval_dataset = map(whole.subset, parts)
-                    self.train_dataset.problems = whole.problems
-        if made and self.trainer.is_global_zero:
-            print(self._counts(), flush=True)
-        if self.eval_dataset is None:
+                held_out = held_out.subset(range(len(held_out))[: self.eval_size])
+            elif self.train_dataset is None:
+                rows, held_out_rows = split_prompts(train, self.eval_size, self.seed)
+                if held_out_rows:
+                    problems, held_out = train.problems, train.subset(held_out_rows)
+                    train = train.subset(rows)
+                    train.problems = problems
+        if self.train_dataset is None and self.trainer.is_global_zero:
+            print(self._counts(train, held_out), flush=True)
+        self.train_dataset, self.eval_dataset = train, held_out
+        if held_out is None:
             self.trainer.limit_val_batches = 0
 
-    def train_dataloader(self) -> TrainStream:
-        return TrainStream(
+    def train_dataloader(self) -> TrainExamples:
+        assert self.train_dataset is not None, "setup comes first"
+        return TrainExamples(
             self.train_dataset, self.trainer, self.batch_size, self.accumulate, self.seed
         )
 
@@ -94,15 +103,15 @@ class PreferenceDataModule(L.LightningDataModule):
         """Optimizer steps."""
         return len(self.train_dataloader()) // self.accumulate
 
-    def val_dataloader(self) -> "EvaluationStream | list":
+    def val_dataloader(self) -> HeldOutExamples | list[Any]:
         if self.eval_dataset is None:
             return []
-        return EvaluationStream(self.eval_dataset, self.trainer, self.eval_batch_size)
+        return HeldOutExamples(self.eval_dataset, self.trainer, self.eval_batch_size)
 
     def _load(self, path: str, split: str) -> ExampleDataset:
         learner = as_preference_learner(self.trainer.lightning_module)
         problems: list[str] = []
-        rows = []
+        rows: list[tuple[str, Pair | Scored]] = []
         for where, row in read_rows(path, split, on_bad=problems.append):
             try:
                 item = as_scored(row, self.objectives) if self.objectives else as_pair(row)
@@ -120,16 +129,15 @@ class PreferenceDataModule(L.LightningDataModule):
             problems=problems,
         )
 
-    def _counts(self) -> str:
+    def _counts(self, train: ExampleDataset, held_out: ExampleDataset | None) -> str:
         unit = "scored responses" if self.objectives else "pairs"
-        held_out = len(self.eval_dataset) if self.eval_dataset else 0
-        skipped = len(self.train_dataset.problems)
-        skipped += len(self.eval_dataset.problems) if self.eval_dataset else 0
-        tokens = sum(map(self.train_dataset.num_tokens, range(len(self.train_dataset))))
-        mean = tokens / len(self.train_dataset) / len(self.train_dataset[0].sequences)
+        skipped = len(train.problems) + (len(held_out.problems) if held_out else 0)
+        tokens = sum(map(train.num_tokens, range(len(train))))
+        mean = tokens / len(train) / len(train[0].sequences)
         return (
-            f"{len(self.train_dataset)} {unit} to train on ({mean:.0f} tokens a text),"
-            f" {held_out} held out" + (f", {skipped} skipped" if skipped else "")
+            f"{len(train)} {unit} to train on ({mean:.0f} tokens a text),"
+            f" {len(held_out) if held_out else 0} held out"
+            + (f", {skipped} skipped" if skipped else "")
         )
 
 
@@ -144,13 +152,12 @@ def split_prompts(
     wanted = min(eval_size, len(dataset) // 10)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(groups), generator=generator).tolist()
-    groups = [list(groups.values())[i] for i in order]
+    shuffled = [list(groups.values())[i] for i in order]
     held_out: list[int] = []
-    for group in groups:
+    for group in shuffled:
         if len(held_out) + len(group) <= wanted:
             held_out += group
-    if wanted and not held_out and len(groups) > 1:  # every prompt has more rows than a tenth
-        smallest = min(groups, key=len)
+    if wanted and not held_out and len(shuffled) > 1:  # every prompt has more rows than a tenth
+        smallest = min(shuffled, key=len)
         held_out = smallest if len(smallest) <= eval_size else []
-    kept = set(held_out)
-    return [row for row in range(len(dataset)) if row not in kept], sorted(held_out)
+    return sorted(set(range(len(dataset))) - set(held_out)), sorted(held_out)

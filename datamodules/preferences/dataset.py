@@ -75,14 +75,14 @@ class PreferenceBatch:
     @property
     def targets(self) -> Tensor:
         """[B, K]"""
-        return torch.stack([example.targets for example in self.examples])
+        return torch.stack([e.targets for e in self.examples if e.targets is not None])
 
 
 class ProblemRowsError(ValueError):
     """Rows that cannot be learned from; the message lists them."""
 
 
-class ExampleDataset(Dataset):
+class ExampleDataset(Dataset[Example]):
     """Examples in memory, and how much of what a loss divides by each of them holds.
 
     Args:
@@ -114,7 +114,7 @@ class ExampleDataset(Dataset):
         problems, usable, texts = list(problems), [], []
         for where, item in rows:
             try:
-                texts += [render(tokenizer, item.prompt, said) for said in item.responses]
+                texts += [render(tokenizer, item.prompt, response) for response in item.responses]
                 usable.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")
@@ -156,12 +156,10 @@ class ExampleDataset(Dataset):
     def subset(self, rows: Sequence[int]) -> "ExampleDataset":
         """The examples at ``rows``."""
         part = copy.copy(self)
-        part.examples, part.items = ([column[r] for r in rows] for column in self._columns())
+        part.examples = [self.examples[row] for row in rows]
+        part.items = [self.items[row] for row in rows]
         part.problems = []
         return part
-
-    def _columns(self) -> tuple[list[Example], list[Pair | Scored]]:
-        return self.examples, self.items
 
     def digest(self) -> str:
         """Changes with any token of any example."""
@@ -248,10 +246,11 @@ def encode_cached(
         contents = [(text.start, text.whole, text.plain) for text in texts]
         key = digest(tokenizer_digest(tokenizer), vars(limits), close, contents)
         flat = cached("tokens", key, make)
-    return tuple(
-        list(flat[name].long().split(flat[f"{name}_lengths"].tolist()))
+    prompts, answers = (
+        list(torch.split(flat[name].long(), flat[f"{name}_lengths"].tolist()))
         for name in ("prompts", "answers")
     )
+    return prompts, answers
 
 
 def report(problems: list[str], kept: int, on_error: str) -> list[str]:

@@ -44,7 +44,8 @@ class Scored:
 
 
 def as_pair(row: Any) -> Pair:
-    """
+    """A row with ``chosen`` and ``rejected``, and with or without ``prompt`` and ``margin``.
+
     Raises:
         ValueError: a column is missing or of the wrong kind, a response is empty, or both sides say
             the same.
@@ -103,24 +104,30 @@ def split_common(chosen: Content, rejected: Content) -> tuple[Prompt, Content, C
     return as_prompt(chosen[:shared]), chosen[shared:], rejected[shared:]
 
 
-def _with_prompt(prompt: Any, chosen: Content, rejected: Content) -> tuple[Prompt, Any, Any]:
+def _with_prompt(
+    prompt: Any, chosen: Content, rejected: Content
+) -> tuple[Prompt, Content, Content]:
     """Prompt and responses in one form: a conversation as soon as one of them is messages."""
     content = as_prompt(prompt).content
     if isinstance(content, str) and isinstance(chosen, str):
         return Prompt(content), chosen, rejected
-    if isinstance(content, str):
-        content = [{"role": "user", "content": content}] if content else []
-    if isinstance(chosen, str):
-        chosen, rejected = ([{"role": "assistant", "content": s}] for s in (chosen, rejected))
+    start = _messages(content, "user")
+    sides = [_messages(side, "assistant") for side in (chosen, rejected)]
     # Some data sets repeat the prompt in both sides, perhaps after a system message.
     shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+    while shared < min(map(len, sides)) and sides[0][shared] == sides[1][shared]:
         shared += 1
-    for end in range(len(content), shared + 1):
-        if content and chosen[end - len(content) : end] == content:
-            return Prompt(chosen[:end]), chosen[end:], rejected[end:]
-    sides = (s[len(content) :] if s[: len(content)] == content else s for s in (chosen, rejected))
-    return Prompt(content), *sides
+    for end in range(len(start), shared + 1):
+        if start and sides[0][end - len(start) : end] == start:
+            return Prompt(sides[0][:end]), sides[0][end:], sides[1][end:]
+    sides = [s[len(start) :] if s[: len(start)] == start else s for s in sides]
+    return Prompt(start), sides[0], sides[1]
+
+
+def _messages(content: Content, role: str) -> list[dict[str, str]]:
+    if not isinstance(content, str):
+        return content
+    return [{"role": role, "content": content}] if content else []
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:
@@ -148,8 +155,8 @@ def _content(value: Any, name: str) -> Content:
 
 
 def _require_words(side: Content, name: str) -> None:
-    said = side if isinstance(side, str) else "".join(str(m["content"] or "") for m in side)
-    if not said.strip():
+    text = side if isinstance(side, str) else "".join(str(m["content"] or "") for m in side)
+    if not text.strip():
         raise ValueError(f"the {name} response is empty")
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -59,11 +60,25 @@ def _split(rows: list[int], parts: int) -> list[list[int]]:
     return [rows[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-class TrainStream:
-    """The train loader: one epoch's batches, resumable at any of them."""
+class TrainExamples:
+    """The train loader: one epoch's batches, resumable at any of them.
+
+    Args:
+        batch_size: examples a backward pass, over all processes.
+        accumulate: backward passes an optimizer step.
+        seed: of their order.
+
+    Raises:
+        ValueError: the processes cannot share a batch, or there are too few examples for one step.
+    """
 
     def __init__(
-        self, dataset: ExampleDataset, trainer: Any, batch_size: int, accumulate: int, seed: int
+        self,
+        dataset: ExampleDataset,
+        trainer: L.Trainer,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
     ) -> None:
         if batch_size % trainer.world_size:
             raise ValueError(
@@ -71,8 +86,7 @@ class TrainStream:
                 " processes: it counts the examples of all of them together"
             )
         self.dataset, self.trainer, self.seed = dataset, trainer, seed
-        self.accumulate = accumulate
-        self.shape = (batch_size, accumulate)
+        self.batch_size, self.accumulate = batch_size, accumulate
         self.lengths = [dataset.num_tokens(i) for i in range(len(dataset))]
         self.position = 0
         self._resumed = False
@@ -82,8 +96,8 @@ class TrainStream:
         return self._length
 
     def _steps(self, epoch: int) -> list[list[list[int]]]:
-        seed = derive_seed(self.seed, epoch)
-        return optimizer_steps(self.lengths, *self.shape, seed, self.trainer.world_size)
+        seed, world = derive_seed(self.seed, epoch), self.trainer.world_size
+        return optimizer_steps(self.lengths, self.batch_size, self.accumulate, seed, world)
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
         if not self._resumed:
@@ -111,10 +125,14 @@ class TrainStream:
             self.position, self._resumed = state["position"], True
 
 
-class EvaluationStream:
-    """The validation loader: all examples, short ones first, each process its share."""
+class HeldOutExamples:
+    """The validation loader: all examples, short ones first, each process its share.
 
-    def __init__(self, dataset: ExampleDataset, trainer: Any, batch_size: int) -> None:
+    Args:
+        batch_size: examples at once, over all processes.
+    """
+
+    def __init__(self, dataset: ExampleDataset, trainer: L.Trainer, batch_size: int) -> None:
         self.dataset, self.trainer, self.batch_size = dataset, trainer, batch_size
         self.order = sorted(range(len(dataset)), key=dataset.num_tokens)
         self.totals = dataset.totals(self.order)  # so that batches' losses add up to that of all
@@ -132,6 +150,7 @@ class EvaluationStream:
 def collate(
     dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float | Tensor], split: str
 ) -> PreferenceBatch:
+    """The examples at ``rows`` as a batch; arguments as of ``PreferenceBatch``."""
     return PreferenceBatch(
         [dataset[r] for r in rows], torch.tensor(rows, dtype=torch.long), totals, split
     )

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.preferences.dataset import ExampleDataset, PreferenceDataset
 from datamodules.preferences.rows import as_scored
-from datamodules.preferences.streams import EvaluationStream, TrainStream, optimizer_steps
+from datamodules.preferences.streams import HeldOutExamples, TrainExamples, optimizer_steps
 from datamodules.text.encoding import Limits
 
 
@@ -91,7 +91,7 @@ def test_too_few_rows_are_refused_with_the_remedy(n, batch_size, accumulate, wor
         assert len(optimizer_steps([1] * n, batch_size, accumulate, 0, world)) == 1
 
 
-# ------------------------------------------------------------------------ TrainStream
+# ------------------------------------------------------------------------ TrainExamples
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def rows(batches) -> list[list[int]]:
 
 
 def test_an_epoch_is_every_pair_once_in_whole_steps(pairs):
-    stream = TrainStream(pairs, trainer(), batch_size=3, accumulate=2, seed=0)
+    stream = TrainExamples(pairs, trainer(), batch_size=3, accumulate=2, seed=0)
     batches = list(stream)
     assert len(batches) == len(stream) == 10  # 26 rows: 4 steps of 6, and one of 2
     assert sorted(itertools.chain(*rows(batches))) == list(range(26))
@@ -118,43 +118,43 @@ def test_an_epoch_is_every_pair_once_in_whole_steps(pairs):
 
 def test_epochs_and_seeds_have_orders_of_their_own(pairs):
     orders = [
-        rows(TrainStream(pairs, trainer(epoch=epoch), 3, 2, seed))
+        rows(TrainExamples(pairs, trainer(epoch=epoch), 3, 2, seed))
         for epoch, seed in [(0, 0), (1, 0), (0, 1), (1, 1)]
     ]
     assert len({str(order) for order in orders}) == 4
-    assert rows(TrainStream(pairs, trainer(epoch=1), 3, 2, 0)) == orders[1]
+    assert rows(TrainExamples(pairs, trainer(epoch=1), 3, 2, 0)) == orders[1]
 
 
 def test_one_stream_goes_through_all_epochs(pairs):
     shared = trainer()
-    stream = TrainStream(pairs, shared, 3, 2, 0)
+    stream = TrainExamples(pairs, shared, 3, 2, 0)
     for epoch in range(3):
         shared.current_epoch = epoch
-        assert rows(stream) == rows(TrainStream(pairs, trainer(epoch=epoch), 3, 2, 0))
+        assert rows(stream) == rows(TrainExamples(pairs, trainer(epoch=epoch), 3, 2, 0))
         assert stream.state_dict() == {}
 
 
 @pytest.mark.parametrize("done", range(11))
 def test_resuming_yields_exactly_the_remaining_batches(pairs, done):
-    whole = rows(TrainStream(pairs, trainer(epoch=2), 3, 2, 0))
-    stream = TrainStream(pairs, trainer(epoch=2), 3, 2, 0)
+    whole = rows(TrainExamples(pairs, trainer(epoch=2), 3, 2, 0))
+    stream = TrainExamples(pairs, trainer(epoch=2), 3, 2, 0)
     for _ in zip(range(done), stream, strict=False):
         pass
     state = stream.state_dict()
     assert (state == {}) == (done in (0, 10))
     shared = trainer(epoch=2 if state else 3)
-    resumed = TrainStream(pairs, shared, 3, 2, 0)
+    resumed = TrainExamples(pairs, shared, 3, 2, 0)
     resumed.load_state_dict(state)
     if state:
         assert resumed.state_dict() == state
         assert rows(resumed) == whole[done:]
         assert resumed.state_dict() == {}
         shared.current_epoch = 3
-    assert rows(resumed) == rows(TrainStream(pairs, trainer(epoch=3), 3, 2, 0))
+    assert rows(resumed) == rows(TrainExamples(pairs, trainer(epoch=3), 3, 2, 0))
 
 
 def test_an_epoch_that_was_broken_off_starts_over_unless_resumed(pairs):
-    stream = TrainStream(pairs, trainer(), 3, 2, 0)
+    stream = TrainExamples(pairs, trainer(), 3, 2, 0)
     first = rows(stream)
     next(iter(stream))
     assert rows(stream) == first
@@ -162,7 +162,7 @@ def test_an_epoch_that_was_broken_off_starts_over_unless_resumed(pairs):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_totals_are_those_of_the_step_divided_by_its_parts(pairs, world):
-    ranks = [list(TrainStream(pairs, trainer(world, r), 4, 2, 0)) for r in range(world)]
+    ranks = [list(TrainExamples(pairs, trainer(world, r), 4, 2, 0)) for r in range(world)]
     for start in range(0, len(ranks[0]), 2):
         step = [batch for batches in ranks for batch in batches[start : start + 2]]
         examples = [example for batch in step for example in batch.examples]
@@ -185,39 +185,39 @@ def test_totals_count_the_scores_of_each_objective(tokenizer):
         for i, (a, b) in enumerate(scores)
     ]
     dataset = ExampleDataset(scored, tokenizer, Limits(), close=False, on_error="raise")
-    for batch in TrainStream(dataset, trainer(), 2, 2, 0):
+    for batch in TrainExamples(dataset, trainer(), 2, 2, 0):
         assert batch.totals["num_targets"].tolist() == [1.5, 1.0]
 
 
 @pytest.mark.parametrize("n", [20, 21, 23, 24, 25])
 def test_two_processes_share_the_batches_of_one(pairs, n):
     dataset = pairs.subset(range(n))  # after steps of 8 rows, 4, 5, 7, 0 or 1 are left
-    alone = rows(TrainStream(dataset, trainer(), 4, 2, 0))
-    ranks = [rows(TrainStream(dataset, trainer(2, r), 4, 2, 0)) for r in (0, 1)]
+    alone = rows(TrainExamples(dataset, trainer(), 4, 2, 0))
+    ranks = [rows(TrainExamples(dataset, trainer(2, r), 4, 2, 0)) for r in (0, 1)]
     assert len(ranks[0]) == len(ranks[1]) == len(alone)
     for whole, first, second in zip(alone, *ranks, strict=True):
         assert first and second and sorted(first + second) == sorted(whole)
 
 
 def test_a_resumed_process_gets_its_share_of_the_remaining_batches(pairs):
-    whole = rows(TrainStream(pairs, trainer(2, 1), 4, 1, 0))
-    stream = TrainStream(pairs, trainer(2, 1), 4, 1, 0)
+    whole = rows(TrainExamples(pairs, trainer(2, 1), 4, 1, 0))
+    stream = TrainExamples(pairs, trainer(2, 1), 4, 1, 0)
     stream.load_state_dict({"position": 3})
     assert rows(stream) == whole[3:]
 
 
 def test_a_batch_size_that_processes_cannot_share_is_refused(pairs):
     with pytest.raises(ValueError, match=r"batch_size=3.*2"):
-        TrainStream(pairs, trainer(world=2), 3, 1, 0)
+        TrainExamples(pairs, trainer(world=2), 3, 1, 0)
 
 
-# ------------------------------------------------------------------------ EvaluationStream
+# ------------------------------------------------------------------------ HeldOutExamples
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_sees_every_pair_once_over_all_processes(pairs, world):
     dataset = pairs.subset(range(25))
-    streams = [EvaluationStream(dataset, trainer(world, r), 4) for r in range(world)]
+    streams = [HeldOutExamples(dataset, trainer(world, r), 4) for r in range(world)]
     batches = [list(stream) for stream in streams]
     assert {len(b) for b in batches} == {len(streams[0])} == {7}
     seen = [row for rank in batches for batch in rank for row in batch.rows.tolist()]
