@@ -266,7 +266,7 @@ def as_preference_learner(module: object) -> PreferenceLearner:
 def _require_members(module: object, protocol: type, remedy: str) -> None:
     # Not isinstance: from Python 3.12 on it does not find the submodules of an nn.Module.
     names = [name for name in dir(protocol) if not name.startswith("_")]
-    if missing := [name for name in names if not hasattr(module, name)]:
+    if missing := [name for name in names if getattr(module, name, None) is None]:
         raise ValueError(
             f"the algorithm {type(module).__name__} has no {', '.join(missing)}: {remedy}"
         )

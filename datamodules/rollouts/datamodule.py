@@ -126,25 +126,15 @@ class RolloutDataModule(L.LightningDataModule):
             self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> TrainEpisodes:
-        assert self.train_starts is not None, "setup comes first"
-        return TrainEpisodes(self.trainer, self._environment, self.train_starts, self.plan)
+        assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"
+        return TrainEpisodes(self.trainer, self.env, self.train_starts, self.plan)
 
     def val_dataloader(self) -> HeldOutEpisodes | list[Any]:
         if not self.eval_starts:
             return []
-        return HeldOutEpisodes(
-            self.trainer,
-            self._environment,
-            self.eval_starts,
-            generations=self.eval_generations,
-            batch_size=self.eval_batch_size,
-            seed=self.seed,
-        )
-
-    @property
-    def _environment(self) -> Environment:
         assert isinstance(self.env, Environment), "setup comes first"
-        return self.env
+        sizes = (self.eval_generations, self.eval_batch_size)
+        return HeldOutEpisodes(self.trainer, self.env, self.eval_starts, *sizes, self.seed)
 
     def _load(self) -> tuple[list[Prompt], int]:
         """Prompts, and how many of the last ones are given for evaluation alone."""

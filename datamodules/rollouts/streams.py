@@ -37,25 +37,16 @@ class IterationPlan:
     """Backward passes an optimizer step."""
     seed: int
 
-    @property
-    def num_minibatches(self) -> int:
-        """Minibatches of all passes together, of one process as of all."""
-        return self.epochs * (self.batch_size // self.mini_batch_size)
-
     def check(self, world: int) -> None:
         """Check that ``world`` processes can share the episodes.
 
         Raises:
             ValueError: they cannot.
         """
-        size = self.num_generations
-        for name, value, unit in (
-            ("batch_size", self.batch_size, size),
-            ("mini_batch_size", self.mini_batch_size, 1),
-        ):
-            if value % (unit * world):
+        for name, unit in (("batch_size", self.num_generations), ("mini_batch_size", 1)):
+            if getattr(self, name) % (unit * world):
                 raise ValueError(
-                    f"algo.{name}={value} must be divisible by the {world} processes"
+                    f"algo.{name}={getattr(self, name)} must be divisible by the {world} processes"
                     + (f" x num_generations = {unit * world}" if unit > 1 else "")
                     + ": it counts the episodes of all of them together"
                 )
@@ -91,7 +82,7 @@ class TrainEpisodes:
         self._resumed = False
 
     def __len__(self) -> int:
-        return self.plan.num_minibatches
+        return self.plan.epochs * (self.plan.batch_size // self.plan.mini_batch_size)
 
     def __iter__(self) -> Iterator[Minibatch]:
         iteration = self.trainer.current_epoch
@@ -213,7 +204,6 @@ class HeldOutEpisodes:
         trainer: L.Trainer,
         env: Environment,
         starts: Sequence[int],
-        *,
         generations: int,
         batch_size: int,
         seed: int,

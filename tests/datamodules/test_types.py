@@ -10,6 +10,8 @@ from datamodules.types import Rollout, action_rewards, as_policy, as_preference_
 from rlmodules import DPO, PPO, DPOConfig, PPOConfig
 from rlmodules.models.embedded import tiny_tokenizer
 
+TOKENIZER = tiny_tokenizer()
+
 
 def observation(*ids: int) -> Observation:
     return Observation(torch.tensor(ids), torch.ones(len(ids), dtype=torch.long), "p")
@@ -86,15 +88,14 @@ def test_an_online_algorithm_is_a_policy_and_one_that_reads_pairs_is_a_learner()
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "members", "missing"),
     [
-        RolloutDataModule(lambda tokenizer: None),
-        PreferenceDataModule("pairs.jsonl"),
+        (RolloutDataModule(lambda tokenizer: None), {"tokenizer": TOKENIZER}, "act, base_model"),
+        (PreferenceDataModule("pairs.jsonl"), {"tokenizer": TOKENIZER}, "closes_texts:"),
+        (PreferenceDataModule("x.jsonl"), {"tokenizer": None, "closes_texts": False}, "tokenizer:"),
     ],
-    ids=["rollouts", "preferences"],
 )
-def test_data_that_the_algorithm_cannot_use_is_refused_before_it_is_read(data):
-    module = SimpleNamespace(tokenizer=tiny_tokenizer())
-    data.trainer = SimpleNamespace(lightning_module=module)
-    with pytest.raises(ValueError, match="the algorithm SimpleNamespace has no"):
+def test_data_that_the_algorithm_cannot_use_is_refused_before_it_is_read(data, members, missing):
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(**members))
+    with pytest.raises(ValueError, match=f"the algorithm SimpleNamespace has no {missing}"):
         data.setup("fit")

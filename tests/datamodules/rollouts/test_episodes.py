@@ -126,7 +126,8 @@ def test_of_several_turns_only_the_policys_tokens_are_actions_token_by_token():
     last = rollout.trajectories[1]
     assert [a.tolist() for a in last.actions] == [[20, 21], [20, 21, 22], [20, 21, 22, 23]]
     assert [len(logprobs) for logprobs in last.logprobs] == [2, 3, 4]
-    assert len(last.kept_mass) == 9
+    assert len(last.kept_mass) == 9 and last.finish_reason == "eos"
+    assert last.metrics == {"reward_state": 1.0}
 
 
 def test_each_turns_reward_stands_on_its_last_token_and_the_score_on_the_last():
