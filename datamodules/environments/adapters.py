@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
-from datamodules.environments.base import Environment, check_options
+from datamodules.environments.base import Environment, Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure
 from datamodules.rewards.functions import finite_number
 from datamodules.text.prompts import Prompt, as_prompt
-
-OPTIONS = ("on_error", "timeout_s", "max_length", "stop_sequences")
-"""How an environment is played: settings of every ``Environment``, whether its class takes them."""
 
 
 class ScoreEpisodeEnv(TextGenerationEnv):
@@ -30,14 +28,15 @@ class ScoreEpisodeEnv(TextGenerationEnv):
             ``score_episode(model=..., tokenizer=..., completion=..., case_idx=...)`` gives a
             number for the response's text. ``model`` is the policy in training (None outside of
             one). Episodes are scored one after the other, as the scorer may expect.
-        tokenizer, text_options: as of ``TextGenerationEnv``.
+        tokenizer: of the policy.
+        options: see ``Environment``.
 
     Raises:
         ValueError: there are no rows, or one lacks ``prompt`` or ``case_idx``.
     """
 
     def __init__(
-        self, scorer: Any, tokenizer: PreTrainedTokenizerBase, **text_options: Any
+        self, scorer: Any, tokenizer: PreTrainedTokenizerBase, **options: Unpack[Options]
     ) -> None:
         self.scorer, self.policy = scorer, None
         name = f"{type(scorer).__name__}.build_dataset"
@@ -47,7 +46,7 @@ class ScoreEpisodeEnv(TextGenerationEnv):
         prompts = [_row_prompt(row, f"{name}, row {i}") for i, row in enumerate(rows)]
         if not prompts:
             raise ValueError(f"{name} gave no rows: an environment needs at least one")
-        super().__init__(tokenizer, prompts, **text_options)
+        super().__init__(tokenizer, prompts, **options)
 
     @torch.no_grad()
     def score(self, episodes: Sequence["ScoreEpisodeEnv"]) -> list[tuple[float, dict]]:
@@ -82,10 +81,9 @@ def make_environment(
 ) -> Environment:
     """Whatever ``factory`` makes, as an ``Environment``.
 
-    It is given ``tokenizer`` and ``prompts`` where its signature names them. A class whose
-    ``__init__`` takes ``**kwargs`` accepts besides what its base classes' name; a function with
-    ``**kwargs`` accepts everything. ``OPTIONS`` that it does not accept are set on the environment
-    that it makes; the adapter of a foreign one is given all of them. None leaves their default.
+    It is given ``tokenizer``, ``prompts`` and those ``Options`` that are among its ``parameters``
+    (a function with ``**kwargs`` takes all). Other options are set on the environment that it
+    makes, and the adapter of a foreign one has all of them set. None leaves their default.
 
     Args:
         factory: a class or a function, as a rule with keywords bound by ``functools.partial``
@@ -97,30 +95,30 @@ def make_environment(
     """
     if isinstance(factory, Environment):
         return factory
-    target, args, keywords = _target(factory)
+    if not callable(factory):
+        raise ValueError(
+            f"env is {factory!r}: give a class, a function, or env._target_=my_pkg.my_module.MyEnv"
+        )
+    target, args, keywords = factory, (), {}
+    while isinstance(target, functools.partial):  # Hydra's are a kind of their own, and stay nested
+        args, keywords = (*target.args, *args), target.keywords | keywords
+        target = target.func
     name = f"{target.__module__}.{getattr(target, '__qualname__', type(target).__name__)}"
-    options = {k: keywords.pop(k) for k in OPTIONS if k in keywords}
-    options = {k: v for k, v in options.items() if v is not None}
-    accepts = _accepts(target)
-    if prompts is not None and not accepts("prompts"):
+    options = {k: keywords.pop(k) for k in Options.__annotations__ if k in keywords}
+    supplied = options | {"tokenizer": tokenizer, "prompts": prompts}
+    taken = parameters(target)
+    if inspect.isclass(target) or all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
+        supplied = {k: v for k, v in supplied.items() if k in taken}
+    if prompts is not None and "prompts" not in supplied:
         raise ValueError(
             f"{name} has starting states of its own and takes no prompts: leave out data.prompts"
             " and data.path (data.path=null)"
         )
-    given = keywords | {k: v for k, v in options.items() if accepts(k)}
-    if accepts("tokenizer"):
-        given["tokenizer"] = tokenizer
-    if prompts is not None:
-        given["prompts"] = prompts
-    _check_arguments(target, name, args, given)
-    try:
-        made = target(*args, **given)
-    except (ValueError, OSError, ImportError):
-        raise  # it says what is wrong
-    except Exception as error:
-        raise ValueError(f"{name} could not be made: {Failure(error)}") from error
+    keywords |= {k: v for k, v in supplied.items() if v is not None}
+    made = _called(target, name, args, keywords)
     if isinstance(made, Environment):
-        return _with_options(made, {k: v for k, v in options.items() if not accepts(k)})
+        made.set_options(**{k: v for k, v in options.items() if k not in keywords})
+        return made
     if all(callable(getattr(made, method, None)) for method in ("build_dataset", "score_episode")):
         return ScoreEpisodeEnv(made, tokenizer, **options)
     raise ValueError(
@@ -128,6 +126,41 @@ def make_environment(
         " datamodules.Environment (reset, respond, score and __len__), or give it"
         " build_dataset(tokenizer) and score_episode(model, tokenizer, completion, case_idx)"
     )
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What ``target`` can be given: the parameters of its signature, and of a class besides those
+    of its bases that ``**kwargs`` hand on to, up to ``**options`` that are said to be ``Options``.
+    """
+    makers = [target]
+    if inspect.isclass(target):
+        makers = [vars(c)["__init__"] for c in target.__mro__[:-1] if "__init__" in vars(c)]
+    taken: dict[str, inspect.Parameter] = {}
+    for maker in makers:
+        own = inspect.signature(maker).parameters
+        taken = taken | {k: p for k, p in own.items() if k not in taken}
+        rest = [p.annotation for p in own.values() if p.kind is p.VAR_KEYWORD]
+        if not rest or "Unpack[" in str(rest[0]):
+            break
+    return taken
+
+
+def _called(target: Callable[..., Any], name: str, args: tuple, keywords: dict[str, Any]) -> Any:
+    """A misspelt or missing argument, told apart from what the constructor itself raises."""
+    try:
+        inspect.signature(target).bind(*args, **keywords)
+    except (TypeError, ValueError) as error:  # ValueError: built in, without a signature
+        raise ValueError(
+            f"{name} cannot be made: {error}. Prompts come from data.prompts or data.path; give"
+            " other arguments as env.ARGUMENT=VALUE, or +env.ARGUMENT=VALUE where conf/env does"
+            " not name them"
+        ) from error
+    try:
+        return target(*args, **keywords)
+    except (ValueError, OSError, ImportError):
+        raise  # it says what is wrong
+    except Exception as error:
+        raise ValueError(f"{name} could not be made: {Failure(error)}") from error
 
 
 def _row_prompt(row: Any, where: str) -> Prompt:
@@ -139,60 +172,3 @@ def _row_prompt(row: Any, where: str) -> Prompt:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return Prompt(content, {name: value for name, value in row.items() if name != "prompt"})
-
-
-def _target(factory: Any) -> tuple[Callable[..., Any], tuple, dict[str, Any]]:
-    """What is called in the end, and the arguments that are bound already."""
-    args: tuple = ()
-    keywords: dict[str, Any] = {}
-    while isinstance(factory, functools.partial):
-        args, keywords = (*factory.args, *args), factory.keywords | keywords
-        factory = factory.func
-    if not callable(factory):
-        raise ValueError(
-            f"env is {factory!r}: give a class, a function, or env._target_=my_pkg.my_module.MyEnv"
-        )
-    return factory, args, keywords
-
-
-def _accepts(target: Callable[..., Any]) -> Callable[[str], bool]:
-    """Whether ``target`` takes a keyword of some name."""
-    if not inspect.isclass(target):
-        parameters = inspect.signature(target).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return lambda name: True
-        return {p.name for p in parameters}.__contains__
-    names: set[str] = set()
-    for cls in target.__mro__:
-        if "__init__" not in vars(cls) or cls is object:
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names |= {p.name for p in parameters}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names.__contains__
-
-
-def _check_arguments(
-    target: Callable[..., Any], name: str, args: tuple, given: dict[str, Any]
-) -> None:
-    """A misspelt or missing argument, told apart from what the constructor itself raises."""
-    try:
-        inspect.signature(target).bind(*args, **given)
-    except (TypeError, ValueError) as error:  # ValueError: built in, without a signature
-        raise ValueError(
-            f"{name} cannot be made: {error}. Prompts come from data.prompts or data.path; give"
-            " other arguments as env.ARGUMENT=VALUE, or +env.ARGUMENT=VALUE where conf/env does"
-            " not name them"
-        ) from error
-
-
-def _with_options(env: Environment, options: dict[str, Any]) -> Environment:
-    check_options(
-        on_error=options.get("on_error", env.on_error),
-        timeout_s=options.get("timeout_s", env.timeout_s),
-        stop_sequences=options.get("stop_sequences"),
-    )
-    for name, value in options.items():
-        setattr(env, name, tuple(value) if name == "stop_sequences" else value)
-    return env

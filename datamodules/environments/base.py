@@ -7,23 +7,38 @@ of one environment, played together by ``RolloutDataModule``; finished ones are 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 from datamodules.types import Observation, StepResult
 
 
-class Environment(ABC):
-    """Base of all environments: implement ``reset``, ``respond``, and ``score`` for the reward."""
+class Options(TypedDict, total=False):
+    """What every environment can be told; None leaves the class's own value."""
 
-    stop_sequences: tuple[str, ...] = ()
-    """Strings that end a response."""
+    max_length: int | None
+    stop_sequences: Sequence[str] | None
+    temperature: float | None
+    on_error: str | None
+    timeout_s: float | None
+
+
+class Environment(ABC):
+    """Base of all environments: implement ``reset``, ``respond``, and ``score`` for the reward.
+
+    The values of ``Options`` are attributes: a class sets its defaults in its body.
+    """
+
     max_length: int | None = None
-    """Most tokens that prompt and response may have together."""
+    """Most tokens that an episode, prompt included, may have."""
+    stop_sequences: tuple[str, ...] = ()
+    """Strings that end a response. They count only in the response, never in the prompt."""
     temperature: float = 1.0
-    """Sampling temperature that this environment was made for; 1.0 leaves it to the policy."""
+    """Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another
+    value must be the policy's own, which ``RolloutDataModule`` checks."""
     on_error: str = "raise"
     """What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone."""
     timeout_s: float | None = None
@@ -33,6 +48,33 @@ class Environment(ABC):
     """Episodes that have failed so far."""
     held_out: Sequence[int] | None = None
     """Starting states kept for evaluation; None leaves the choice to the data module."""
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        self.set_options(**options)
+
+    def set_options(self, **options: Unpack[Options]) -> None:
+        """Take what is given and is not None.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError: names the option that is out of range.
+        """
+        if unknown := sorted(set(options) - set(Options.__annotations__)):
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"{type(self).__name__} knows no {unknown}; every environment: {known}")
+        for name, value in options.items():
+            if value is not None:
+                setattr(self, name, tuple(value) if name == "stop_sequences" else value)
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"env.on_error={self.on_error!r}: use raise or skip")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise ValueError(
+                f"env.timeout_s={self.timeout_s} must be positive, or null for no limit"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"env.temperature={self.temperature} must be positive")
+        if any(not stop for stop in self.stop_sequences or ()):
+            raise ValueError("env.stop_sequences holds an empty string: it would end all responses")
 
     @abstractmethod
     def __len__(self) -> int:
@@ -71,19 +113,3 @@ class Environment(ABC):
             result.reward += reward
             result.metrics.update(metrics)
         return result
-
-
-def check_options(
-    *, on_error: str, timeout_s: float | None, stop_sequences: Sequence[str] | None
-) -> None:
-    """Check what every environment takes.
-
-    Raises:
-        ValueError: names the option that is out of range.
-    """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"env.on_error={on_error!r}: use raise or skip")
-    if timeout_s is not None and timeout_s <= 0:
-        raise ValueError(f"env.timeout_s={timeout_s} must be positive, or null for no limit")
-    if any(not stop for stop in stop_sequences or ()):
-        raise ValueError("env.stop_sequences holds an empty string: it would end every response")

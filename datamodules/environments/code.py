@@ -10,7 +10,9 @@ from typing import Any
 
 from ruff import find_ruff_bin
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.environments.base import Options
 from datamodules.environments.code_problems import (
     OPENING,
     CodeProblem,
@@ -18,7 +20,7 @@ from datamodules.environments.code_problems import (
     parse,
 )
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
-from datamodules.sandbox import Sandbox
+from datamodules.sandbox import MEMORY_MB, TIME_LIMIT_S, Sandbox
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import PACKAGE
 
@@ -65,13 +67,16 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         sandbox: ``auto``, ``bubblewrap``, ``landlock`` or ``unsafe``, see ``Sandbox``.
         time_limit_s, memory_mb: of one answer with all its tests, see ``Sandbox``.
         reward_weights: of ``syntax``, ``style`` and ``tests``.
-        stop_sequences: by default what ends a block or a function, where the policy continues code
-            as plain text; none in a chat.
-        max_length, temperature, on_error, timeout_s: see ``TextGenerationEnv``.
+        options: see ``Environment``.
 
     Raises:
         ValueError: an impossible option, a bad row, two problems of one name, or no isolation.
     """
+
+    max_length = 1024
+    stop_sequences = None
+    """Default: what ends a block or a function, where the policy continues code as plain text; none
+    in a chat."""
 
     def __init__(
         self,
@@ -81,37 +86,40 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         *,
         heldout: float = 0.25,
         sandbox: str = "auto",
-        time_limit_s: float = 5.0,
-        memory_mb: int = 512,
+        time_limit_s: float = TIME_LIMIT_S,
+        memory_mb: int = MEMORY_MB,
         reward_weights: Mapping[str, float] | None = None,
-        max_length: int = 1024,
-        stop_sequences: Sequence[str] | None = None,
-        temperature: float = 1.0,
-        on_error: str = "raise",
-        timeout_s: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        if timeout_s is not None and timeout_s <= time_limit_s:
-            # An endless program is to cost its answer, not to fail the environment.
-            raise ValueError(f"env.{timeout_s=} must be above env.{time_limit_s=}")
+        self.sandbox = Sandbox(sandbox, time_limit_s=time_limit_s, memory_mb=memory_mb)
         problems, self.held_out = _split(path or OWN_PROBLEMS, eval_path, heldout)
         self.problems = _by_name(problems)
         self.chat = tokenizer.chat_template is not None
-        if stop_sequences is None and not self.chat:
-            completed = all(problem.header for problem in problems)
-            stop_sequences = AFTER_A_FUNCTION if completed else AFTER_A_BLOCK
         super().__init__(
             tokenizer,
             [_prompt(problem, self.chat) for problem in problems],
             reward_components={name: self._component(name) for name in WEIGHTS},
             reward_weights=WEIGHTS if reward_weights is None else reward_weights,
-            max_length=max_length,
-            stop_sequences=stop_sequences,
-            temperature=temperature,
-            on_error=on_error,
-            timeout_s=timeout_s,
+            **options,
         )
-        self.sandbox = Sandbox(sandbox, time_limit_s=time_limit_s, memory_mb=memory_mb)
+        if self.stop_sequences is None:
+            completed = all(problem.header for problem in problems)
+            after = AFTER_A_FUNCTION if completed else AFTER_A_BLOCK
+            self.stop_sequences = () if self.chat else after
         self._judge = lru_cache(CACHED)(self._judge_anew)
+
+    def set_options(self, **options: Unpack[Options]) -> None:
+        """See ``Environment``.
+
+        Raises:
+            ValueError: an endless program would fail the environment, not cost its answer.
+        """
+        super().set_options(**options)
+        if self.timeout_s is not None and self.timeout_s <= self.sandbox.time_limit_s:
+            limit = self.sandbox.time_limit_s
+            raise ValueError(
+                f"env.timeout_s={self.timeout_s} must be above env.time_limit_s={limit}"
+            )
 
     def judge(self, name: str, response: str) -> Judgement:
         """What ``response`` to the problem ``name`` is worth.

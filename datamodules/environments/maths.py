@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.environments.base import Options
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.rewards.answers import as_number, is_correct
@@ -41,16 +43,18 @@ class MathEnv(MultiObjectiveRewardEnv):
         reasoning: ask for steps and a last line ``#### answer``; else for the number alone.
         chat: prompts are conversations; None: where the tokenizer has a chat template. The small
             embedded model is three times as often right without.
-        stop_sequences: default: the end of the line, or with ``reasoning`` the next question, for
-            plain prompts; none in a conversation, which ends by its end token.
-        reward_weights, max_length, temperature, on_error, timeout_s: see
-            ``MultiObjectiveRewardEnv``.
+        reward_weights: see ``MultiObjectiveRewardEnv``.
+        options: see ``Environment``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an impossible option, or a row that is no problem; names the option, or file
             and row.
     """
+
+    stop_sequences = None
+    """Default: the end of the line, or with ``reasoning`` the next question, for plain prompts;
+    none in a conversation, which ends by its end token."""
 
     def __init__(
         self,
@@ -63,17 +67,12 @@ class MathEnv(MultiObjectiveRewardEnv):
         eval_path: str | None = None,
         reasoning: bool = False,
         chat: bool | None = False,
-        max_length: int = 512,
-        stop_sequences: Sequence[str] | None = None,
+        *,
         reward_weights: Mapping[str, float] | None = None,
-        temperature: float = 1.0,
-        on_error: str = "raise",
-        timeout_s: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
         train, held_out = choose(difficulty, num_problems, num_held_out, seed, path, eval_path)
         chat = tokenizer.chat_template is not None if chat is None else chat
-        if stop_sequences is None:
-            stop_sequences = () if chat else ("\nQuestion:",) if reasoning else ("\n",)
         self.reasoning = reasoning
         super().__init__(
             tokenizer,
@@ -83,12 +82,10 @@ class MathEnv(MultiObjectiveRewardEnv):
             ],
             {"correctness": self._correctness, "formatting": self._formatting},
             REWARD_WEIGHTS if reward_weights is None else reward_weights,
-            max_length=max_length,
-            stop_sequences=stop_sequences,
-            temperature=temperature,
-            on_error=on_error,
-            timeout_s=timeout_s,
+            **options,
         )
+        if self.stop_sequences is None:
+            self.stop_sequences = () if chat else ("\nQuestion:",) if reasoning else ("\n",)
         self.held_out = range(len(train), len(train) + len(held_out))
 
     def score(self, episodes: Sequence["MathEnv"]) -> list[tuple[float, dict[str, float]]]:

@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure, run_all
 from datamodules.rewards.functions import finite_number
@@ -19,10 +21,11 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
     """``reward = sum of weight x component``; each component is in ``metrics`` as ``reward_NAME``.
 
     Args:
-        tokenizer, prompts, text_options: as of ``TextGenerationEnv``.
+        tokenizer, prompts: as of ``TextGenerationEnv``.
         reward_components: name -> ``(prompt, generated, full_text) -> float``. One that has a
             parameter ``metadata`` is given the other columns of the prompt's row there.
         reward_weights: name -> weight; 1 for all by default.
+        options: see ``Environment``.
 
     Raises:
         ValueError: no components, or a weight without its component or the other way round.
@@ -34,9 +37,9 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
         prompts: Sequence[Any],
         reward_components: Mapping[str, Component],
         reward_weights: Mapping[str, float] | None = None,
-        **text_options: Any,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(tokenizer, prompts, **text_options)
+        super().__init__(tokenizer, prompts, **options)
         if not reward_components:
             raise ValueError("reward_components is empty: give at least one")
         if reward_weights is None:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.rewards.judges import Judge, as_judge, human_judge, win_rates
 from datamodules.text.prompts import prompt_text
@@ -29,10 +31,11 @@ class PreferenceComparisonEnv(TextGenerationEnv):
     comparisons.
 
     Args:
-        tokenizer, prompts, max_length, stop_sequences, temperature: as of ``TextGenerationEnv``.
+        tokenizer, prompts: as of ``TextGenerationEnv``.
         preference_model: see ``as_judge``.
         human_feedback_fn: ``(prompt, response1, response2)`` -> a verdict, see ``human_judge``. It
             is asked first; the model decides where it returns None.
+        options: see ``Environment``; ``attach`` refuses ``on_error`` and ``timeout_s``.
 
     Raises:
         ValueError: ``preference_model`` is none; or, at the first response, there is neither a
@@ -45,17 +48,9 @@ class PreferenceComparisonEnv(TextGenerationEnv):
         prompts: Sequence[Any],
         preference_model: Any = None,
         human_feedback_fn: Callable[[str, str, str], Any] | None = None,
-        max_length: int = 512,
-        stop_sequences: Sequence[str] | None = None,
-        temperature: float = 1.0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            tokenizer,
-            prompts,
-            max_length=max_length,
-            stop_sequences=stop_sequences,
-            temperature=temperature,
-        )
+        super().__init__(tokenizer, prompts, **options)
         judge = None if preference_model is None else as_judge(preference_model, tokenizer)
         self._judge = judge if human_feedback_fn is None else human_judge(human_feedback_fn, judge)
         self.responses: list[str] = []

@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
 from datamodules.text.prompts import Prompt
@@ -48,7 +50,7 @@ class ReasoningGymEnv(TextGenerationEnv):
         answer_format: where the answer stands: ``tag`` (the last ``<answer>...</answer>``) or
             ``last_line``.
         instruction: said before each question; default: as ``answer_format`` needs it.
-        text_options: as of ``TextGenerationEnv``.
+        options: see ``Environment``.
 
     Raises:
         ImportError: reasoning-gym is not installed.
@@ -66,7 +68,7 @@ class ReasoningGymEnv(TextGenerationEnv):
         config: Mapping[str, Mapping[str, Any]] | None = None,
         answer_format: str = "tag",
         instruction: str | None = None,
-        **text_options: Any,
+        **options: Unpack[Options],
     ) -> None:
         if answer_format not in INSTRUCTIONS:
             raise ValueError(f"env.answer_format={answer_format!r}: use {sorted(INSTRUCTIONS)}")
@@ -96,7 +98,7 @@ class ReasoningGymEnv(TextGenerationEnv):
             _prompt(said, number, entry, chat=tokenizer.chat_template is not None)
             for number, (_, entry) in enumerate(self._problems)
         ]
-        super().__init__(tokenizer, prompts, **text_options)
+        super().__init__(tokenizer, prompts, **options)
         self.held_out = range(len(train), len(prompts))
 
     def score(self, episodes: Sequence["ReasoningGymEnv"]) -> list[tuple[float, dict]]:

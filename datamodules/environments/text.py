@@ -6,56 +6,52 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
-from datamodules.environments.base import Environment, check_options
+from datamodules.environments.base import Environment, Options
 from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
 from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
 from datamodules.types import Observation, StepResult
 
 
 class TextGenerationEnv(Environment):
-    """One prompt, one response. Takes it token by token or whole.
+    """One prompt, one response, taken token by token or whole; a stop sequence is not rewarded.
 
     Args:
         tokenizer: of the policy.
         prompts: strings, chat messages (lists of ``{"role": ..., "content": ...}``) or ``Prompt``s.
-        max_length: most tokens that prompt and response may have together.
         reward_fn: ``(prompts, responses, metadata=None) -> list[float]``, or for one response at a
             time ``(prompt, generated, full_text) -> float``, known by these names; default: length.
-        stop_sequences: strings that end the response. They count only in the response, and the text
-            that is rewarded ends before them.
-        temperature: sampling temperature the rewards were made for. 1.0 leaves it to the policy;
-            another value must be the policy's own, which ``RolloutDataModule`` checks.
-        on_error, timeout_s: see ``Environment``.
+        max_length, stop_sequences, temperature, options: see ``Environment``.
 
     Raises:
-        ValueError: no prompts, an empty stop sequence, or a prompt that fills ``max_length``.
+        ValueError: no prompts, or an option out of range; ``reset``: a prompt fills ``max_length``.
     """
+
+    max_length = 512
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[str | list[Mapping[str, str]] | Prompt],
-        max_length: int = 512,
+        max_length: int | None = None,
         reward_fn: RewardFunction | None = None,
         stop_sequences: Sequence[str] | None = None,
-        temperature: float = 1.0,
-        on_error: str = "raise",
-        timeout_s: float | None = None,
+        temperature: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
+        super().__init__(
+            max_length=max_length,
+            stop_sequences=stop_sequences,
+            temperature=temperature,
+            **options,
+        )
         if not prompts:
             raise ValueError("prompts is empty: an environment needs at least one")
-        if temperature <= 0:
-            raise ValueError(f"env.temperature={temperature} must be positive")
-        check_options(on_error=on_error, timeout_s=timeout_s, stop_sequences=stop_sequences)
         self.tokenizer = tokenizer
-        self.on_error, self.timeout_s = on_error, timeout_s
         self.prompts = list(prompts)
         self._starts = [as_prompt(prompt) for prompt in prompts]
-        self.max_length = max_length
         self.reward_fn = as_reward(_batched(reward_fn or length_reward))
-        self.stop_sequences = tuple(stop_sequences or ())
-        self.temperature = temperature
         self.current_prompt_idx = 0
         self._index: int | None = None
         self._prompt: Prompt | None = None

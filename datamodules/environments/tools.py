@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
-from datamodules.environments.base import Environment, check_options
+from datamodules.environments.base import Environment, Options
 from datamodules.environments.toolbox import Toolbox, calls_in
 from datamodules.text.chat import Message, opening, reply
 from datamodules.types import Observation, StepResult
@@ -59,17 +60,18 @@ class ToolEnv(Environment):
         examples: scenes that are shown solved before each task; small models need some.
         held_out: indices of scenes kept for evaluation; None leaves the choice to the data module.
         max_turns: responses an episode may have. A call in the last one is still executed.
-        max_length: most tokens that an episode may have, the environment's own included; one that
-            leaves no room for another response ends there, ``truncated``.
         tool_bonus: reward of the first call of an episode that a tool answered without an error.
         error_penalty: subtracted for every call that ended in an error.
-        stop_sequences: strings that end a response; default ``</tool_call>``, for a model that goes
-            on would invent the tool's answer. An empty list allows several calls in one response.
-        on_error, timeout_s: see ``Environment``.
+        options: see ``Environment``. An episode that leaves no room for another response within
+            ``max_length`` ends there, ``truncated``.
 
     Raises:
         ValueError: no scenes, or an option out of range.
     """
+
+    max_length = 1024
+    stop_sequences = ("</tool_call>",)
+    """A model that goes on would invent the tool's answer. ``()`` allows several calls at once."""
 
     def __init__(
         self,
@@ -79,26 +81,21 @@ class ToolEnv(Environment):
         examples: Sequence[Scene] = (),
         held_out: Sequence[int] | None = None,
         max_turns: int = 4,
-        max_length: int = 1024,
         tool_bonus: float = 0.0,
         error_penalty: float = 0.0,
-        stop_sequences: Sequence[str] = ("</tool_call>",),
-        on_error: str = "raise",
-        timeout_s: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
+        super().__init__(**options)
         if not scenes:
             raise ValueError("scenes is empty: an environment needs at least one")
         if max_turns < 1:
             raise ValueError(f"env.max_turns={max_turns} must be at least 1")
         if error_penalty < 0:
             raise ValueError(f"env.error_penalty={error_penalty} must not be negative")
-        check_options(on_error=on_error, timeout_s=timeout_s, stop_sequences=stop_sequences)
         self.tokenizer, self.scenes, self.held_out = tokenizer, scenes, held_out
         self._examples = [message for scene in examples for message in solved(scene)]
-        self.max_turns, self.max_length = max_turns, max_length
+        self.max_turns = max_turns
         self.tool_bonus, self.error_penalty = tool_bonus, error_penalty
-        self.stop_sequences = tuple(stop_sequences)
-        self.on_error, self.timeout_s = on_error, timeout_s
         self._next, self._done = 0, True
 
     def __len__(self) -> int:

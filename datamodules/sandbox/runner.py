@@ -25,6 +25,8 @@ exec(sources[0], confine.__dict__)
 exec(sources[1], harness.__dict__)
 harness.main(confine, options)
 """
+TIME_LIMIT_S = 5.0
+MEMORY_MB = 512
 KEPT_OUTPUT = 2000
 """Characters of an answer's output that a report shows."""
 
@@ -84,8 +86,8 @@ class Sandbox:
         self,
         backend: str = "auto",
         *,
-        time_limit_s: float = 5.0,
-        memory_mb: int = 512,
+        time_limit_s: float = TIME_LIMIT_S,
+        memory_mb: int = MEMORY_MB,
         output_kb: int = 1024,
     ) -> None:
         limits = {"time_limit_s": time_limit_s, "memory_mb": memory_mb, "output_kb": output_kb}
@@ -158,7 +160,7 @@ def _probe(backend: Backend) -> None:
     """Start it once, and look whether this very file can be read from inside."""
     peek = f"def peek():\n    open({__file__!r}).read(1)\n    return True\n"
     job = {"program": peek, "tests": ["assert peek()"], "setup": "", "calls": {"peek": "peek"}}
-    report = _run(backend, job, 30.0, 512, 64)
+    report = _run(backend, job, 30.0, MEMORY_MB, 64)
     if report.stopped:
         raise OSError(f"a trial run ended by its {report.stopped} limit")
     if backend.filter and report.outcomes[0].status == "passed":

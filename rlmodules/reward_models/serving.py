@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from datamodules import rewards
+from datamodules.environments.base import Options
 from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.rewards.scorers import BATCH, default_device, reward_of
 from rlmodules.algorithms.offline import require_room
@@ -68,9 +70,7 @@ def preference_env(
     prompts: Sequence[Any],
     preference_model: Any = None,
     human_feedback_fn: Callable[[str, str, str], Any] | None = None,
-    max_length: int = 512,
-    stop_sequences: Sequence[str] | None = None,
-    temperature: float = 1.0,
+    **options: Unpack[Options],
 ) -> PreferenceComparisonEnv:
     """``env=preference``: ``PreferenceComparisonEnv``, whose preference model may be named by its
     path: a ``PairwiseRewardModel``'s folder, which then has both responses before its eyes, or
@@ -79,11 +79,5 @@ def preference_env(
         scorer = load(preference_model)
         preference_model = rewards.model(preference_model) if scorer is None else scorer
     return PreferenceComparisonEnv(
-        tokenizer,
-        prompts,
-        preference_model,
-        human_feedback_fn,
-        max_length,
-        stop_sequences,
-        temperature,
+        tokenizer, prompts, preference_model, human_feedback_fn, **options
     )

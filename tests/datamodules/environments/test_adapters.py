@@ -8,8 +8,17 @@ import pytest
 import torch
 from datasets import Dataset
 
-from datamodules import Environment, Observation, Prompt, StepResult, TextGenerationEnv
+from datamodules import (
+    CodeGenerationEnv,
+    Environment,
+    MathEnv,
+    Observation,
+    Prompt,
+    StepResult,
+    TextGenerationEnv,
+)
 from datamodules.environments.adapters import ScoreEpisodeEnv, make_environment
+from datamodules.environments.calculator import CalculatorEnv
 from datamodules.environments.reasoning import ReasoningGymEnv, extract, harmless
 from rlmodules.models.embedded import tiny_tokenizer
 
@@ -194,6 +203,24 @@ def test_a_class_of_this_project_gets_the_tokenizer_and_has_its_options_set():
             make_environment(functools.partial(Guess, **option), TOKENIZER)
 
 
+def test_options_replace_what_a_class_has_chosen_by_itself():
+    assert make_environment(MathEnv, TOKENIZER).stop_sequences == ("\n",)
+    factory = functools.partial(MathEnv, stop_sequences=["END"], max_length=90, temperature=0.5)
+    env = make_environment(factory, TOKENIZER)
+    assert (env.stop_sequences, env.max_length, env.temperature) == (("END",), 90, 0.5)
+    nothing = dict.fromkeys(("stop_sequences", "max_length", "temperature", "on_error"))
+    env = make_environment(functools.partial(MathEnv, **nothing), TOKENIZER)
+    assert (env.stop_sequences, env.max_length, env.temperature) == (("\n",), 512, 1.0)
+    code = functools.partial(CodeGenerationEnv, sandbox="unsafe")
+    assert make_environment(code, TOKENIZER).max_length == 1024
+
+
+def test_a_check_that_needs_an_option_sees_it_whenever_it_is_set():
+    options = {"sandbox": "unsafe", "time_limit_s": 5.0, "timeout_s": 5.0}
+    with pytest.raises(ValueError, match=r"env\.timeout_s=5\.0 must be above env\.time_limit_s"):
+        make_environment(functools.partial(CodeGenerationEnv, **options), TOKENIZER)
+
+
 def test_a_subclass_with_kwargs_takes_what_its_bases_name():
     factory = functools.partial(Subclass, flavour="sweet", max_length=30, timeout_s=2.0)
     env = make_environment(factory, TOKENIZER, [Prompt("one"), Prompt("two")])
@@ -209,8 +236,14 @@ def test_a_function_and_nested_partials_work_too():
 
     prompts = [Prompt("one")]
     assert make_environment(closure, TOKENIZER, prompts).max_length == 9
-    nested = functools.partial(functools.partial(anything, max_length=8), max_length=7)
-    assert make_environment(nested, TOKENIZER, prompts).max_length == 7
+
+    class Deferred(functools.partial):
+        """As Hydra has one: it is not merged with others."""
+
+    inner = Deferred(anything, max_length=8, temperature=0.5)
+    for outer in (functools.partial, Deferred):
+        env = make_environment(outer(inner, max_length=7), TOKENIZER, prompts)
+        assert (env.max_length, env.temperature) == (7, 0.5)
     made = make_environment(
         functools.partial(lambda secret: Guess(TOKENIZER, secret), 4), TOKENIZER
     )
@@ -222,6 +255,10 @@ def test_a_function_and_nested_partials_work_too():
     [
         (functools.partial(HotelEnv, city="x"), [Prompt("p")], r"HotelEnv .*no prompts.*null"),
         (Guess, [Prompt("p")], r"Guess has starting states of its own"),
+        (MathEnv, [Prompt("p")], r"MathEnv has starting states of its own"),
+        (ReasoningGymEnv, [Prompt("p")], r"ReasoningGymEnv has starting states of its own"),
+        (CalculatorEnv, [Prompt("p")], r"CalculatorEnv has starting states of its own"),
+        (functools.partial(MathEnv, max_lenght=5), None, r"MathEnv knows no .*max_length"),
         (TextGenerationEnv, None, r"'prompts'.* come from data.prompts or data.path"),
         (HotelEnv, None, r"HotelEnv cannot be made: missing a required argument: 'city'"),
         (functools.partial(HotelEnv, town="x"), None, r"HotelEnv .*'(city|town)'.*\+env.ARGUMENT"),
