@@ -11,12 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.dataset import PreferenceBatch
-from datamodules.text.encoding import Limits
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
 from rlmodules.algorithms.metrics import Means
-from rlmodules.checks import require
-
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
@@ -33,16 +29,6 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> f
     if schedule == "linear":
         return max(1.0 - done, 0.0)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) if schedule == "cosine" else 1.0
-
-
-def require_offline(config: Any) -> None:
-    """Check the fields that the configs of all these algorithms have."""
-    at_least_1 = ("batch_size", "gradient_accumulation_steps", "num_epochs")
-    require(config, (*at_least_1, "eval_every", "save_every"), lambda x: x >= 1, "at least 1")
-    require(config, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
-    require(config, ("weight_decay",), lambda x: x >= 0, "0 or more")
-    require(config, ("lr_scheduler_type",), lambda x: x in SCHEDULES, f"one of {SCHEDULES}")
-    Limits(config.max_length, config.max_prompt_length)
 
 
 def require_room(positions: int | None, max_length: int, option: str = "algo.max_length") -> None:

@@ -24,6 +24,7 @@ from datamodules.types import (
     Trajectory,
 )
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch, load_policy
+from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
 from rlmodules.algorithms.metrics import Means
@@ -35,24 +36,13 @@ from rlmodules.sampling.decoding import PolicySampler, Sampler
 
 
 @dataclass
-class OnlineConfig:
-    """Settings that all these algorithms have."""
+class OnlineConfig(TrainingConfig):
+    """Settings of algorithms that learn from their own episodes."""
 
-    model_name: str = "google/gemma-2-2b"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
-    learning_rate: float = 1e-5
-    """Of the policy (AdamW)."""
     batch_size: int = 16
     """Episodes an iteration, over all processes."""
     mini_batch_size: int = 4
     """Episodes a backward pass, over all processes."""
-    gradient_accumulation_steps: int = 1
-    """Backward passes an optimizer step."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    weight_decay: float = 0.0
-    """Of AdamW, on the policy."""
-
     max_new_tokens: int = 128
     """Longest response, in tokens (a turn, where there are several)."""
     temperature: float = 1.0
@@ -68,15 +58,11 @@ class OnlineConfig:
     """Iterations between checkpoints."""
     eval_every: int = 5
     """Iterations between evaluations on held-out prompts; the end is always one."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-    seed: int = 0
-    """Of everything random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         window = self.mini_batch_size * self.gradient_accumulation_steps
-        sizes = ("batch_size", "mini_batch_size", "gradient_accumulation_steps")
-        require(self, sizes, lambda x: x >= 1, "at least 1")
+        require(self, ("batch_size", "mini_batch_size"), lambda x: x >= 1, "at least 1")
         if self.batch_size % window:
             raise ValueError(
                 f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
@@ -90,8 +76,7 @@ class OnlineConfig:
             )
         at_least_1 = ("max_new_tokens", "num_iterations", "save_every", "eval_every")
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        require(self, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
-        require(self, ("weight_decay", "top_k"), lambda x: x >= 0, "0 or more")
+        require(self, ("top_k",), lambda x: x >= 0, "0 or more")
         require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
 
 

@@ -13,51 +13,26 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.experience import TokenBatch
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import load_policy
-from rlmodules.algorithms.offline import OfflineModule, require_offline, require_room
+from rlmodules.algorithms.config import OfflineConfig
+from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.checks import require
 from rlmodules.models import ModelConfig, PolicyModel
 from rlmodules.models.saving import save_language_model
 
 
 @dataclass
-class PairConfig:
-    """Settings that all these algorithms have."""
+class PairConfig(OfflineConfig):
+    """Settings of language models that learn from pairs."""
 
-    model_name: str = "google/gemma-2-2b"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
     learning_rate: float = 1e-6
-    """Peak, of AdamW."""
-    batch_size: int = 8
-    """Pairs a backward pass, over all processes."""
     gradient_accumulation_steps: int = 2
-    """Backward passes an optimizer step."""
     beta: float = 0.1
     """DPO: how strongly the policy is held to the reference; rewards are beta times log-ratios."""
-    num_epochs: int = 1
-    """Passes over the pairs."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
     warmup_ratio: float = 0.1
     """Share of the optimizer steps in which the learning rate rises to its peak."""
-    max_length: int = 512
-    """Most tokens of prompt and response; the response is cut on the right."""
-    max_prompt_length: int = 256
-    """Most tokens of the prompt; it is cut on the left."""
-    eval_every: int = 100
-    """Optimizer steps between evaluations on held-out pairs; the end is always one."""
-    save_every: int = 500
-    """Optimizer steps between checkpoints; the end is always one."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-    lr_scheduler_type: str = "linear"
-    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    seed: int = 0
-    """Of everything random."""
 
     def __post_init__(self) -> None:
-        require_offline(self)
+        super().__post_init__()
         require(self, ("warmup_ratio",), lambda x: 0 <= x <= 1, "between 0 and 1")
         require(self, ("beta",), lambda x: x >= 0, "0 or more")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from rlmodules.algorithms.offline import require_offline
+from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.checks import require
 from rlmodules.models import LoraConfig, ModelConfig
 
@@ -10,11 +10,11 @@ POOLING = ("last", "mean", "cls")
 
 
 @dataclass
-class RewardModelConfig:
+class RewardModelConfig(OfflineConfig):
     """Settings of reward models; the Python API and the schema of ``algo=reward`` alike."""
 
     model_name: str = "bert-base-uncased"
-    """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
+    learning_rate: float = 1e-4
     num_labels: int = 1
     """Scores a text; pairs need exactly 1."""
     pooling_strategy: str = "last"
@@ -32,42 +32,15 @@ class RewardModelConfig:
     """The adapters' output is scaled by alpha / rank."""
     lora_dropout: float = 0.1
     """Dropout on the adapters' input."""
-    learning_rate: float = 1e-4
-    """Peak, of AdamW."""
     warmup_steps: int = 100
     """Optimizer steps in which the learning rate rises; at most a tenth of all are taken."""
-    gradient_accumulation_steps: int = 1
-    """Backward passes an optimizer step."""
-
-    batch_size: int = 8
-    """Pairs (or scored responses) a backward pass, over all processes."""
-    num_epochs: int = 1
-    """Passes over the data."""
-    max_length: int = 512
-    """Most tokens of prompt and response; the response is cut on the right."""
-    max_prompt_length: int = 256
-    """Most tokens of the prompt; it is cut on the left."""
     label_smoothing: float = 0.0
     """Probability that a pair's label is wrong, in [0, 0.5)."""
     center_rewards_coefficient: float = 0.0
     """Weight of a loss that keeps rewards around 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    eval_every: int = 100
-    """Optimizer steps between evaluations on held-out data; the end is always one."""
-    save_every: int = 500
-    """Optimizer steps between checkpoints; the end is always one."""
-    lr_scheduler_type: str = "linear"
-    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
-    seed: int = 0
-    """Of everything random."""
 
     def __post_init__(self) -> None:
-        require_offline(self)
+        super().__post_init__()
         require(self, ("pooling_strategy",), lambda x: x in POOLING, f"one of {POOLING}")
         require(self, ("num_labels", "lora_rank", "lora_alpha"), lambda x: x >= 1, "at least 1")
         require(self, ("dropout_prob", "lora_dropout"), lambda x: 0 <= x < 1, "in [0, 1)")
