@@ -41,9 +41,9 @@ def train(cfg: DictConfig) -> float | None:
     elif ckpt_path is not None and not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: there is no such file")
 
-    config, model_config = OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    module = get_class(cfg.module)(settings["algo"], settings["model"])
     datamodule = instantiate(cfg.data)
-    module = get_class(cfg.module)(config, model_config)
     trainer = instantiate(
         cfg.trainer,
         precision=resolve_precision(cfg.trainer.precision),
@@ -51,11 +51,10 @@ def train(cfg: DictConfig) -> float | None:
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
-    resolved = OmegaConf.to_container(cfg, resolve=True)
     if trainer.is_global_zero:
-        OmegaConf.save(resolved, Path(cfg.paths.output_dir) / "config.yaml")
+        OmegaConf.save(settings, Path(cfg.paths.output_dir) / "config.yaml")
         for logger in trainer.loggers:
-            logger.log_hyperparams(resolved)
+            logger.log_hyperparams(settings)
 
     if ckpt_path is None:
         trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
@@ -67,8 +66,9 @@ def train(cfg: DictConfig) -> float | None:
 def run_task(cfg: DictConfig) -> None:
     """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
-    module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
-    datamodule, settings = instantiate(cfg.data), OmegaConf.to_container(cfg, resolve=True)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    module = get_class(cfg.module)(settings["algo"], settings["model"])
+    datamodule = instantiate(cfg.data)
     trainer = instantiate(
         cfg.trainer,
         precision=resolve_precision(cfg.trainer.precision),

@@ -1,6 +1,9 @@
 """Every configuration composes; mistakes are refused with the field's name."""
 
+import ast
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from rlmodules import GRPOConfig, ModelConfig, PPOConfig, schemas
+from rlmodules.schemas import derive
 
 CONF = Path(__file__).parent.parent / "conf"
 REFUSED = (ConfigCompositionException, HydraException, OmegaConfBaseException, ValueError)
@@ -45,17 +49,23 @@ def composed(*overrides, tmp_path="/tmp"):
         return compose("train", [*overrides, f"paths.output_dir={tmp_path}"])
 
 
+def module_of(cfg):
+    """What ``train.py`` makes of it."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return get_class(cfg.module)(settings["algo"], settings["model"])
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_and_resolves(option):
     cfg = composed(option, *NEEDS.get(option, []))
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(OmegaConf.to_object(cfg.model), ModelConfig)
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    ModelConfig.of(settings["model"], settings["algo"]["model_name"], given=False)
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in ("algo", "logger")])
 def test_every_part_instantiates(option, tmp_path):
     cfg = composed(option, "model=tiny", tmp_path=tmp_path)
-    module = get_class(cfg.module)(OmegaConf.to_object(cfg.algo), OmegaConf.to_object(cfg.model))
+    module = module_of(cfg)
     assert module.config.seed == cfg.seed
     online = option.split("=")[1] in ONLINE or not option.startswith("algo")
     kind = datamodules.RolloutDataModule if online else datamodules.PreferenceDataModule
@@ -75,10 +85,11 @@ def test_every_part_instantiates(option, tmp_path):
 
 
 def test_the_algorithms_settings_arrive_as_a_real_config_and_reach_everyone():
-    cfg = composed("algo.batch_size=8", "algo.mini_batch_size=2", "algo.ppo_epochs=3", "seed=5")
-    config = OmegaConf.to_object(cfg.algo)
+    sizes = ("algo.batch_size=8", "algo.mini_batch_size=2", "algo.ppo_epochs=3")
+    cfg = composed(*sizes, "seed=5", "model=tiny")
+    config = module_of(cfg).config
     assert isinstance(config, PPOConfig)
-    assert (config.batch_size, config.seed, config.model_name) == (8, 5, "wheel:smollm2")
+    assert (config.batch_size, config.seed, config.model_name) == (8, 5, "random:tiny")
     assert (cfg.data.batch_size, cfg.data.mini_batch_size, cfg.data.epochs) == (8, 2, 3)
     assert cfg.data.seed == 5
 
@@ -125,12 +136,52 @@ def test_a_typo_or_a_wrong_type_is_refused_while_composing(override, named):
         ("algo.device=gpuu", "device"),
     ],
 )
-def test_an_impossible_value_is_refused_by_the_config_itself(override, named):
+def test_an_impossible_value_is_refused_before_anything_is_loaded(override, named):
     with pytest.raises(REFUSED, match=named):
-        cfg = composed(override)
-        OmegaConf.to_object(cfg.algo)
-        OmegaConf.to_object(cfg.model)
-        OmegaConf.to_container(cfg, resolve=True)
+        module_of(composed(override, "model.name=./no-such-model"))
+
+
+def test_the_schemas_are_those_of_the_signatures():
+    text = derive.PATH.read_text()
+    assert text == derive.derive(), "run python -m rlmodules.schemas.derive"
+
+
+def test_the_schemas_need_nothing_of_what_they_describe():
+    tree = ast.walk(ast.parse(derive.PATH.read_text()))
+    imported = {node.module for node in tree if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert imported == {"copy", "dataclasses", "typing", "omegaconf"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind"),
+    [
+        (int, "int"),
+        (float | None, "float | None"),
+        (Sequence[str], "list[str]"),
+        (list[float] | None, "list[float] | None"),
+        (Sequence[str | int], "list[Any]"),
+        (Mapping[str, float] | None, "dict[str, float] | None"),
+        (Mapping[str, Mapping[str, Any]], "dict[str, Any]"),
+        (str | Sequence[str], "Any"),
+        (Callable[[str], float] | None, "Any"),
+    ],
+    ids=str,
+)
+def test_types_that_a_config_can_check_are_kept(annotation, kind):
+    assert derive.config_type(annotation) == kind
+
+
+def test_what_docstrings_say_of_an_option_is_kept():
+    nodes = schemas.nodes.NODES
+
+    def text(group, name, option):
+        return nodes[group][name].__dataclass_fields__[option].metadata["help"]
+
+    assert text("algo", "grpo", "learning_rate").startswith("Of AdamW")  # of a base, by attribute
+    assert text("env", "math", "difficulty").startswith("level of generated problems")
+    assert text("env", "math", "stop_sequences").startswith("Default: the end of the line")
+    assert text("env", "booking", "max_turns").endswith("still executed.")  # of two lines, a base
+    assert text("task", "collect_preferences", "max_pairs").endswith("no answer is in two.")
 
 
 def test_every_field_of_every_config_has_a_reader():

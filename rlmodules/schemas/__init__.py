@@ -1,0 +1,45 @@
+"""Every option as a schema in Hydra's ConfigStore, so that typos and wrong types fail.
+
+``derive`` writes them into ``nodes``, from the signatures of what is configured; nothing of that is
+imported here.
+"""
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from rlmodules.checks import device_options
+
+REQUIRED = "${required:}"
+"""In YAML: has to be given. (``???`` says so too, but leaves the default of a schema in place.)"""
+
+
+def register() -> None:
+    """Make the schemas known as ``GROUP/schema/NAME``, and the resolvers that YAML uses."""
+    from rlmodules.schemas.nodes import NODES  # so that `derive` works where there are none yet
+
+    store = ConfigStore.instance()
+    for group, nodes in NODES.items():
+        for name, node in nodes.items():
+            store.store(group=f"{group}/schema", name=name, node=node, package=group)
+    for name in ("accelerator", "devices"):
+        OmegaConf.register_new_resolver(
+            name, lambda device, name=name: device_options(device)[name], replace=True
+        )
+    OmegaConf.register_new_resolver("required", required, replace=True)
+    OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)
+
+
+def required() -> None:
+    """
+    Raises:
+        ValueError: always; ``train.py`` names the value before.
+    """
+    raise ValueError("a value that has to be given was left open")
+
+
+def carried_heldout(path: str | None) -> str | None:
+    """The held-out file beside a training file that the project carries; None for other files."""
+    if path is None or not path.startswith("package:"):
+        return None
+    return path.replace("_train", "_heldout")

