@@ -1,13 +1,12 @@
 """What held-out episodes were like: means, repetition, and how many problems were solved."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from datamodules.types import Rollout, Trajectory
 from rlmodules.algorithms.metrics import Means, distinct_bigrams
+from rlmodules.functional.statistics import pass_at_k
 
 
 class HeldOut:
@@ -96,29 +95,3 @@ def _gathered(module: Any, items: list) -> list:
     parts: list[list] = [[] for _ in range(module.trainer.world_size)]
     torch.distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of ``k`` attempts is right, from ``n`` of them.
-
-    ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv:2107.03374, eq. 1).
-
-    Raises:
-        ValueError: there are fewer attempts than ``k``.
-    """
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} attempts, there are {n}")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def mcnemar_p(before: Mapping[int, bool], after: Mapping[int, bool]) -> float:
-    """Two-sided exact p-value that both solve a problem equally often (McNemar 1947).
-
-    Only problems that one of the two solves alone tell them apart; under the null hypothesis each
-    goes either way with probability 1/2.
-    """
-    shared = before.keys() & after.keys()
-    gained = sum(after[i] and not before[i] for i in shared)
-    lost = sum(before[i] and not after[i] for i in shared)
-    tail = sum(math.comb(gained + lost, i) for i in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2 ** (gained + lost))

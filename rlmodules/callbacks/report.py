@@ -12,9 +12,9 @@ from rich.control import strip_control_codes
 from rich.table import Table
 from rich.text import Text
 
-from rlmodules.algorithms.held_out import mcnemar_p
 from rlmodules.callbacks.plots import plot_iterations
 from rlmodules.callbacks.samples import SampleTable
+from rlmodules.functional.statistics import mcnemar_p
 
 
 class Report(Checkpoint):

@@ -16,8 +16,8 @@ from rlmodules.functional.calibration import (
     concordance,
     correlation,
     fit_temperature,
-    wilson_interval,
 )
+from rlmodules.functional.statistics import wilson_interval
 
 
 class RewardReport(PreferenceReport):

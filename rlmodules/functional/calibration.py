@@ -1,4 +1,4 @@
-"""How good and how honest a preference model is: intervals, calibration, correlation.
+"""How good and how honest a preference model is: calibration and correlation.
 
 Shapes: N held-out pairs; ``logits_N`` are log-odds that the chosen response is the better one, so a
 model is right where they are positive.
@@ -9,16 +9,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
-
-
-def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a proportion (Wilson 1927); z = 1.96 covers 95%."""
-    if count == 0:
-        return 0.0, 1.0
-    p, square = successes / count, z * z / count
-    middle = (p + square / 2) / (1 + square)
-    half = z * math.sqrt(p * (1 - p) / count + square / (4 * count)) / (1 + square)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def calibration_curve(logits_N: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:

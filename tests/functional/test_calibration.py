@@ -11,15 +11,7 @@ from rlmodules.functional.calibration import (
     concordance,
     correlation,
     fit_temperature,
-    wilson_interval,
 )
-
-
-def test_wilson_intervals_of_textbook_proportions():
-    assert wilson_interval(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
-    assert wilson_interval(10, 10) == pytest.approx((0.722, 1.0), abs=1e-3)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def logit(p):
