@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlmodules.algorithms.metrics import Means
+from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
 
 
@@ -34,6 +36,11 @@ class AlgorithmModule(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.train_metrics = Means()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every Trainer of these modules needs besides its own callbacks, once."""
+        attached = any(isinstance(callback, EvaluateAtEnd) for callback in self.trainer.callbacks)
+        return [] if attached else [EvaluateAtEnd()]
 
     # -------------------------------------------------------------- gradients
 

@@ -103,16 +103,10 @@ class OfflineModule(AlgorithmModule):
         super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log an optimizer step; at the very end, ask for an evaluation."""
-        trainer = self.trainer
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        self.log_dict(self.step_metrics)
-        self._restart_clock()
-        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        ends = last_epoch and batch_idx + 1 == trainer.num_training_batches
-        if ends or trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
+        """Log an optimizer step."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.log_dict(self.step_metrics)
+            self._restart_clock()
 
     def on_train_start(self) -> None:
         self._restart_clock()

@@ -118,7 +118,6 @@ class OnlineModule(AlgorithmModule):
         self.skip_updates = False  # a KL early stop: until the iteration ends
         self.update_clock = Stopwatch()
         self.held_out = HeldOut()
-        self._every: int | None = None
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
         self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
 
@@ -241,19 +240,7 @@ class OnlineModule(AlgorithmModule):
     # -------------------------------------------------------------- held out
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The end of a run is always evaluated, whatever ``eval_every`` says."""
         self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
-        trainer = self.trainer
-        last_step = trainer.global_step == trainer.max_steps
-        if last_step:
-            trainer.should_stop = True  # the end in any case; makes Lightning evaluate before it
-        if self._every is None and (last_step or self.current_epoch + 1 == trainer.max_epochs):
-            # here, for an epoch that is gone on with in its middle does not start
-            self._every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
-
-    def on_fit_end(self) -> None:
-        if self._every is not None:
-            self.trainer.check_val_every_n_epoch, self._every = self._every, None
 
     def validation_step(self, rollout: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Judge held-out episodes; returns one row a sample for whoever shows them."""

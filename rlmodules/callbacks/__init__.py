@@ -1,5 +1,6 @@
-"""Lightning callbacks: progress, stopping and saving, samples, the final report, the export."""
+"""Lightning callbacks: progress, evaluation, stopping and saving, samples, report, export."""
 
+from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
@@ -10,6 +11,7 @@ from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop, newest_
 
 __all__ = [
     "AtomicCheckpointIO",
+    "EvaluateAtEnd",
     "ExportModel",
     "IterationBar",
     "PreferenceReport",
