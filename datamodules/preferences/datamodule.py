@@ -89,8 +89,6 @@ class PreferenceDataModule(L.LightningDataModule):
         if self.train_dataset is None and self.trainer.is_global_zero:
             print(self._counts(train, held_out), flush=True)
         self.train_dataset, self.eval_dataset = train, held_out
-        if held_out is None:
-            self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> TrainExamples:
         assert self.train_dataset is not None, "setup comes first"

@@ -122,8 +122,6 @@ class RolloutDataModule(L.LightningDataModule):
                 f"all {len(env)} starting states of the environment are held out for"
                 " evaluation: nothing is left to train on"
             )
-        if not self.eval_starts:
-            self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> TrainEpisodes:
         assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"

@@ -4,11 +4,14 @@ import json
 import re
 from types import SimpleNamespace
 
+import pair_helpers
 import pytest
 import torch
 
 from datamodules.preferences.datamodule import PreferenceDataModule
 from datamodules.preferences.dataset import PreferenceDataset
+from rlmodules import DPO, DPOConfig
+from rlmodules.callbacks import PreferenceReport
 from rlmodules.models.embedded import tiny_tokenizer
 
 
@@ -38,7 +41,6 @@ def made(path=None, *, closes: bool = True, zero: bool = True, tokenizer=None, *
         world_size=1,
         global_rank=0,
         current_epoch=0,
-        limit_val_batches=1.0,
     )
     data.setup("fit")
     return data
@@ -135,14 +137,36 @@ def test_eval_size_0_evaluates_nothing(write, given):
     path = write([pair(f"p{i}") for i in range(50)])
     data = made(path, eval_size=0, eval_path=path if given else None)
     assert len(data.train_dataset) == 50 and data.eval_dataset is None
-    assert list(data.val_dataloader()) == [] and data.trainer.limit_val_batches == 0
+    assert list(data.val_dataloader()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"val_check_interval": 3},
+        {"val_check_interval": 0.5, "check_val_every_n_epoch": 1},
+        {"val_check_interval": 1.0, "check_val_every_n_epoch": 1},
+    ],
+)
+def test_a_run_without_held_out_pairs_trains_and_evaluates_nothing(options):
+    c = DPOConfig(model_name="random:tiny", batch_size=2, gradient_accumulation_steps=2)
+    module, data = DPO(c), pair_helpers.data(c)
+    report = PreferenceReport("unused")
+    report.on_train_end = lambda *_: None
+    run = pair_helpers.trainer(c, report=report, max_epochs=2, **options)
+    assert run.validate(module, data, verbose=False) == []
+    run.fit(module, data)
+    assert len(report.history) == run.global_step == 4
+    assert report.evaluations == []
+    assert not any(name.startswith("val/") for name in run.callback_metrics)
+    assert run.limit_val_batches == 1.0
 
 
 def test_eval_path_is_evaluated_up_to_eval_size(write):
     path = write([pair(f"p{i}") for i in range(40)])
     other = write([pair(f"q{i}") for i in range(5)], "held.jsonl")
     data = made(path, eval_path=other, eval_batch_size=2)
-    assert len(data.train_dataset) == 40 and data.trainer.limit_val_batches == 1.0
+    assert len(data.train_dataset) == 40 and len(data.val_dataloader()) == 3
     assert prompts(data.val_dataloader()) == {f"q{i}" for i in range(5)}
     assert [len(batch) for batch in data.val_dataloader()] == [2, 2, 1]
     assert len(made(path, eval_path=other, eval_size=3).eval_dataset) == 3
