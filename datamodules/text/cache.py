@@ -1,9 +1,7 @@
 """Tensors that are expensive to make and the same next time: kept in the user's cache directory."""
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from datamodules.atomic import replacing
 
 
 def digest(*parts: Any) -> str:
@@ -50,13 +50,9 @@ def cached(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[s
     if (found := load_cached(kind, key)) is not None:
         return found
     made, path = make(), _path(kind, key)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(made, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(made, partial)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         warnings.warn(f"{path} could not be written ({error}); it will be made again", stacklevel=2)
     return made

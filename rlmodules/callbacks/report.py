@@ -12,6 +12,7 @@ from rich.control import strip_control_codes
 from rich.table import Table
 from rich.text import Text
 
+from datamodules.atomic import replacing
 from rlmodules.callbacks.plots import plot_iterations
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.functional.statistics import mcnemar_p
@@ -70,7 +71,8 @@ class Report(Checkpoint):
         seconds = time.perf_counter() - self._began
         report = {"before": self.before, "after": self.after, "seconds": seconds} | details
         report["history"] = self.history
-        (self.dirpath / "report.json").write_text(json.dumps(report, indent=1))
+        with replacing(self.dirpath / "report.json") as partial:
+            partial.write_text(json.dumps(report, indent=1))
         self.plot(self.dirpath / "curves.png")
         with (self.dirpath / "report.txt").open("w") as file:
             for console in (Console(), Console(file=file, width=110)):

