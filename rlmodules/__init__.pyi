@@ -6,14 +6,13 @@ from .algorithms.orpo import ORPO, ORPOConfig
 from .algorithms.ppo import PPO, AdaptiveKLController, PPOConfig
 from .forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
 from .models import LoraConfig, ModelConfig, PPOModel, ValueHead
-from .preference_trainers import DPOTrainer, ORPOTrainer, RewardModelTrainer
 from .reward_models.config import RewardModelConfig
 from .reward_models.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
 from .reward_models.pairwise import PairwiseRewardModel
 from .reward_models.scalar import RewardModel
 from .sampling.choose import SamplingParams
 from .sampling.decoding import sample
-from .trainers import GRPOTrainer, PPOTrainer
+from .trainers import DPOTrainer, GRPOTrainer, ORPOTrainer, PPOTrainer, RewardModelTrainer
 
 __all__ = [
     "DPO",

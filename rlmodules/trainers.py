@@ -1,4 +1,4 @@
-"""Thin façades for scripts and notebooks: module + datamodule + ``L.Trainer`` in one object."""
+"""Façades for scripts and notebooks: module, data module and ``L.Trainer`` in one object."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -12,16 +12,80 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from datamodules import Environment, RolloutDataModule, TextGenerationEnv
+from datamodules import Environment, PreferenceDataModule, PreferenceDataset, RolloutDataModule
+from datamodules.environments.text import TextGenerationEnv
+from rlmodules.algorithms.base import AlgorithmModule
+from rlmodules.algorithms.dpo import DPO, DPOConfig
 from rlmodules.algorithms.grpo import GRPO
-from rlmodules.algorithms.online import OnlineModule
+from rlmodules.algorithms.offline import OfflineModule
+from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.algorithms.orpo import ORPO, ORPOConfig
 from rlmodules.algorithms.ppo import PPO
-from rlmodules.callbacks import AtomicCheckpointIO, IterationBar, RunReport, SaveOnStop
+from rlmodules.callbacks.preference_report import PreferenceReport
+from rlmodules.callbacks.progress import IterationBar, StepBar
+from rlmodules.callbacks.report import RunReport
+from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
 from rlmodules.checks import device_options
 from rlmodules.models import ModelConfig, resolve_precision
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.scalar import RewardModel
+
+Metrics = dict[str, list[float]]
+"""Every metric -> its values by iteration or optimizer step; held-out ones by evaluation."""
 
 
-class OnlineTrainer:
+class Facade:
+    """A module, the folder of its run, and options of ``lightning.Trainer``."""
+
+    def __init__(
+        self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
+    ) -> None:
+        self.module, self.config, self.trainer_options = module, module.config, options
+        self.output_dir = Path(output_dir or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+
+    def fit(
+        self, data_class: type, num_epochs: int, ckpt_path: str | Path | None, **data_options: Any
+    ) -> Metrics:
+        """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
+        c, given = self.config, self.trainer_options
+        accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
+        data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
+        if isinstance(self.module, OnlineModule):
+            report, bar = RunReport(self.output_dir), IterationBar
+            save = {"every_n_epochs": c.save_every, "save_on_train_epoch_end": True}
+            evaluate = {"check_val_every_n_epoch": c.eval_every}
+        else:
+            report, bar = PreferenceReport(self.output_dir), StepBar
+            save = {"every_n_train_steps": c.save_every}
+            interval = c.eval_every * accumulate  # Lightning counts batches
+            evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
+        last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, **save)
+        callbacks = [report, last, SaveOnStop(checkpoints)]
+        if given.get("enable_progress_bar", True):
+            callbacks.append(bar())
+        options = {  # those of conf/trainer
+            "max_epochs": num_epochs,
+            "gradient_clip_val": c.max_grad_norm,
+            "accumulate_grad_batches": accumulate,
+            **evaluate,
+            "limit_val_batches": 1.0 if data.eval_size else 0,  # 0 spares Lightning's warning
+            "precision": resolve_precision("auto"),
+            "logger": CSVLogger(self.output_dir, name="", version=""),
+            "plugins": [AtomicCheckpointIO()],
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "inference_mode": False,
+            "enable_model_summary": False,
+            **device_options(c.device),
+            **given,
+            "callbacks": [*callbacks, *given.get("callbacks", [])],
+        }
+        L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
+        return report.metrics()
+
+
+class OnlineTrainer(Facade):
     """An online algorithm on a list of prompts, or in an environment.
 
     Args:
@@ -31,7 +95,7 @@ class OnlineTrainer:
         env: plays and scores instead of ``reward_fn``; it has prompts of its own.
         model: a causal language model to train instead of loading ``config.model_name``.
         model_config: how to load it (type, LoRA, attention).
-        output_dir: checkpoints and metrics; default ``outputs/DATE/TIME``.
+        output_dir: checkpoints, metrics and report; default ``outputs/DATE/TIME``.
         trainer_options: passed on to ``lightning.Trainer``; ``callbacks`` come beside our own.
 
     Raises:
@@ -39,10 +103,14 @@ class OnlineTrainer:
     """
 
     module_class: ClassVar[type[OnlineModule]]
+    epochs: ClassVar[str]
+    """Field of ``config`` that says how often an iteration's episodes are gone over."""
+    sizes: ClassVar = ("batch_size", "mini_batch_size")
+    """Fields of ``config`` that are options of the data module too."""
 
     def __init__(
         self,
-        config: Any,
+        config: OnlineConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
         reward_fn: Callable[..., Sequence[float]] | None = None,
         *,
@@ -54,14 +122,9 @@ class OnlineTrainer:
     ) -> None:
         if env is not None and reward_fn is not None:
             raise ValueError("give either env, which scores itself, or reward_fn, not both")
-        self.config, self.reward_fn, self.env = config, reward_fn, env
-        self.output_dir = Path(output_dir or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
-        self.trainer_options = trainer_options
-        self.module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
-
-    def sizes(self) -> dict[str, int]:
-        """How the algorithm divides an iteration's episodes: arguments of the data module."""
-        raise NotImplementedError
+        self.reward_fn, self.env = reward_fn, env
+        module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
+        super().__init__(module, output_dir, trainer_options)
 
     def train(
         self,
@@ -69,7 +132,7 @@ class OnlineTrainer:
         num_iterations: int | None = None,
         eval_prompts: Sequence[Any] | None = None,
         ckpt_path: str | Path | None = None,
-    ) -> dict[str, list[float]]:
+    ) -> Metrics:
         """Train, and return every metric as the list of its values by iteration.
 
         Args:
@@ -84,45 +147,20 @@ class OnlineTrainer:
         """
         if (prompts is None) == (self.env is None):
             raise ValueError("give prompts to train(), or env to the trainer, not both")
-        c = self.config
-        text = partial(TextGenerationEnv, reward_fn=self.reward_fn, max_length=_room(self.module))
-        held_out = len(eval_prompts or (self.env.held_out if self.env else None) or ())
-        data = RolloutDataModule(
-            self.env or text,
+        c, env = self.config, self.env
+        positions = self.module.base_model.config.get_text_config()
+        room = getattr(positions, "max_position_embeddings", None) or 2**31
+        return self.fit(
+            RolloutDataModule,
+            num_iterations or c.num_iterations,
+            ckpt_path,
+            env=env or partial(TextGenerationEnv, reward_fn=self.reward_fn, max_length=room),
             prompts=prompts,
             eval_prompts=eval_prompts,
-            eval_size=held_out,
-            batch_size=c.batch_size,
-            mini_batch_size=c.mini_batch_size,
-            gradient_accumulation_steps=c.gradient_accumulation_steps,
-            seed=c.seed,
-            **self.sizes(),
+            eval_size=len(eval_prompts or (env.held_out if env else None) or ()),
+            epochs=getattr(c, self.epochs),
+            **{name: getattr(c, name) for name in self.sizes},
         )
-        report = RunReport(self.output_dir)
-        checkpoints = self.output_dir / "checkpoints"
-        callbacks = [report, every(checkpoints, c), SaveOnStop(checkpoints)]
-        if self.trainer_options.get("enable_progress_bar", True):
-            callbacks.append(IterationBar())
-        options = {
-            "max_epochs": num_iterations or c.num_iterations,
-            "gradient_clip_val": c.max_grad_norm,
-            "accumulate_grad_batches": c.gradient_accumulation_steps,
-            "check_val_every_n_epoch": c.eval_every,
-            "precision": resolve_precision("auto"),
-            "logger": CSVLogger(self.output_dir, name="", version=""),
-            "plugins": [AtomicCheckpointIO()],
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "use_distributed_sampler": False,
-            "inference_mode": False,
-            "enable_model_summary": False,
-            **device_options(c.device),
-            **self.trainer_options,
-            "callbacks": [*callbacks, *self.trainer_options.get("callbacks", [])],
-        }
-        L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
-        names = sorted({name for row in report.history for name in row})
-        return {n: [row[n] for row in report.history if n in row] for n in names}
 
     def save_model(self, path: str | Path, merge: bool = False) -> None:
         """Write the trained model and tokenizer (PPO: and value head) in Hugging Face format."""
@@ -132,38 +170,130 @@ class OnlineTrainer:
 class PPOTrainer(OnlineTrainer):
     """PPO; ``config`` is a ``PPOConfig``."""
 
-    module_class = PPO
-
-    def sizes(self) -> dict[str, int]:
-        return {"epochs": self.config.ppo_epochs}
+    module_class, epochs = PPO, "ppo_epochs"
 
 
 class GRPOTrainer(OnlineTrainer):
     """GRPO; ``config`` is a ``GRPOConfig``."""
 
-    module_class = GRPO
+    module_class, epochs = GRPO, "num_epochs"
+    sizes = (*OnlineTrainer.sizes, "num_generations", "max_resamples")
 
-    def sizes(self) -> dict[str, int]:
+
+def _pairs(train: PreferenceDataset, held_out: PreferenceDataset | None, size: int) -> dict:
+    """Options of ``PreferenceDataModule``."""
+    options = {"train_dataset": train, "eval_dataset": held_out}
+    return options | {"eval_size": len(held_out or ()), "batch_size": size}
+
+
+class DPOTrainer(Facade):
+    """DPO on a ``PreferenceDataset``; arguments as of ``OnlineTrainer``."""
+
+    module_class: ClassVar[type[OfflineModule]] = DPO
+
+    def __init__(
+        self,
+        config: DPOConfig | ORPOConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        model: nn.Module | None = None,
+        model_config: ModelConfig | None = None,
+        output_dir: str | Path | None = None,
+        **trainer_options: Any,
+    ) -> None:
+        module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
+        super().__init__(module, output_dir, trainer_options)
+
+    def train(
+        self,
+        dataset: PreferenceDataset,
+        eval_dataset: PreferenceDataset | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> Metrics:
+        """Train, and return every metric as the list of its values by optimizer step.
+
+        Args:
+            eval_dataset: held-out pairs for ``val/...``; none by default.
+            ckpt_path: continue from this checkpoint.
+        """
         c = self.config
-        return {
-            "epochs": c.num_epochs,
-            "num_generations": c.num_generations,
-            "max_resamples": c.max_resamples,
-        }
+        data = _pairs(dataset, eval_dataset, c.batch_size)
+        return self.fit(PreferenceDataModule, c.num_epochs, ckpt_path, **data)
+
+    def save_model(self, path: str | Path, merge: bool = False) -> None:
+        """Write the trained model and its tokenizer in Hugging Face format."""
+        self.module.export(Path(path), merge=merge)
 
 
-def every(dirpath: Path, config: Any) -> ModelCheckpoint:
-    """``last.ckpt``, written every ``save_every`` iterations."""
-    return ModelCheckpoint(
-        dirpath=dirpath,
-        filename="last",
-        every_n_epochs=config.save_every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+class ORPOTrainer(DPOTrainer):
+    """ORPO on a ``PreferenceDataset``; arguments as of ``OnlineTrainer``."""
+
+    module_class = ORPO
 
 
-def _room(module: OnlineModule) -> int:
-    """Most tokens the model has positions for."""
-    config = module.base_model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 2**31
+class RewardModelTrainer(Facade):
+    """Trains a reward model on texts.
+
+    Args:
+        model: ``RewardModel`` or ``PairwiseRewardModel``.
+        tokenizer: default: the model's own.
+        config: default: the model's own.
+        device: default: the config's, else what there is.
+        output_dir, trainer_options: as of ``OnlineTrainer``.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        config: RewardModelConfig | None = None,
+        device: Any = None,
+        *,
+        output_dir: str | Path | None = None,
+        **trainer_options: Any,
+    ) -> None:
+        self.model = model
+        model.config, model.tokenizer = config or model.config, tokenizer or model.tokenizer
+        if model.tokenizer is None:
+            raise ValueError("the reward model has no tokenizer: give one")
+        if device is not None:
+            trainer_options |= device_options(str(device))
+        super().__init__(model, output_dir, trainer_options)
+
+    def train_on_preferences(
+        self,
+        chosen_texts: Sequence[str],
+        rejected_texts: Sequence[str],
+        num_epochs: int = 3,
+        batch_size: int = 8,
+        eval_chosen_texts: Sequence[str] | None = None,
+        eval_rejected_texts: Sequence[str] | None = None,
+        margins: Sequence[float | None] | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> Metrics:
+        """Train on whole texts, prompt included; returns every metric by optimizer step.
+
+        Args:
+            eval_chosen_texts, eval_rejected_texts: held-out texts for ``val/...``.
+            margins: by how much the chosen text is better; default 0.
+            ckpt_path: continue from this checkpoint.
+        """
+        c, model, held_out = self.config, self.model, None
+        limits = {"max_length": c.max_length, "max_prompt_length": c.max_prompt_length}
+        made = partial(
+            PreferenceDataset, tokenizer=model.tokenizer, close=model.closes_texts, **limits
+        )
+        train = made([""] * len(chosen_texts), chosen_texts, rejected_texts, margins=margins)
+        if eval_chosen_texts is not None:
+            prompts = [""] * len(eval_chosen_texts)
+            held_out = made(prompts, eval_chosen_texts, eval_rejected_texts)
+        data = _pairs(train, held_out, batch_size)
+        return self.fit(PreferenceDataModule, num_epochs, ckpt_path, **data)
+
+    def save_model(self, path: str | Path) -> None:
+        """All that was trained in one safetensors file; see ``RewardModel.save_model``."""
+        self.model.save_model(path)
+
+    def load_model(self, path: str | Path) -> None:
+        """Take the weights of such a file; a pickle is refused."""
+        self.model.load_model(path)

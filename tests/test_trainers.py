@@ -1,13 +1,38 @@
-"""The façade for scripts: the contract's snippet, its results, the exported model."""
+"""The façades for scripts: the contract's snippets, what they return, the files they leave."""
 
+import lightning as L
 import pytest
 import torch
 from helpers import count_e
+from hydra import compose, initialize
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+from pair_helpers import CHOSEN, REJECTED, dataset
+from pair_helpers import PROMPTS as QUESTIONS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlmodules import LoraConfig, ModelConfig, PPOConfig, PPOTrainer
+from datamodules import PreferenceDataset
+from rlmodules import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOTrainer,
+    LoraConfig,
+    ModelConfig,
+    ORPOConfig,
+    ORPOTrainer,
+    PairwiseRewardModel,
+    PPOConfig,
+    PPOTrainer,
+    RewardModel,
+    RewardModelConfig,
+    RewardModelTrainer,
+    schemas,
+)
 from rlmodules.checks import device_options
+from rlmodules.models import resolve_precision
+from rlmodules.models.embedded import tiny_model
 
 QUICK = {
     "model_name": "random:tiny",
@@ -20,6 +45,8 @@ QUICK = {
     "device": "cpu",
 }
 QUIET = {"enable_progress_bar": False, "logger": False}
+PLAIN = QUIET | {"precision": "32-true"}
+SMALL = {"model_name": "random:tiny", "batch_size": 4, "learning_rate": 3e-3, "device": "cpu"}
 PROMPTS = ["Write a poem about...", "Explain quantum..."]
 
 
@@ -127,3 +154,118 @@ def test_devices_are_named_as_torch_names_them():
     assert device_options("cuda:1") == {"accelerator": "gpu", "devices": [1]}
     with pytest.raises(ValueError, match=r"algo\.device='tpux'"):
         device_options("tpux")
+
+
+# --------------------------------------------------------------------- preferences
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(DPOTrainer, DPOConfig), (ORPOTrainer, ORPOConfig)],
+    ids=["dpo", "orpo"],
+)
+def test_a_preference_trainer_trains_saves_and_resumes(trainer_class, config_class, tmp_path):
+    tokenizer = tiny_model()[1]
+    pairs = PreferenceDataset(
+        prompts=QUESTIONS,
+        chosen=CHOSEN,
+        rejected=REJECTED,
+        tokenizer=tokenizer,
+        max_length=512,
+        max_prompt_length=256,
+    )
+    c = config_class(**SMALL, gradient_accumulation_steps=1, num_epochs=6, eval_every=4)
+    trainer = trainer_class(config=c, tokenizer=tokenizer, output_dir=tmp_path, **PLAIN)
+    metrics = trainer.train(pairs, eval_dataset=dataset(4))
+    assert len(metrics["train/loss"]) == 12
+    assert len(metrics["val/accuracy"]) == 3
+    assert metrics["train/loss"][-1] < metrics["train/loss"][0]
+    trainer.save_model(tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert (tmp_path / "report.txt").is_file() and (tmp_path / "curves.png").is_file()
+
+    longer = config_class(**SMALL, gradient_accumulation_steps=1, num_epochs=8)
+    again = trainer_class(config=longer, output_dir=tmp_path / "again", **PLAIN)
+    metrics = again.train(pairs, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert len(metrics["train/loss"]) == 16
+
+
+@pytest.mark.parametrize("kind", [RewardModel, PairwiseRewardModel])
+def test_a_reward_model_trains_on_texts_and_is_saved(kind, tmp_path):
+    c = RewardModelConfig(**SMALL, warmup_steps=0, dropout_prob=0.0)
+    model = kind(c)
+    trainer = RewardModelTrainer(
+        model=model, tokenizer=model.tokenizer, config=c, device="cpu", output_dir=tmp_path, **PLAIN
+    )
+    chosen = [p + r for p, r in zip(QUESTIONS, CHOSEN, strict=True)]
+    rejected = [p + r for p, r in zip(QUESTIONS, REJECTED, strict=True)]
+    metrics = trainer.train_on_preferences(
+        chosen_texts=chosen,
+        rejected_texts=rejected,
+        num_epochs=10,
+        batch_size=8,
+        eval_chosen_texts=chosen[:3],
+        eval_rejected_texts=rejected[:3],
+    )
+    assert len(metrics["train/loss"]) == 10
+    assert metrics["val/accuracy"][-1] == 1.0
+    trainer.save_model(tmp_path / "reward_model.pt")
+    other = RewardModelTrainer(kind(c), output_dir=tmp_path, **PLAIN)
+    other.load_model(tmp_path / "reward_model.pt")
+    assert other.model.predict_rewards(chosen) == pytest.approx(model.predict_rewards(chosen))
+    torch.save({}, tmp_path / "pickle.pt")
+    with pytest.raises(ValueError, match="no safetensors"):
+        other.load_model(tmp_path / "pickle.pt")
+
+
+def test_long_texts_are_cut_and_lists_of_other_lengths_refused(tmp_path):
+    c = RewardModelConfig(**SMALL, max_length=16, max_prompt_length=8)
+    trainer = RewardModelTrainer(RewardModel(c), output_dir=tmp_path, **PLAIN)
+    trainer.train_on_preferences(["good " * 50], ["bad " * 50], num_epochs=1, batch_size=1)
+    with pytest.raises(ValueError, match="rejected has 2 rows, chosen has 1"):
+        trainer.train_on_preferences(["a"], ["b", "c"])
+
+
+# ------------------------------------------------------------------ as train.py does
+
+FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "dpo": DPOTrainer, "orpo": ORPOTrainer}
+
+
+@pytest.mark.parametrize("name", FACADES)
+def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_path, monkeypatch):
+    schemas.register()
+    changes = ["eval_every=3", "save_every=7", "max_grad_norm=0.5", "device=cpu"]
+    overrides = [f"algo={name}", "model=tiny", f"paths.output_dir={tmp_path}"]
+    with initialize("../conf", version_base="1.3"):
+        cfg = compose("train", [*overrides, *(f"algo.{change}" for change in changes)])
+    given = {}
+
+    class Recorder:
+        def __init__(self, **options):
+            given.update(options)
+
+        def fit(self, module, data, **options):
+            given["data"] = data
+
+    trainer = FACADES[name](OmegaConf.to_object(cfg.algo), output_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(L, "Trainer", Recorder)
+        if name in ("ppo", "grpo"):
+            trainer.train(PROMPTS, eval_prompts=["A third"])
+        else:
+            trainer.train(dataset(), eval_dataset=dataset(3))
+
+    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options["precision"] = resolve_precision(options["precision"])
+    lightnings = {"_target_", "num_nodes", "strategy", "deterministic", "default_root_dir"}
+    assert options.keys() - given.keys() == lightnings
+    for option in given.keys() - {"callbacks", "logger", "plugins", "data"}:
+        assert given[option] == options[option], option
+    for option in ("batch_size", "epochs", "num_generations", "max_resamples", "seed"):
+        if option in cfg.data:
+            assert getattr(given["data"], option) == cfg.data[option], option
+
+    callbacks = {key: instantiate(callback) for key, callback in cfg.callbacks.items()}
+    assert {type(c) for c in given["callbacks"]} <= {type(c) for c in callbacks.values()}
+    (last,) = (c for c in given["callbacks"] if isinstance(c, ModelCheckpoint))
+    assert vars(last) == vars(callbacks["last"])

@@ -34,6 +34,9 @@ class PreferenceReport(Report):
         super().__init__(dirpath)
         self.evaluations: list[dict[str, float]] = []
 
+    def rows(self) -> list[dict[str, float]]:
+        return [*self.history, *self.evaluations]
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking and self.after:

@@ -58,6 +58,16 @@ class Report(Checkpoint):
         """What ``report.json`` holds besides."""
         return {}
 
+    def rows(self) -> list[dict[str, float]]:
+        """All that was noted, by iteration or by step."""
+        return self.history
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Every metric as the list of its values."""
+        rows = self.rows()
+        names = sorted({name for row in rows for name in row} - {"step"})
+        return {name: [row[name] for row in rows if name in row] for name in names}
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self.after = plain_metrics(trainer, "val/")
