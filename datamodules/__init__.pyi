@@ -1,46 +1,25 @@
 """The public names of ``datamodules``: read by type checkers and by its lazy ``__init__``."""
 
-from .environments import (
-    CodeGenerationEnv,
-    Environment,
-    MathEnv,
-    MultiObjectiveRewardEnv,
-    PreferenceComparisonEnv,
-    TextGenerationEnv,
-    create_code_generation_env,
-    create_math_problem_env,
-    make_environment,
-)
-from .experience import Experience, Minibatch, TokenBatch
-from .preferences.datamodule import PreferenceDataModule
-from .preferences.dataset import PreferenceBatch, PreferenceDataset
-from .rewards.functions import RewardError, RewardFunction
-from .rollouts.datamodule import RolloutDataModule
-from .text.prompts import Prompt, load_prompts
-from .types import Observation, StepResult, Trajectory
-
-__all__ = [
-    "CodeGenerationEnv",
-    "Environment",
-    "Experience",
-    "MathEnv",
-    "Minibatch",
-    "MultiObjectiveRewardEnv",
-    "Observation",
-    "PreferenceBatch",
-    "PreferenceComparisonEnv",
-    "PreferenceDataModule",
-    "PreferenceDataset",
-    "Prompt",
-    "RewardError",
-    "RewardFunction",
-    "RolloutDataModule",
-    "StepResult",
-    "TextGenerationEnv",
-    "TokenBatch",
-    "Trajectory",
-    "create_code_generation_env",
-    "create_math_problem_env",
-    "load_prompts",
-    "make_environment",
-]
+from .environments import CodeGenerationEnv as CodeGenerationEnv
+from .environments import Environment as Environment
+from .environments import MathEnv as MathEnv
+from .environments import MultiObjectiveRewardEnv as MultiObjectiveRewardEnv
+from .environments import PreferenceComparisonEnv as PreferenceComparisonEnv
+from .environments import TextGenerationEnv as TextGenerationEnv
+from .environments import create_code_generation_env as create_code_generation_env
+from .environments import create_math_problem_env as create_math_problem_env
+from .environments import make_environment as make_environment
+from .experience import Experience as Experience
+from .experience import Minibatch as Minibatch
+from .experience import TokenBatch as TokenBatch
+from .preferences.datamodule import PreferenceDataModule as PreferenceDataModule
+from .preferences.dataset import PreferenceBatch as PreferenceBatch
+from .preferences.dataset import PreferenceDataset as PreferenceDataset
+from .rewards.functions import RewardError as RewardError
+from .rewards.functions import RewardFunction as RewardFunction
+from .rollouts.datamodule import RolloutDataModule as RolloutDataModule
+from .text.prompts import Prompt as Prompt
+from .text.prompts import load_prompts as load_prompts
+from .types import Observation as Observation
+from .types import StepResult as StepResult
+from .types import Trajectory as Trajectory

@@ -1,45 +1,29 @@
 """The public names of ``rlmodules``: read by type checkers and by its lazy ``__init__``."""
 
-from .algorithms.dpo import DPO, DPOConfig
-from .algorithms.grpo import GRPO, GRPOConfig
-from .algorithms.orpo import ORPO, ORPOConfig
-from .algorithms.ppo import PPO, AdaptiveKLController, PPOConfig
-from .forward_backward import AsyncTrainingClient, ForwardBackwardPipeline
-from .models import LoraConfig, ModelConfig, PPOModel, ValueHead
-from .reward_models.config import RewardModelConfig
-from .reward_models.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
-from .reward_models.pairwise import PairwiseRewardModel
-from .reward_models.scalar import RewardModel
-from .sampling.choose import SamplingParams
-from .sampling.decoding import sample
-from .trainers import DPOTrainer, GRPOTrainer, ORPOTrainer, PPOTrainer, RewardModelTrainer
-
-__all__ = [
-    "DPO",
-    "GRPO",
-    "ORPO",
-    "PPO",
-    "AdaptiveKLController",
-    "AsyncTrainingClient",
-    "DPOConfig",
-    "DPOTrainer",
-    "ForwardBackwardPipeline",
-    "GRPOConfig",
-    "GRPOTrainer",
-    "LoraConfig",
-    "ModelConfig",
-    "MultiObjectiveConfig",
-    "MultiObjectiveRewardModel",
-    "ORPOConfig",
-    "ORPOTrainer",
-    "PPOConfig",
-    "PPOModel",
-    "PPOTrainer",
-    "PairwiseRewardModel",
-    "RewardModel",
-    "RewardModelConfig",
-    "RewardModelTrainer",
-    "SamplingParams",
-    "ValueHead",
-    "sample",
-]
+from .algorithms.dpo import DPO as DPO
+from .algorithms.dpo import DPOConfig as DPOConfig
+from .algorithms.grpo import GRPO as GRPO
+from .algorithms.grpo import GRPOConfig as GRPOConfig
+from .algorithms.orpo import ORPO as ORPO
+from .algorithms.orpo import ORPOConfig as ORPOConfig
+from .algorithms.ppo import PPO as PPO
+from .algorithms.ppo import AdaptiveKLController as AdaptiveKLController
+from .algorithms.ppo import PPOConfig as PPOConfig
+from .forward_backward import AsyncTrainingClient as AsyncTrainingClient
+from .forward_backward import ForwardBackwardPipeline as ForwardBackwardPipeline
+from .models import LoraConfig as LoraConfig
+from .models import ModelConfig as ModelConfig
+from .models import PPOModel as PPOModel
+from .models import ValueHead as ValueHead
+from .reward_models.config import RewardModelConfig as RewardModelConfig
+from .reward_models.multi_objective import MultiObjectiveConfig as MultiObjectiveConfig
+from .reward_models.multi_objective import MultiObjectiveRewardModel as MultiObjectiveRewardModel
+from .reward_models.pairwise import PairwiseRewardModel as PairwiseRewardModel
+from .reward_models.scalar import RewardModel as RewardModel
+from .sampling.choose import SamplingParams as SamplingParams
+from .sampling.decoding import sample as sample
+from .trainers import DPOTrainer as DPOTrainer
+from .trainers import GRPOTrainer as GRPOTrainer
+from .trainers import ORPOTrainer as ORPOTrainer
+from .trainers import PPOTrainer as PPOTrainer
+from .trainers import RewardModelTrainer as RewardModelTrainer

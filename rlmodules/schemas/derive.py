@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra.utils import get_object
 from omegaconf import MISSING
 
@@ -23,6 +24,7 @@ from datamodules.environments.base import Environment, Options
 
 HOME = ("rlmodules", "datamodules")
 PATH = Path(__file__).with_name("nodes.py")
+CONF = Path(__file__).parents[2] / "conf"
 HEADER = '''"""Schemas of all options, as ``python -m rlmodules.schemas.derive`` writes them."""
 # ruff: noqa
 # fmt: off
@@ -56,14 +58,7 @@ class Source(NamedTuple):
 
 WINDOW = ("batch_size", "gradient_accumulation_steps", "seed")
 SOURCES: dict[str, dict[str, Source]] = {
-    "algo": {
-        "ppo": Source("rlmodules.algorithms.ppo.PPOConfig"),
-        "grpo": Source("rlmodules.algorithms.grpo.GRPOConfig"),
-        "dpo": Source("rlmodules.algorithms.dpo.DPOConfig"),
-        "orpo": Source("rlmodules.algorithms.orpo.ORPOConfig"),
-        "reward": Source("rlmodules.reward_models.config.RewardModelConfig"),
-        "multi_objective": Source("rlmodules.reward_models.multi_objective.MultiObjectiveConfig"),
-    },
+    "algo": {},
     "model": {"base": Source("rlmodules.models.ModelConfig")},
     "data": {
         "rollouts": Source(
@@ -118,14 +113,27 @@ SUPPLIED = {
 """Parameters that code gives, never a config."""
 
 
+def all_sources() -> dict[str, dict[str, Source]]:
+    """``SOURCES``, and the algorithms and environments whose YAML asks for a schema of its name."""
+    sources = {group: dict(known) for group, known in SOURCES.items()}
+    for group, key in (("algo", "module"), ("env", "_target_")):
+        for path in sorted((CONF / group).glob("*.yaml")):
+            settings = yaml.safe_load(path.read_text()) or {}
+            asks = any(str(d).endswith(f"schema/{path.stem}") for d in settings.get("defaults", ()))
+            if asks and path.stem not in sources[group]:
+                sources[group][path.stem] = Source(settings[key])
+    return sources
+
+
 def derive() -> str:
     """The text of ``nodes.py``."""
     classes: dict[str, list[str]] = {}
     table = ["NODES: dict[str, dict[str, type]] = {"]
-    for group, sources in SOURCES.items():
+    for group, sources in all_sources().items():
         table.append(f'    "{group}": {{')
         for name, source in sources.items():
             target = get_object(source.target)
+            target = getattr(target, "config_class", target)  # of an algorithm
             if is_dataclass(target):
                 made = _add_config(target, classes)
             else:

@@ -26,64 +26,6 @@ class TrainingConfig:
 
 
 @dataclass
-class OnlineConfig(TrainingConfig):
-    batch_size: int = option(16, 'Episodes an iteration, over all processes.')
-    mini_batch_size: int = option(4, 'Episodes a backward pass, over all processes.')
-    max_new_tokens: int = option(128, 'Longest response, in tokens (a turn, where there are several).')
-    temperature: float = option(1.0, 'Sampling temperature; it is part of the policy that is trained.')
-    top_p: float = option(1.0, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
-    top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
-    num_iterations: int = option(100, 'Iterations: rollout, then updates.')
-    save_every: int = option(10, 'Iterations between checkpoints.')
-    eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
-
-
-@dataclass
-class PPOConfig(OnlineConfig):
-    temperature: float = option(0.7, 'Sampling temperature; it is part of the policy that is trained.')
-    top_p: float = option(0.9, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
-    ppo_epochs: int = option(4, "Passes over each iteration's episodes.")
-    gamma: float = option(0.99, 'Discount factor a token.')
-    lam: float = option(0.95, 'Lambda of GAE: 0 trusts the critic alone, 1 the returns alone.')
-    clip_ratio: float = option(0.2, 'The surrogate ignores gains from ratios beyond 1 ± this.')
-    value_clip: float = option(0.2, "The critic's loss ignores gains from moves beyond ± this.")
-    kl_penalty_coef: float = option(0.01, 'Initial price of a nat of KL, in units of reward.')
-    kl_target: float = option(0.01, 'KL to the reference that the controller steers to, in nats a token.')
-    kl_horizon: int = option(10000, 'Episodes over which a constant full error moves the coefficient by 20%.')
-    kl_estimator: str = option('k1', 'Estimator of the penalty: k1, k2 or k3.')
-    entropy_coef: float = option(0.01, 'Weight of the entropy bonus.')
-    value_coef: float = option(0.5, "Weight of the critic's loss.")
-    value_learning_rate: float | None = option(None, 'Of the value head; None takes ``learning_rate``.')
-    value_warmup_iterations: int = option(0, 'First iterations in which only the value head learns and the policy stays as it is.')
-    whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
-    missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither EOS nor a stop string ended.')
-    reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
-    target_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
-
-
-@dataclass
-class GRPOConfig(OnlineConfig):
-    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
-    gradient_accumulation_steps: int = option(4, 'Backward passes an optimizer step.')
-    batch_size: int = option(64, 'Episodes an iteration, over all processes.')
-    mini_batch_size: int = option(16, 'Episodes a backward pass, over all processes.')
-    max_new_tokens: int = option(256, 'Longest response, in tokens (a turn, where there are several).')
-    eval_every: int = option(10, 'Iterations between evaluations on held-out prompts; the end is always one.')
-    num_generations: int = option(8, 'Episodes of each prompt: the size of a group.')
-    num_epochs: int = option(1, "Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL).")
-    beta: float = option(0.0, 'Weight of the KL to the reference; 0 keeps no reference at all.')
-    kl_in_reward: bool = option(False, "Take beta times the KL off a response's reward, instead of adding it to the loss.")
-    epsilon: float = option(0.2, 'The surrogate ignores gains from ratios below 1 - this.')
-    epsilon_high: float | None = option(None, 'And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself.')
-    loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo.')
-    importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``: GSPO).')
-    scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
-    baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")
-    mask_truncated_completions: bool = option(False, 'Learn nothing from episodes whose last response ``max_new_tokens`` cut off.')
-    max_resamples: int = option(0, "How often an iteration's groups of equal rewards are replaced by others (DAPO).")
-
-
-@dataclass
 class OfflineConfig(TrainingConfig):
     batch_size: int = option(8, 'Pairs (or scored responses) a backward pass, over all processes.')
     num_epochs: int = option(1, 'Passes over the data.')
@@ -113,8 +55,38 @@ class DPOConfig(PairConfig):
 
 
 @dataclass
-class ORPOConfig(PairConfig):
-    pass
+class OnlineConfig(TrainingConfig):
+    batch_size: int = option(16, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(4, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(128, 'Longest response, in tokens (a turn, where there are several).')
+    temperature: float = option(1.0, 'Sampling temperature; it is part of the policy that is trained.')
+    top_p: float = option(1.0, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
+    top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
+    num_iterations: int = option(100, 'Iterations: rollout, then updates.')
+    save_every: int = option(10, 'Iterations between checkpoints.')
+    eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
+
+
+@dataclass
+class GRPOConfig(OnlineConfig):
+    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
+    gradient_accumulation_steps: int = option(4, 'Backward passes an optimizer step.')
+    batch_size: int = option(64, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(16, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(256, 'Longest response, in tokens (a turn, where there are several).')
+    eval_every: int = option(10, 'Iterations between evaluations on held-out prompts; the end is always one.')
+    num_generations: int = option(8, 'Episodes of each prompt: the size of a group.')
+    num_epochs: int = option(1, "Passes over each iteration's episodes (mu in the paper, ``num_iterations`` in TRL).")
+    beta: float = option(0.0, 'Weight of the KL to the reference; 0 keeps no reference at all.')
+    kl_in_reward: bool = option(False, "Take beta times the KL off a response's reward, instead of adding it to the loss.")
+    epsilon: float = option(0.2, 'The surrogate ignores gains from ratios below 1 - this.')
+    epsilon_high: float | None = option(None, 'And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself.')
+    loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo.')
+    importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``: GSPO).')
+    scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
+    baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")
+    mask_truncated_completions: bool = option(False, 'Learn nothing from episodes whose last response ``max_new_tokens`` cut off.')
+    max_resamples: int = option(0, "How often an iteration's groups of equal rewards are replaced by others (DAPO).")
 
 
 @dataclass
@@ -138,6 +110,34 @@ class RewardModelConfig(OfflineConfig):
 class MultiObjectiveConfig(RewardModelConfig):
     objectives: list[str] = option(['helpfulness', 'safety', 'honesty'], 'Names of the objectives: columns of the data that hold their scores.')
     objective_weights: list[float] | None = option(None, 'How much each counts in loss and combined reward; None: alike, adding up to 1.')
+
+
+@dataclass
+class ORPOConfig(PairConfig):
+    pass
+
+
+@dataclass
+class PPOConfig(OnlineConfig):
+    temperature: float = option(0.7, 'Sampling temperature; it is part of the policy that is trained.')
+    top_p: float = option(0.9, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
+    ppo_epochs: int = option(4, "Passes over each iteration's episodes.")
+    gamma: float = option(0.99, 'Discount factor a token.')
+    lam: float = option(0.95, 'Lambda of GAE: 0 trusts the critic alone, 1 the returns alone.')
+    clip_ratio: float = option(0.2, 'The surrogate ignores gains from ratios beyond 1 ± this.')
+    value_clip: float = option(0.2, "The critic's loss ignores gains from moves beyond ± this.")
+    kl_penalty_coef: float = option(0.01, 'Initial price of a nat of KL, in units of reward.')
+    kl_target: float = option(0.01, 'KL to the reference that the controller steers to, in nats a token.')
+    kl_horizon: int = option(10000, 'Episodes over which a constant full error moves the coefficient by 20%.')
+    kl_estimator: str = option('k1', 'Estimator of the penalty: k1, k2 or k3.')
+    entropy_coef: float = option(0.01, 'Weight of the entropy bonus.')
+    value_coef: float = option(0.5, "Weight of the critic's loss.")
+    value_learning_rate: float | None = option(None, 'Of the value head; None takes ``learning_rate``.')
+    value_warmup_iterations: int = option(0, 'First iterations in which only the value head learns and the policy stays as it is.')
+    whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
+    missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither EOS nor a stop string ended.')
+    reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
+    target_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
 
 
 @dataclass
@@ -257,7 +257,7 @@ class EnvCode:
 
 @dataclass
 class EnvPreference:
-    _target_: str = option('rlmodules.reward_models.preference_model.preference_env', '')
+    _target_: str = option('rlmodules.reward_models.serving.preference_env', '')
     preference_model: Any = option(None, 'see ``as_judge``.')
     human_feedback_fn: Any = option(None, '``(prompt, response1, response2)`` -> a verdict, see ``human_judge``. It is asked first; the model decides where it returns None.')
     max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
@@ -350,12 +350,12 @@ class RewardSentiment:
 @dataclass
 class RewardModel:
     _target_: str = option('rlmodules.reward_models.serving.model', '')
-    path: str = option(MISSING, 'folder or hub id. One output is the reward itself; with several, ``label`` names the one whose log-probability is.')
-    batch_size: int = option(16, 'texts that are scored at once.')
-    max_length: int | None = option(None, 'tokens kept of each text, its end; default: what the tokenizer allows.')
-    label: int | None = option(None, '')
+    path: str = option(MISSING, 'folder, or the hub id of a sequence classifier.')
+    batch_size: int = option(16, 'see ``reward_of``.')
+    max_length: int | None = option(None, 'most tokens of prompt and response; default: as the model was trained. The prompt keeps its share of it and is cut on the left, the response on the right.')
+    label: int | None = option(None, 'which of several outputs of a classifier; a model of ours has one reward.')
     device: str | None = option(None, 'default: a GPU where there is one.')
-    timeout_s: float | None = option(60.0, '')
+    timeout_s: float | None = option(60.0, 'see ``reward_of``.')
 
 
 @dataclass
@@ -373,12 +373,12 @@ class TaskCollectPreferences:
 
 NODES: dict[str, dict[str, type]] = {
     "algo": {
-        "ppo": PPOConfig,
-        "grpo": GRPOConfig,
         "dpo": DPOConfig,
-        "orpo": ORPOConfig,
-        "reward": RewardModelConfig,
+        "grpo": GRPOConfig,
         "multi_objective": MultiObjectiveConfig,
+        "orpo": ORPOConfig,
+        "ppo": PPOConfig,
+        "reward": RewardModelConfig,
     },
     "model": {
         "base": ModelConfig,
