@@ -47,7 +47,7 @@ class Facade:
         self, data_class: type, num_epochs: int, ckpt_path: str | Path | None, **data_options: Any
     ) -> Metrics:
         """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
-        c, given = self.config, self.trainer_options
+        c, extra = self.config, self.trainer_options
         accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
         data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
         if isinstance(self.module, OnlineModule):
@@ -61,7 +61,7 @@ class Facade:
             evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
         last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, **save)
         callbacks = [report, last, SaveOnStop(checkpoints)]
-        if given.get("enable_progress_bar", True):
+        if extra.get("enable_progress_bar", True):
             callbacks.append(bar())
         options = {  # those of conf/trainer
             "max_epochs": num_epochs,
@@ -78,8 +78,8 @@ class Facade:
             "inference_mode": False,
             "enable_model_summary": False,
             **device_options(c.device),
-            **given,
-            "callbacks": [*callbacks, *given.get("callbacks", [])],
+            **extra,
+            "callbacks": [*callbacks, *extra.get("callbacks", [])],
         }
         L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
         return report.metrics()
@@ -280,13 +280,13 @@ class RewardModelTrainer(Facade):
         """
         c, model, held_out = self.config, self.model, None
         limits = {"max_length": c.max_length, "max_prompt_length": c.max_prompt_length}
-        made = partial(
+        pairs = partial(
             PreferenceDataset, tokenizer=model.tokenizer, close=model.closes_texts, **limits
         )
-        train = made([""] * len(chosen_texts), chosen_texts, rejected_texts, margins=margins)
+        train = pairs([""] * len(chosen_texts), chosen_texts, rejected_texts, margins=margins)
         if eval_chosen_texts is not None:
             prompts = [""] * len(eval_chosen_texts)
-            held_out = made(prompts, eval_chosen_texts, eval_rejected_texts)
+            held_out = pairs(prompts, eval_chosen_texts, eval_rejected_texts)
         data = _pairs(train, held_out, batch_size)
         return self.fit(PreferenceDataModule, num_epochs, ckpt_path, **data)
 

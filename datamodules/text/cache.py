@@ -47,12 +47,12 @@ def cached(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[s
 
     A cache that cannot be read is made again; one that cannot be written costs a warning.
     """
-    if (found := load_cached(kind, key)) is not None:
-        return found
-    made, path = make(), _path(kind, key)
+    if (tensors := load_cached(kind, key)) is not None:
+        return tensors
+    tensors, path = make(), _path(kind, key)
     try:
         with replacing(path) as partial:
-            save_file(made, partial)
+            save_file(tensors, partial)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"{path} could not be written ({error}); it will be made again", stacklevel=2)
-    return made
+    return tensors

@@ -10,16 +10,16 @@ def plot_iterations(history: list[dict[str, float]], before: dict[str, float], p
 
     held_out = [{"iteration": 0.0} | before] if before else []
     held_out += [row for row in history if "val/reward" in row]
-    wanted = {
+    curves = {
         "reward": ("rollout/reward", "val/reward"),
         "pass@1": (None, "val/pass@1"),
         "KL to the reference": ("rollout/kl", "val/kl"),
         "distinct bigrams": (None, "val/distinct_bigrams"),
     }
     rows = [*history, *held_out]
-    shown = {t: keys for t, keys in wanted.items() if any(k in row for k in keys for row in rows)}
-    figure, axes = panels(len(shown))
-    for (title, (training, evaluated)), ax in zip(shown.items(), axes, strict=True):
+    curves = {t: keys for t, keys in curves.items() if any(k in row for k in keys for row in rows)}
+    figure, axes = panels(len(curves))
+    for (title, (training, evaluated)), ax in zip(curves.items(), axes, strict=True):
         _line(ax, history, training, label="training", alpha=0.6)
         _line(ax, held_out, evaluated, "C1o-", label="held out")
         ax.set(title=title, xlabel="iteration")
@@ -30,7 +30,7 @@ def plot_iterations(history: list[dict[str, float]], before: dict[str, float], p
             ax.set_ylabel("nats a token")
             if "rollout/kl_coef" in history[0]:
                 coefficient = ax.twinx()
-                _line(coefficient, history, "rollout/kl_coef", "k:", label="coefficient")
+                _line(coefficient, history, "rollout/kl_coef", "k:")
                 coefficient.set_ylabel("KL coefficient (dotted)")
     finish(figure, path)
 
@@ -46,10 +46,13 @@ def plot_steps(
     history: list[dict[str, float]], evaluations: list[dict[str, float]], path: Path
 ) -> None:
     """Loss, accuracy and margin of training and held-out data by optimizer step."""
-    names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin"}
-    shown = [n for n in names if any(f"train/{n}" in row for row in history)]
-    figure, axes = panels(len(shown))
-    for name, ax in zip(shown, axes, strict=True):
+    names = [
+        name
+        for name in ("loss", "accuracy", "margin")
+        if any(f"train/{name}" in row for row in history)
+    ]
+    figure, axes = panels(len(names))
+    for name, ax in zip(names, axes, strict=True):
         ax.plot(
             [row["step"] for row in history],
             [row[f"train/{name}"] for row in history],
@@ -60,7 +63,7 @@ def plot_steps(
         if held_out:
             values = [row[f"val/{name}"] for row in held_out]
             ax.plot([row["step"] for row in held_out], values, "o-", label="held out")
-        ax.set(title=names[name], xlabel="optimizer step")
+        ax.set(title=name, xlabel="optimizer step")
     finish(figure, path)
 
 
@@ -69,15 +72,17 @@ def panels(count: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.7 * count, 3.4), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    return figure, axes
 
 
 def finish(figure: Any, path: Path) -> None:
-    """Grid, legends, file."""
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
+    """Legends, file."""
+    for ax in figure.axes:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="best")
     figure.savefig(path, dpi=120)
 
 

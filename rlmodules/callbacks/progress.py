@@ -14,8 +14,8 @@ class RunBar(ProgressBar):
     """
 
     unit: str
-    watched: ClassVar[dict[str, str]]
-    """Label -> metric."""
+    metrics: ClassVar[dict[str, str]]
+    """Those that are shown, by their labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,23 +65,24 @@ class RunBar(ProgressBar):
     def show(self, trainer: L.Trainer, doing: str) -> None:
         """Update the bar."""
         if self._progress is not None:
-            text = "  ".join(filter(None, (self._metrics(trainer), f"[dim]{doing}[/]")))
+            text = "  ".join(filter(None, (self._values(trainer), f"[dim]{doing}[/]")))
             done, _ = self.counts(trainer)
             self._progress.update(self._task, completed=done, description=text)
 
     def print_line(self, trainer: L.Trainer) -> None:
         """Where there is no terminal: one line, unless it would say the same again."""
-        metrics, (done, total) = self._metrics(trainer), self.counts(trainer)
+        values, (done, total) = self._values(trainer), self.counts(trainer)
         progress = self._progress
-        if progress is None or progress.console.is_terminal or not metrics:
+        if progress is None or progress.console.is_terminal or not values:
             return
         if done != self._printed:
-            print(f"{self.unit} {done}/{total}  {metrics}", flush=True)
+            print(f"{self.unit} {done}/{total}  {values}", flush=True)
         self._printed = done
 
-    def _metrics(self, trainer: L.Trainer) -> str:
-        seen = trainer.callback_metrics
-        return "  ".join(f"{label} {seen[k]:.3f}" for label, k in self.watched.items() if k in seen)
+    def _values(self, trainer: L.Trainer) -> str:
+        values = trainer.callback_metrics
+        labels = {label: name for label, name in self.metrics.items() if name in values}
+        return "  ".join(f"{label} {values[name]:.3f}" for label, name in labels.items())
 
     def _close(self) -> None:
         if self._progress is not None:
@@ -93,7 +94,7 @@ class IterationBar(RunBar):
     """Iterations of an online algorithm, one line each."""
 
     unit = "iteration"
-    watched: ClassVar = {
+    metrics: ClassVar = {
         "reward": "rollout/reward",
         "KL": "rollout/kl",
         "beta": "rollout/kl_coef",
@@ -123,7 +124,7 @@ class StepBar(RunBar):
     """Optimizer steps of an offline algorithm, a line every twentieth of them."""
 
     unit = "step"
-    watched: ClassVar = {
+    metrics: ClassVar = {
         "loss": "train/loss",
         "accuracy": "train/accuracy",
         "margin": "train/margin",

@@ -176,14 +176,14 @@ class RunReport(Report):
             f" last training reward {last['rollout/reward']:.3f}"
             + (f", KL coefficient {last['rollout/kl_coef']:.4f}" if _charged(last) else "")
         )
-        found = self.details(trainer, trainer.lightning_module)
-        if found:
-            n = found["problems"]
+        solved = self.details(trainer, trainer.lightning_module)
+        if solved:
+            n = solved["problems"]
             console.print(
-                f"First attempts at {n} held-out problems: {found['solved_before']} right before"
-                f" ({found['solved_before'] / n:.1%}), {found['solved_after']} after"
-                f" ({found['solved_after'] / n:.1%}); exact McNemar test, two-sided:"
-                f" p = {found['mcnemar_p']:.2g}"
+                f"First attempts at {n} held-out problems: {solved['solved_before']} right before"
+                f" ({solved['solved_before'] / n:.1%}), {solved['solved_after']} after"
+                f" ({solved['solved_after'] / n:.1%}); exact McNemar test, two-sided:"
+                f" p = {solved['mcnemar_p']:.2g}"
             )
         self._print_samples(console, trainer)
 
@@ -197,7 +197,7 @@ class RunReport(Report):
         pairs = list(zip(samples.before, samples.latest, strict=False))
         first = {old["prompt"]: (old, new) for old, new in reversed(pairs)}  # of several attempts
         for old, new in list(first.values())[::-1][:3]:
-            table.add_row(_shown(old["prompt"]), *map(_sample, (old, new)))
+            table.add_row(_plain(old["prompt"]), *map(_sample, (old, new)))
         console.print(table)
 
     def plot(self, path: Path) -> None:
@@ -216,13 +216,13 @@ def _charged(row: dict[str, float]) -> bool:
     return "rollout/kl_coef" in row
 
 
-def _shown(text: str) -> Text:
+def _plain(text: str) -> Text:
     """What a model wrote is neither markup nor control codes to the terminal."""
     return Text(strip_control_codes(text))
 
 
 def _sample(row: dict[str, Any]) -> Text:
-    return _shown(row["response"]).append(f"\nreward {row['reward']:.2f}", style="dim")
+    return _plain(row["response"]).append(f"\nreward {row['reward']:.2f}", style="dim")
 
 
 def plain_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:

@@ -37,16 +37,16 @@ class RewardReport(PreferenceReport):
         self.examination = {}
         if dataset is None:
             return {}
-        judged = pl_module.judge([dataset[i] for i in range(len(dataset))])
-        if "targets" in judged:
-            self.examination = self._objectives(pl_module.config.objectives, judged)
+        judgement = pl_module.judge([dataset[i] for i in range(len(dataset))])
+        if "targets" in judgement:
+            self.examination = self._objectives(pl_module.config.objectives, judgement)
         else:
-            self.examination = self._pairs(judged, self.dirpath / "calibration.png")
+            self.examination = self._pairs(judgement, self.dirpath / "calibration.png")
         return {"examination": self.examination}
 
-    def _pairs(self, judged: dict[str, torch.Tensor], png: Path) -> dict[str, Any]:
-        chosen, rejected = judged["scores"].unbind(1)
-        logits, lengths = chosen - rejected, judged["lengths"]
+    def _pairs(self, judgement: dict[str, torch.Tensor], png: Path) -> dict[str, Any]:
+        chosen, rejected = judgement["scores"].unbind(1)
+        logits, lengths = chosen - rejected, judgement["lengths"]
         right = ((logits > 0).float() + 0.5 * (logits == 0).float()).sum().item()
         low, high = wilson_interval(right, len(logits))
         temperature = fit_temperature(logits)
@@ -63,44 +63,47 @@ class RewardReport(PreferenceReport):
             "calibration_error": calibration_error(logits),
             "temperature": temperature,
             "calibration_error_at_temperature": calibration_error(logits / temperature),
-            "length_correlation": correlation(judged["scores"].flatten(), lengths.flatten()),
+            "length_correlation": correlation(judgement["scores"].flatten(), lengths.flatten()),
             "margin_length_correlation": correlation(logits, lengths[:, 0] - lengths[:, 1]),
-            "swap_consistency": (judged["swapped"].sign() == -logits.sign()).float().mean().item(),
+            "swap_consistency": (judgement["swapped"].sign() == -logits.sign())
+            .float()
+            .mean()
+            .item(),
         }
 
-    def _objectives(self, names: list[str], judged: dict[str, torch.Tensor]) -> dict[str, Any]:
-        found: dict[str, Any] = {"responses": len(judged["scores"])}
+    def _objectives(self, names: list[str], judgement: dict[str, torch.Tensor]) -> dict[str, Any]:
+        examination: dict[str, Any] = {"responses": len(judgement["scores"])}
         for i, name in enumerate(names):
-            scores, targets = judged["scores"][:, i], judged["targets"][:, i]
+            scores, targets = judgement["scores"][:, i], judgement["targets"][:, i]
             known = ~targets.isnan()
             accuracy, pairs = concordance(scores, targets)
-            found[name] = {
+            examination[name] = {
                 "accuracy": accuracy,
                 "pairs": pairs,
                 "correlation": correlation(scores[known], targets[known]),
-                "length_correlation": correlation(scores, judged["lengths"][:, 0]),
+                "length_correlation": correlation(scores, judgement["lengths"][:, 0]),
             }
-        return found
+        return examination
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
         super().body(console, seconds, trainer)
-        found = self.examination
-        if "accuracy" in found:
+        results = self.examination
+        if "accuracy" in results:
             console.print(
-                f"Right on {found['accuracy']:.1%} of {found['pairs']} held-out pairs"
-                f" (95% interval {found['accuracy_low']:.1%} to {found['accuracy_high']:.1%});"
-                f" {found['swap_consistency']:.1%} judged alike with their sides swapped.\n"
-                f"Calibration error {found['calibration_error']:.3f};"
-                f" {found['calibration_error_at_temperature']:.3f} with scores divided by"
-                f" {found['temperature']:.2f} (algo.temperature).\n"
-                f"Correlation with length: of scores {found['length_correlation']:+.2f},"
-                f" of margins {found['margin_length_correlation']:+.2f}."
+                f"Right on {results['accuracy']:.1%} of {results['pairs']} held-out pairs"
+                f" (95% interval {results['accuracy_low']:.1%} to {results['accuracy_high']:.1%});"
+                f" {results['swap_consistency']:.1%} judged alike with their sides swapped.\n"
+                f"Calibration error {results['calibration_error']:.3f};"
+                f" {results['calibration_error_at_temperature']:.3f} with scores divided by"
+                f" {results['temperature']:.2f} (algo.temperature).\n"
+                f"Correlation with length: of scores {results['length_correlation']:+.2f},"
+                f" of margins {results['margin_length_correlation']:+.2f}."
             )
-        elif found:
+        elif results:
             table = Table(title="Held-out responses, by objective", title_justify="left")
             for column in ("", "pairs ordered rightly", "correlation", "with length"):
                 table.add_column(column, justify="left" if column == "" else "right")
-            for name, row in found.items():
+            for name, row in results.items():
                 if isinstance(row, dict):
                     accuracy = f"{row['accuracy']:.1%} of {row['pairs']}"
                     numbers = row["correlation"], row["length_correlation"]

@@ -28,10 +28,10 @@ class SampleTable(Callback):
         self.dirpath, self.rows = Path(dirpath) / "samples", rows
         self.before: list[dict[str, Any]] = []
         self.latest: list[dict[str, Any]] = []
-        self._collected: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._collected = []
+        self._rows = []
 
     def on_validation_batch_end(
         self,
@@ -42,12 +42,12 @@ class SampleTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._collected += outputs or []
+        self._rows += outputs or []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self._collected or not trainer.is_global_zero:
+        if trainer.sanity_checking or not self._rows or not trainer.is_global_zero:
             return
-        self.latest = self._collected
+        self.latest = self._rows
         self.before = self.before or self.latest
         iteration = trainer.current_epoch + 1 if trainer.state.fn == TrainerFn.FITTING else 0
         path = self.dirpath / f"iteration-{iteration:04d}.csv"

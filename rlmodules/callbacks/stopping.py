@@ -51,13 +51,13 @@ def newest_checkpoint(root: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path for path in Path(root).glob("**/checkpoints/last.ckpt") if path.is_file()]
-    if not found:
+    checkpoints = [path for path in Path(root).glob("**/checkpoints/last.ckpt") if path.is_file()]
+    if not checkpoints:
         raise FileNotFoundError(
             f"ckpt_path=last: no checkpoints/last.ckpt below {Path(root).absolute()};"
             " give the path of a checkpoint"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)
 
 
 class StoppedBySignal(SystemExit):

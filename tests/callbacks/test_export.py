@@ -1,0 +1,34 @@
+"""The export is refused before training, and written after it by one process."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from rlmodules.callbacks import ExportModel
+
+
+class Module:
+    """Stands for an algorithm that can be exported as it is, but not merged."""
+
+    def __init__(self):
+        self.exports = []
+
+    def require_export(self, *, merge):
+        if merge:
+            raise ValueError("there is nothing to merge")
+
+    def export(self, dirpath, *, merge):
+        self.exports.append((dirpath, merge))
+
+
+def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="nothing to merge"):
+        ExportModel(str(tmp_path), merge=True).on_fit_start(None, Module())
+    ExportModel(str(tmp_path)).on_fit_start(None, Module())
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_one_process_exports(tmp_path, zero):
+    module = Module()
+    ExportModel(str(tmp_path)).on_train_end(SimpleNamespace(is_global_zero=zero), module)
+    assert module.exports == ([(tmp_path, False)] if zero else [])
