@@ -53,68 +53,87 @@ def source_of(module: str, name: str, root: Path = ROOT) -> str:
     return module
 
 
+Lineage = tuple[tuple[str, ast.ClassDef], ...]
+"""A class and its bases, each with the module that defines it."""
+
+
 class Step:
     """What a class's ``training_step`` calls of this project.
 
-    Follows ``self.method`` through the base classes, from method to method, and collects the
-    files that define the methods and whatever else of the project their bodies and signatures name.
+    Follows ``self.method`` through the base classes; collects the files that define these methods
+    and whatever else of the project their bodies and signatures name, ``self.part.method`` too
+    where the class says of which class ``part`` is.
     """
 
     def __init__(self, module: str, name: str, root: Path = ROOT) -> None:
-        self.root, self.files, self.methods = root, set[str](), set[str]()
-        self.classes = list(self._lineage(module, name))
-        self._follow("training_step")
+        self.root, self.files, self.done = root, set[str](), set[str]()
+        self._follow(tuple(self._lineage(module, name)), "training_step")
 
     def _lineage(self, module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
         """The class and its bases, depth first, as far as they are of this project."""
         path = file_of(module, self.root)
-        statements = [] if path is None else tree_of(path).body
-        for node in statements:
+        for node in tree_of(path).body if path else []:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 yield module, node
-                known = self._known(module)
                 for base in node.bases:
-                    if isinstance(base, ast.Subscript):
-                        base = base.value
+                    base = base.value if isinstance(base, ast.Subscript) else base
                     if isinstance(base, ast.Name):
-                        yield from self._lineage(known.get(base.id, module), base.id)
+                        yield from self._lineage(self._home(module, base.id), base.id)
+
+    def _home(self, module: str, name: str) -> str:
+        """The module of this project that defines a name of ``module``."""
+        return self._known(module).get(name, module)
 
     def _known(self, module: str) -> dict[str, str]:
         """Names that a module imports from this project -> where they are defined."""
         path = file_of(module, self.root)
-        assert path is not None
         return {
             here: source_of(source, there, self.root) if there else source
             for here, source, there in imported_names(path)
             if source.split(".")[0] in PACKAGES
         }
 
-    def _follow(self, method: str) -> None:
-        self.methods.add(method)
-        for module, node in self.classes:
-            for statement in node.body:
-                if isinstance(statement, ast.FunctionDef) and statement.name == method:
-                    self._read(module, statement)
-                    return
+    def _defining(self, lineage: Lineage, method: str) -> list[tuple[str, ast.FunctionDef]]:
+        """The first definition of a method in a class and its bases; nothing if there is none."""
+        return [
+            (module, statement)
+            for module, node in lineage
+            for statement in node.body
+            if isinstance(statement, ast.FunctionDef) and statement.name == method
+        ][:1]
 
-    def _read(self, module: str, function: ast.FunctionDef) -> None:
+    def _follow(self, lineage: Lineage, method: str) -> None:
+        if method not in self.done:
+            self.done.add(method)
+            for module, function in self._defining(lineage, method):
+                self._read(module, function, lineage)
+
+    def _read(self, module: str, function: ast.FunctionDef, lineage: Lineage) -> None:
         self.files.add(self._path(module))
         known = self._known(module)
         for node in ast.walk(function):
             if isinstance(node, ast.Name) and node.id in known:
                 self.files.add(self._path(known[node.id]))
-            elif (
-                isinstance(node, ast.Attribute)
-                and isinstance(node.value, ast.Name)
-                and node.value.id == "self"
-                and node.attr not in self.methods
-            ):
-                self._follow(node.attr)
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = ast.unparse(node.value)
+            if owner == "self":
+                self._follow(lineage, node.attr)
+            elif owner.startswith("self."):
+                part = self._part(lineage, owner.removeprefix("self."))
+                self.files |= {self._path(home) for home, _ in self._defining(part, node.attr)}
+
+    def _part(self, lineage: Lineage, name: str) -> Lineage:
+        """The class that an annotation in the class's body gives an attribute."""
+        for module, node in lineage:
+            for statement in node.body:
+                if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
+                    kind = ast.unparse(statement.annotation)
+                    return tuple(self._lineage(self._home(module, kind), kind))
+        return ()
 
     def _path(self, module: str) -> str:
-        path = file_of(module, self.root)
-        assert path is not None, module
-        return path.relative_to(self.root).as_posix()
+        return file_of(module, self.root).relative_to(self.root).as_posix()
 
 
 def check_reading_list(module: str, name: str, listed: list[str], root: Path = ROOT) -> None:

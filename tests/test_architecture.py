@@ -54,15 +54,13 @@ COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", "train"}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
 SOURCES = [*FILES, ROOT / "train.py"]
 READING = {
-    # What one reads to understand a training step, and how much it may be.
+    # What one reads to understand a training step, and how many files it may be.
     "PPO": (
         6,
         [
             "rlmodules/algorithms/ppo.py",
-            "rlmodules/algorithms/policy.py",
-            "rlmodules/models/heads.py",
+            "rlmodules/models/scoring.py",
             "rlmodules/functional/policy_losses.py",
-            "rlmodules/functional/logprobs.py",
             "datamodules/types.py",
         ],
     ),
@@ -70,10 +68,9 @@ READING = {
         8,
         [
             "rlmodules/algorithms/grpo.py",
-            "rlmodules/algorithms/policy.py",
-            "rlmodules/models/heads.py",
+            "rlmodules/algorithms/online.py",
+            "rlmodules/models/scoring.py",
             "rlmodules/functional/grpo_losses.py",
-            "rlmodules/functional/logprobs.py",
             "datamodules/types.py",
         ],
     ),
@@ -84,7 +81,6 @@ READING = {
             "rlmodules/algorithms/pair_policy.py",
             "rlmodules/algorithms/offline.py",
             "rlmodules/algorithms/metrics.py",
-            "rlmodules/models/layout.py",
             "rlmodules/functional/dpo_losses.py",
             "datamodules/preferences/dataset.py",
         ],
@@ -215,8 +211,10 @@ def test_an_import_that_points_up_is_seen(tmp_path, module, source, said):
 LEARNER = """
 from rlmodules.algorithms.base import Base
 from rlmodules.functional.losses import loss
+from rlmodules.models.parts import Part
 class Mine(Base):
-    def losses(self, batch): return loss(self.shared(batch))
+    part: Part
+    def losses(self, batch): return loss(self.part.score(self.shared(batch)))
 """
 SHARED = """
 from datamodules.types import Batch
@@ -230,12 +228,17 @@ TREE = {
     "rlmodules/algorithms/mine.py": LEARNER,
     "rlmodules/algorithms/base.py": SHARED,
     "rlmodules/functional/losses.py": "def loss(x): return x",
+    "rlmodules/models/parts.py": """
+from rlmodules.models.scores import Scores
+class Part(Scores): ...
+""",
+    "rlmodules/models/scores.py": "class Scores:\n    def score(self, x): return x",
     "rlmodules/functional/__init__.py": "from rlmodules.functional.scales import scale",
     "rlmodules/functional/scales.py": "def scale(x): return x",
     "datamodules/types.py": "class Batch: ...",
     "datamodules/apart.py": "",
 }
-STEP = [name for name in TREE if not name.endswith(("__init__.py", "apart.py"))]
+STEP = [name for name in TREE if not name.endswith(("__init__.py", "parts.py", "apart.py"))]
 
 
 @pytest.mark.parametrize("missing", [None, *STEP[1:]])
@@ -243,7 +246,7 @@ def test_a_reading_list_misses_nothing_that_a_step_names(tmp_path, missing):
     for name, source in TREE.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
-    listed = [name for name in STEP if name != missing]
+    listed = [*(name for name in STEP if name != missing), "rlmodules/models/parts.py"]
     if missing is None:
         check_reading_list("rlmodules.algorithms.mine", "Mine", listed, tmp_path)
         listed.append("datamodules/apart.py")

@@ -90,6 +90,7 @@ class OnlineModule(AlgorithmModule):
 
     config_class: ClassVar[type[OnlineConfig]]
     policy_class: ClassVar[type[PolicyModel]] = PolicyModel
+    policy: PolicyModel
     shares_prompts: ClassVar[bool] = False
     """Whether to compute what episodes of one prompt begin with alike once, if the model can."""
 
