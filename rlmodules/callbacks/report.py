@@ -2,13 +2,13 @@
 
 import json
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
-from rich.control import strip_control_codes
 from rich.table import Table
 from rich.text import Text
 
@@ -218,7 +218,7 @@ def _charged(row: dict[str, float]) -> bool:
 
 def _plain(text: str) -> Text:
     """What a model wrote is neither markup nor control codes to the terminal."""
-    return Text(strip_control_codes(text))
+    return Text("".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
 
 
 def _sample(row: dict[str, Any]) -> Text:

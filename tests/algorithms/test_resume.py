@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import lightning as L
 import pytest
@@ -178,34 +175,3 @@ def test_a_pickle_from_outside_is_not_executed(tmp_path):
     with pytest.raises(ValueError, match="is no checkpoint of ours"):
         fit(tmp_path / "run", 1, ckpt_path=tmp_path / "evil.ckpt")
     assert not (tmp_path / "executed").exists()
-
-
-def test_no_checkpoint_to_resume_is_said_with_the_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="ckpt_path=last"):
-        newest_checkpoint(tmp_path)
-
-
-SAVER = """
-import sys, torch
-from rlmodules.callbacks import AtomicCheckpointIO
-io, i = AtomicCheckpointIO(), 0
-print("ready", flush=True)
-while True:
-    i += 1
-    io.save_checkpoint({"i": i, "x": torch.full((2_000_000,), float(i))}, sys.argv[1])
-"""
-
-
-def test_a_kill_during_a_save_never_loses_the_previous_checkpoint(tmp_path):
-    path = tmp_path / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
-    while not path.exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["x"].unique().tolist() == [float(checkpoint["i"])]
