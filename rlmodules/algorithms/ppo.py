@@ -182,6 +182,7 @@ class PPO(OnlineModule):
         scores = self.policy.score(
             tokens, temperature=c.temperature, with_entropy=True, with_values=True
         )
+        assert scores.entropy is not None and scores.values is not None
         return ppo_loss(
             logprobs_BA=tokens.scatter(scores.logprobs),
             old_logprobs_BA=batch.old_logprobs,
@@ -201,6 +202,7 @@ class PPO(OnlineModule):
     def _critic_loss(self, batch: Minibatch) -> Loss:
         """While the critic warms up, the policy stays as it is."""
         c, tokens = self.config, batch.tokens
+        assert batch.values is not None and batch.returns is not None
         loss, metrics = clipped_value_loss(
             values_BA=tokens.scatter(self.policy.values(tokens)),
             old_values_BA=batch.values,

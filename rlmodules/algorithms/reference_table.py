@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,13 +52,14 @@ class ReferenceTable:
         for name, dataset in missing.items():
             key, self._of[name] = digest(weights, precision, dataset.digest()), dataset
             found = load_cached("reference", key)
-            if trainer.strategy.reduce_boolean_decision(found is not None, all=True):
+            everywhere = trainer.strategy.reduce_boolean_decision(found is not None, all=True)
+            if found is not None and everywhere:
                 self.tables[name] = found["logps"]
                 continue
             table = self._compute(trainer, dataset, compute, batch_size)
             self.tables[name] = table
             if trainer.is_global_zero:
-                cached("reference", key, lambda table=table: {"logps": table})
+                cached("reference", key, partial(dict, logps=table))
 
     def _compute(
         self, trainer: Any, dataset: ExampleDataset, compute: Callable, batch_size: int

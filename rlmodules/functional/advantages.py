@@ -37,7 +37,9 @@ def whiten(x: Tensor, mask: Tensor, *, reduce: Reduce = _local, eps: float = 1e-
     return ((x - mean) * torch.rsqrt(var + eps)).masked_fill(~mask, 0.0)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce = _local):
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce = _local
+) -> Tensor:
     """``1 - Var[returns - values] / Var[returns]``: 1 is a perfect critic, 0 one that says nothing.
 
     NaN where the returns do not vary, for then there is nothing to explain.

@@ -146,7 +146,7 @@ class _KeptLogprobs(torch.autograd.Function):
             exps = shifted.exp_()
             total = exps.sum(-1, keepdim=True)
             logprobs[chunk] = picked - total.log().squeeze(1)
-            if needed:
+            if errors is not None:
                 exps.div_(total).scatter_add_(1, chosen, -torch.ones_like(total))
                 errors[chunk] = exps
         ctx.save_for_backward(hidden, weight, errors)
@@ -223,7 +223,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 capped = (shifted + top).mul_(temperature / softcap)
                 grad.mul_(1 - capped.square_())
             grad = grad.to(weight.dtype)
-            if need_hidden:
+            if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight
             if need_weight:
                 part = grad.T @ hidden[chunk]

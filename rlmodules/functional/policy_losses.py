@@ -6,6 +6,8 @@ action count of the *whole optimizer step* there (over accumulation and ranks), 
 minibatch means would weight short responses more. Metrics are means over this minibatch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -125,7 +127,7 @@ def ppo_loss(
 
     Metrics: those of the parts, ``policy_loss`` and ``value_loss``.
     """
-    shared = {"mask_BA": mask_BA, "num_actions": num_actions}
+    shared: Any = {"mask_BA": mask_BA, "num_actions": num_actions}
     loss, metrics = clipped_surrogate_loss(
         logprobs_BA=logprobs_BA,
         old_logprobs_BA=old_logprobs_BA,
@@ -135,6 +137,7 @@ def ppo_loss(
     )
     metrics["policy_loss"] = loss.detach()
     if values_BA is not None:
+        assert old_values_BA is not None and returns_BA is not None
         value_loss, value_metrics = clipped_value_loss(
             values_BA=values_BA,
             old_values_BA=old_values_BA,

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 
 @contextlib.contextmanager
-def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+def adapters_off(model: Any) -> Iterator[nn.Module]:
     """``model`` with its adapters switched off, for as long as the context lasts.
 
     (PEFT makes all adapters trainable when it switches them on again: what was frozen stays so.)

@@ -52,7 +52,7 @@ def embedded_model_dir() -> Path:
     model, tokenizer = load_gguf(source)
     try:
         with replacing(folder) as partial:
-            model.to(torch.bfloat16).save_pretrained(partial)
+            model.bfloat16().save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     except OSError:  # another process was faster
         if not (folder / "config.json").is_file():

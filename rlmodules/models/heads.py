@@ -3,6 +3,8 @@
 Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
 """
 
+from typing import Any
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -11,13 +13,18 @@ from torch import Tensor, nn
 from rlmodules.functional.logprobs import Projection
 
 
+def unwrapped(model: Any) -> Any:
+    """The Hugging Face model in a PEFT model, with its LoRA layers; any other as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The transformer below the vocabulary projection, with any LoRA layers inside it.
 
     Raises:
         ValueError: the model has no separate backbone.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
     if body is None or body is inner:
         raise ValueError(f"{type(inner).__name__} has no separate backbone: not a causal LM?")
@@ -30,7 +37,7 @@ def projection(model: nn.Module) -> Projection:
     Raises:
         ValueError: adapters sit on the vocabulary projection.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     head = inner.get_output_embeddings()
     if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
         raise ValueError(

@@ -46,14 +46,16 @@ class Layout:
         return torch.stack([index[-1] for index in self.index])
 
     def to(self, device: torch.device) -> "Layout":
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
         return Layout(
             input_ids=move(self.input_ids),
             sequences=[move(s) for s in self.sequences],
             index=[move(i) for i in self.index],
-            position_ids=move(self.position_ids),
+            position_ids=None if self.position_ids is None else move(self.position_ids),
             segments=self.segments,
-            attention_mask=move(self.attention_mask),
+            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
         )
 
 

@@ -147,7 +147,7 @@ def load_model(config: ModelConfig) -> nn.Module:
 
 def load_backbone(config: ModelConfig) -> nn.Module:
     """The transformer alone, decoder or encoder, without a head; else as ``load_model``."""
-    model = _load(config, AutoModel, "transformer")
+    model: Any = _load(config, AutoModel, "transformer")
     if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
         model = model.base_model  # the embedded models come with a head
     if getattr(model, "pooler", None) is not None:
@@ -155,14 +155,15 @@ def load_backbone(config: ModelConfig) -> nn.Module:
     return _prepared(model, config, "FEATURE_EXTRACTION")
 
 
-def _load(config: ModelConfig, auto: type, what: str) -> nn.Module:
+def _load(config: ModelConfig, auto: Any, what: str) -> nn.Module:
     dtype = _dtype(config)
     attention = config.attn_implementation
     if attention == "auto" and not torch.cuda.is_available():
         attention = "eager"
     if config.name == TINY or config.name.endswith(".gguf"):
         tiny = config.name == TINY
-        model = (tiny_model() if tiny else load_gguf(Path(config.name)))[0].to(dtype)
+        loaded: Any = tiny_model() if tiny else load_gguf(Path(config.name))
+        model = loaded[0].to(dtype)
         model.set_attn_implementation("sdpa" if attention == "auto" else attention)
         return model
     options = _hub_options(config)
@@ -178,7 +179,7 @@ def _load(config: ModelConfig, auto: type, what: str) -> nn.Module:
         ) from error
 
 
-def _prepared(model: nn.Module, config: ModelConfig, task: str) -> nn.Module:
+def _prepared(model: Any, config: ModelConfig, task: str) -> nn.Module:
     disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -186,7 +187,7 @@ def _prepared(model: nn.Module, config: ModelConfig, task: str) -> nn.Module:
     return add_lora(model, config.lora, task) if config.lora.r else model
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: Any) -> None:
     """Set every dropout to 0: with it, ratios and KL are noise even for an unchanged policy.
 
     Some architectures keep the rate in a module of its own, some in a plain number, some in the

@@ -8,7 +8,8 @@ in float32, beyond windows (shortened meanwhile), and with scores large enough f
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ SHARPNESS = {1.0: 1e-4, 32.0: 1e-2, 1024.0: 1e-2}
 """What attention scores are multiplied by -> relative error that rounding explains."""
 
 
-def enable_packing(body: nn.Module) -> None:
+def enable_packing(body: Any) -> None:
     """Let ``body`` take packed rows from now on; rows that are not packed keep their attention."""
     found = body.config._attn_implementation
     body.set_attn_implementation(PACKED.get(found, found))
@@ -45,7 +46,7 @@ def takes_packed(body: nn.Module) -> bool:
     return reason is None
 
 
-def _obstacle(body: nn.Module) -> str | None:
+def _obstacle(body: Any) -> str | None:
     found = getattr(body.config, "_attn_implementation", None)
     if found in PACKED.values():
         return None  # it was compared before it was switched on
@@ -126,7 +127,7 @@ def _float32(body: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _short_windows(body: nn.Module) -> Iterator[None]:
+def _short_windows(body: Any) -> Iterator[None]:
     """Sliding windows and chunks of attention of ``WINDOW`` tokens, on layers and in configs."""
     owners = [*body.modules(), body.config, body.config.get_text_config()]
     is_window = lambda name: "sliding_window" in name or "chunk_size" in name  # noqa: E731
@@ -142,7 +143,9 @@ def _sharpened(body: nn.Module, factor: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(owners, is_meant, new, kind) -> Iterator[None]:
+def _replaced(
+    owners: Sequence[Any], is_meant: Callable[[str], bool], new: Callable[[Any], Any], kind: type
+) -> Iterator[None]:
     """Plain attributes of the given kind and name with ``new(value)`` in their place."""
     before = [
         (owner, name, value)

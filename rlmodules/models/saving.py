@@ -2,13 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 
 def save_language_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, dirpath: Path, *, merge: bool
+    model: Any, tokenizer: PreTrainedTokenizerBase, dirpath: Path, *, merge: bool
 ) -> None:
     """Write ``AutoModelForCausalLM.from_pretrained(dirpath)`` and its tokenizer.
 
@@ -19,7 +19,7 @@ def save_language_model(
     tokenizer.save_pretrained(dirpath)
 
 
-def merged(model: nn.Module, merge: bool = True) -> nn.Module:
+def merged(model: Any, merge: bool = True) -> Any:
     """``model`` with its adapters merged, if it has any.
 
     Merging changes the base weights in place, in their own (perhaps low) precision: it is done to a

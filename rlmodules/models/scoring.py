@@ -11,6 +11,7 @@ that are being sampled.
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class PolicyModel(nn.Module):
         ValueError: it is no causal language model, or treats its logits in a way not known here.
     """
 
-    def __init__(self, base_model: nn.Module) -> None:
+    def __init__(self, base_model: Any) -> None:
         super().__init__()
         check_projection(base_model)
         self.base_model = base_model
@@ -110,7 +111,7 @@ class PolicyModel(nn.Module):
         return TokenScores(
             logprobs=logprobs,
             entropy=entropy,
-            values=self.value_head(states[before]) if with_values else None,
+            values=self._critic(states[before]) if with_values else None,
             logits=self._logits(states, layout) if with_logits else None,
         )
 
@@ -119,7 +120,12 @@ class PolicyModel(nn.Module):
         with torch.no_grad():
             layout, before = self._lay_out(tokens, whole=False)
             hidden = flat_hidden(self._body, layout)[before]
-        return self.value_head(hidden)
+        return self._critic(hidden)
+
+    @property
+    def _critic(self) -> ValueHead:
+        assert self.value_head is not None, "this policy has no critic"
+        return self.value_head
 
     def next_logits(
         self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Cache | None
@@ -175,7 +181,7 @@ class PPOModel(PolicyModel):
 
     value_head: ValueHead
 
-    def __init__(self, base_model: nn.Module) -> None:
+    def __init__(self, base_model: Any) -> None:
         super().__init__(base_model)
         self.value_head = ValueHead(base_model.config.get_text_config().hidden_size)
 

@@ -89,7 +89,8 @@ class Decoding:
     def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.rows: list[Row] = []
-        self.cache, self.masked = None, False
+        self.cache: Cache | None = None
+        self.masked = False
         self.ids = self.attention = self.positions = torch.empty(0)
 
     @property
@@ -117,9 +118,8 @@ class Decoding:
         ids, attention = _left_pad(different, self._pad_id, self.device)
         padded = bool((attention == 0).any())
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
-        cache = new_cache(self.model.base_model)
-        mask = attention if padded else None
-        logits, cache = self.model.next_logits(ids, mask, positions, cache)
+        mask, empty = attention if padded else None, new_cache(self.model.base_model)
+        logits, cache = self.model.next_logits(ids, mask, positions, empty)
         if len(different) < len(prompts):
             rows = torch.tensor(which, device=self.device)
             logits, attention, positions = logits[rows], attention[rows], positions[rows]
@@ -194,6 +194,7 @@ class Decoding:
         in the last n tokens, plus up to 4 that share a character with it.
         """
         stops = row.params.stop_strings
+        assert self.tokenizer is not None, "stop strings need a tokenizer"
         tail = max(len(stop.encode()) for stop in stops) + 4
         text = self.tokenizer.decode(row.response.tokens[-tail:])
         return any(stop in text for stop in stops)
@@ -214,6 +215,7 @@ class Decoding:
             self.ids, self.attention, self.positions = state
             self.masked = bool((self.attention == 0).any())
             return
+        assert self.cache is not None
         merge(self.cache, cache)
         ids, attention, positions = state
         width = max(attention.shape[1], self.attention.shape[1])
@@ -232,7 +234,8 @@ class Decoding:
         index = torch.tensor(keep, device=self.device)
         self.ids, self.attention = self.ids[index], self.attention[index]
         self.positions = self.positions[index]
-        self.cache.batch_select_indices(index)
+        if self.cache is not None:
+            self.cache.batch_select_indices(index)
 
 
 def _distinct(prompts: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
