@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.text.prompts import Prompt, as_prompt
-
-Content = str | list[dict[str, str]]
+from datamodules.text.prompts import Content, Prompt, as_prompt
 
 
 @dataclass(frozen=True)

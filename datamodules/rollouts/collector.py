@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.preferences.rows import Content
 from datamodules.rollouts.episodes import act_out, score
 from datamodules.rollouts.pairs_file import PairsFile
 from datamodules.seeding import derive_seed
+from datamodules.text.prompts import Content
 from datamodules.types import Observation, Policy, Trajectory
 
 TRUNCATED = ("rejected", "drop", "keep")

@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.preferences.rows import Content
-from datamodules.text.prompts import Prompt, prompt_text
+from datamodules.text.prompts import Content, Prompt, prompt_text
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.text.tables import read_rows
 
+Content = str | list[dict[str, str]]
+"""Text, or chat messages."""
+
 
 @dataclass(frozen=True)
 class Prompt:
     """Text or chat messages, with the other columns of its row."""
 
-    content: str | list[dict[str, str]]
+    content: Content
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

@@ -112,42 +112,44 @@ def grpo_loss(
         num_actions: the optimizer step's action count, for one rank and accumulated minibatch.
         epsilon_high: default: ``epsilon``; for ``cispo`` the largest weight itself.
 
-    Returns:
-        The loss, and ``clip_fraction``, ``ratio``, ``approx_kl`` (k3 of old against new), and with
-        a reference ``kl`` (its k3 estimate); means over the tokens of this minibatch.
+    Metrics: ``clip_fraction``, ``ratio``, ``approx_kl`` (k3 of old against new), and with a
+    reference ``kl`` (its k3 estimate); means over the tokens of this minibatch.
     """
     zeros = torch.zeros_like(logprobs_BA)
     advantages_BA = torch.where(mask_BA, advantages_BA, zeros)
     log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, zeros)
-    log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
-    lengths = mask_BA.sum(1).clamp(min=1)
-    log_weight = log_ratio
+    log_weight = log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
     if importance_sampling_level == "sequence":
-        log_weight = (log_ratio.sum(1) / lengths)[:, None].expand_as(log_ratio)
+        lengths = mask_BA.sum(1, keepdim=True).clamp(min=1)
+        log_weight = (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_ratio)
     weight = log_weight.exp()
     high = epsilon if epsilon_high is None else epsilon_high
     if loss_type == "cispo":
-        clipped = weight.clamp(max=high).detach()
-        held = torch.where(mask_BA, logprobs_BA, zeros)
-        per_token = -clipped * advantages_BA * held
-        is_clipped = weight > high
+        clipped, is_clipped = weight.clamp(max=high).detach(), weight > high
+        per_token = -clipped * advantages_BA * torch.where(mask_BA, logprobs_BA, zeros)
     else:
         unclipped = weight * advantages_BA
         clipped = weight.clamp(1 - epsilon, 1 + high) * advantages_BA
-        per_token = -torch.minimum(unclipped, clipped)
-        is_clipped = clipped < unclipped
-    metrics = {}
-    with torch.no_grad():
-        metrics["clip_fraction"] = masked_mean(is_clipped.float(), mask_BA)
-        metrics["ratio"] = masked_mean(weight, mask_BA)
-        metrics["approx_kl"] = masked_mean(torch.expm1(log_ratio) - log_ratio, mask_BA)
+        per_token, is_clipped = -torch.minimum(unclipped, clipped), clipped < unclipped
+    metrics = _ratio_metrics(weight, log_ratio, is_clipped, mask_BA)
     if ref_logprobs_BA is not None:
         held = torch.where(mask_BA, logprobs_BA, ref_logprobs_BA)
         divergence = kl_estimate(held, ref_logprobs_BA, "k3")
         per_token = per_token + beta * divergence
         metrics["kl"] = masked_mean(divergence.detach(), mask_BA)
-    per_token = torch.where(mask_BA, per_token, torch.zeros_like(per_token))
+    per_token = torch.where(mask_BA, per_token, zeros)
     return _average(per_token, mask_BA, loss_type, num_actions, max_new_tokens), metrics
+
+
+@torch.no_grad()
+def _ratio_metrics(
+    weight: Tensor, log_ratio: Tensor, is_clipped: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "clip_fraction": masked_mean(is_clipped.float(), mask),
+        "ratio": masked_mean(weight, mask),
+        "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+    }
 
 
 def _average(
