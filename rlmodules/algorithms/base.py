@@ -40,7 +40,8 @@ class AlgorithmModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every Trainer of these modules needs besides its own callbacks, once."""
-        attached = any(isinstance(callback, EvaluateAtEnd) for callback in self.trainer.callbacks)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+        attached = any(isinstance(callback, EvaluateAtEnd) for callback in callbacks)
         return [] if attached else [EvaluateAtEnd()]
 
     # -------------------------------------------------------------- gradients

@@ -77,7 +77,7 @@ class DPOConfig(PairConfig):
         require(self, ("beta", "discopop_tau"), lambda x: x > 0, "positive")
 
     @property
-    def losses(self) -> dict[str, float]:
+    def weight_of_loss(self) -> dict[str, float]:
         """Weight of each loss by name."""
         names = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
         return dict(zip(names, self.loss_weights or [1.0] * len(names), strict=True))
@@ -102,7 +102,7 @@ class DPO(PairPolicy):
         sums, lengths = pair_sums(responses), pair_lengths(responses)
         return dpo_loss(
             logps=PairLogps(*sums.T, *self.reference_sums(batch).T, *lengths.T),
-            loss_types=self.config.losses,
+            loss_types=self.config.weight_of_loss,
             shape=self.shape,
             num_pairs=batch.totals["num_pairs"],
             num_tokens=batch.totals["num_response_tokens"],
@@ -118,6 +118,7 @@ class DPO(PairPolicy):
         return self._computed_sums(batch)
 
     def _computed_sums(self, batch: PreferenceBatch) -> Tensor:
+        assert self.reference is not None  # or nobody asks
         with self.reference.of(self.policy) as reference:
             return pair_sums(response_logprobs(reference, batch, starts_of(batch)))
 
@@ -131,7 +132,8 @@ class DPO(PairPolicy):
 
     @torch.no_grad()
     def _fill_table(self) -> None:
-        if self.table is None or not self.table.missing(self.trainer.datamodule):
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        if self.table is None or self.reference is None or not self.table.missing(data):
             return
 
         def compute(batch: PreferenceBatch) -> Tensor:

@@ -129,7 +129,9 @@ class GRPO(OnlineModule):
         rewards = torch.tensor([t.total_reward for t in trajectories])
         intact = torch.tensor([not t.failed for t in trajectories])
         if c.kl_in_reward:
-            rewards = rewards - c.beta * (evaluation.kl() * evaluation.mask).sum(1)
+            divergence = evaluation.kl()
+            assert divergence is not None  # beta is positive, so there is a reference
+            rewards = rewards - c.beta * (divergence * evaluation.mask).sum(1)
         advantages = group_advantages(
             rewards,
             intact,

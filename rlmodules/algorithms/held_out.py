@@ -28,12 +28,13 @@ class HeldOut:
 
     def add(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
         """Note these episodes; returns one row a sample for whoever shows them."""
-        rows, evaluation = [], rollout.evaluation
+        rows: list[dict[str, Any]] = []
+        evaluation = rollout.evaluation
         divergence = evaluation.kl()
         for i, trajectory in enumerate(rollout.trajectories):
             if trajectory.failed:
                 continue
-            row = {
+            row: dict[str, Any] = {
                 "prompt": trajectory.observations[0].prompt,
                 "response": _shown(trajectory, tokenizer),
                 "reward": trajectory.total_reward,
@@ -64,7 +65,8 @@ class HeldOut:
 
     def metrics(self, module: Any) -> dict[str, float]:
         """Everything over all processes; then starts afresh."""
-        texts, attempts = _gathered(module, self.texts), {}
+        texts: list[str] = _gathered(module, self.texts)
+        attempts: dict[int, list[bool]] = {}
         for some in _gathered(module, [self.attempts]):
             attempts |= some
         metrics = module.over_ranks(self.means)

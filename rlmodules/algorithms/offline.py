@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
+from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.metrics import Means
 
 
@@ -50,6 +52,7 @@ class OfflineModule(AlgorithmModule):
         tokenizer: of the model.
     """
 
+    config: OfflineConfig
     closes_texts = True
     """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
 
@@ -131,7 +134,7 @@ class OfflineModule(AlgorithmModule):
 
     # ------------------------------------------------------------- optimizer
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a warm-up and the schedule of ``config.lr_scheduler_type``."""
         c = self.config
         weights = [p for p in self.parameters() if p.requires_grad]
@@ -141,7 +144,8 @@ class OfflineModule(AlgorithmModule):
         # Not trainer.estimated_stepping_batches: it makes the train loader before a checkpoint is
         # read, and Lightning then never gives the loader its place in the epoch back.
         trainer = self.trainer
-        total = trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        total = trainer.max_epochs * data.steps_per_epoch
         total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
         warmup = self.warmup_steps(total)
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.experience import Experience
@@ -204,7 +204,7 @@ class OnlineModule(AlgorithmModule):
         lengths = torch.tensor([float(sum(map(len, t.actions))) for t in trajectories])
         kept = torch.tensor([k for t in trajectories for k in t.kept_mass])
         self.num_episodes = int(total(intact.sum().float()))
-        metrics = {
+        metrics: dict[str, float | Tensor] = {
             "rollout/reward": masked_mean(rewards, intact, reduce=total),
             "rollout/reward_std": masked_var(rewards, intact, reduce=total).sqrt(),
             "rollout/response_length": masked_mean(lengths, intact, reduce=total),
@@ -229,8 +229,10 @@ class OnlineModule(AlgorithmModule):
         """Log the iteration that ends, in which ``epochs`` passes were made over its episodes."""
         metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
         tokens = metrics["rollout/response_length"] * self.num_episodes * epochs
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         metrics |= self.over_ranks(self.train_metrics) | {
-            "train/learning_rate": self.optimizers().param_groups[0]["lr"],
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
             "time/update_s": seconds,
             "time/update_tokens_per_s": tokens / seconds,
             "iteration": float(self.current_epoch + 1),
@@ -243,7 +245,9 @@ class OnlineModule(AlgorithmModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.update_clock.lap()  # here, for an evaluation may follow before the epoch ends
 
-    def validation_step(self, rollout: Any, batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(  # type: ignore[override]  # rows, for the callback that shows them
+        self, rollout: Rollout, batch_idx: int
+    ) -> list[dict[str, Any]]:
         """Judge held-out episodes; returns one row a sample for whoever shows them."""
         return self.held_out.add(rollout, self.tokenizer)
 

@@ -46,6 +46,7 @@ class PairPolicy(OfflineModule):
     """
 
     config_class: ClassVar[type[PairConfig]]
+    config: PairConfig
     saved_as: ClassVar = {"policy.base_model.": "base_model."}
 
     def __init__(
@@ -75,6 +76,7 @@ class PairPolicy(OfflineModule):
 
     def export(self, dirpath: Path, *, merge: bool = False) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
+        assert self.tokenizer is not None  # load_policy has seen to it
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
 
     def warmup_steps(self, total: int) -> int:

@@ -7,6 +7,7 @@ by the token count of the whole optimizer step; the critic shares the policy's b
 warmed up with the policy frozen; a KL early stop skips the rest of an iteration's updates.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,18 @@ class PPOConfig(OnlineConfig):
     """Taken off the reward of a response that neither EOS nor a stop string ended."""
     reward_clip: float | None = None
     """Rewards are clipped to ± this; the logged reward is not."""
-    target_kl: float | None = None
+    early_stop_kl: float | None = None
     """Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this."""
+    target_kl: float | None = None
+    """The former name of ``early_stop_kl``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target_kl is not None:
+            warnings.warn("algo.target_kl is now algo.early_stop_kl", FutureWarning, stacklevel=3)
+            if self.early_stop_kl is not None:
+                raise ValueError("algo.target_kl is the former name of early_stop_kl: set one")
+            self.early_stop_kl, self.target_kl = self.target_kl, None
         if self.kl_estimator not in KL_ESTIMATORS:
             raise ValueError(f"algo.kl_estimator={self.kl_estimator!r}: use one of {KL_ESTIMATORS}")
         require(self, ("ppo_epochs",), lambda x: x >= 1, "at least 1")
@@ -88,7 +96,7 @@ class PPOConfig(OnlineConfig):
         not_negative = ("kl_penalty_coef", "entropy_coef", "value_coef", "value_warmup_iterations")
         require(self, not_negative, lambda x: x >= 0, "0 or more")
         require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
-        optional = ("value_learning_rate", "reward_clip", "target_kl")
+        optional = ("value_learning_rate", "reward_clip", "early_stop_kl")
         require(self, optional, lambda x: x is None or x > 0, "positive, or null")
 
 
@@ -140,6 +148,7 @@ class PPO(OnlineModule):
         if c.missing_eos_penalty is not None:
             cut = torch.tensor([t.finish_reason == "length" for t in trajectories])
             scores[range(len(trajectories)), mask.sum(1) - 1] -= c.missing_eos_penalty * cut
+        assert evaluation.ref_logprobs is not None  # PPO always has a reference
         penalty = kl_estimate(evaluation.logprobs, evaluation.ref_logprobs, c.kl_estimator)
         rewards = scores - self.kl_controller.value * penalty
         advantages, returns = gae(rewards, values, mask, gamma=c.gamma, lam=c.lam)
@@ -215,9 +224,9 @@ class PPO(OnlineModule):
 
     def _watch_kl(self, approx_kl: Tensor, batch_idx: int) -> None:
         """Note that the policy has moved too far; only whole accumulation windows are skipped."""
-        if self.config.target_kl is None:
+        if self.config.early_stop_kl is None:
             return
-        exceeded = bool(approx_kl > self.config.target_kl)
+        exceeded = bool(approx_kl > self.config.early_stop_kl)
         exceeded = self.trainer.strategy.reduce_boolean_decision(exceeded, all=False)
         window_ends = (batch_idx + 1) % self.config.gradient_accumulation_steps == 0
         self.skip_updates = exceeded and window_ends

@@ -57,7 +57,8 @@ class ModelConfig:
     """Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates);
     under LoRA the frozen ones take bfloat16 where the machine computes in it natively."""
     attn_implementation: str = "auto"
-    """``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster."""
+    """``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster, and
+    packs rows where the model can; any other is used for everything, and no rows are packed."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

@@ -121,6 +121,8 @@ def all_sources() -> dict[str, dict[str, Source]]:
             settings = yaml.safe_load(path.read_text()) or {}
             asks = any(str(d).endswith(f"schema/{path.stem}") for d in settings.get("defaults", ()))
             if asks and path.stem not in sources[group]:
+                if key not in settings:
+                    raise ValueError(f"{path} asks for a schema and has no {key}: name the class")
                 sources[group][path.stem] = Source(settings[key])
     return sources
 

