@@ -8,18 +8,3 @@ from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.types import Observation, StepResult, Trajectory
-
-__all__ = [
-    "CodeGenerationEnv",
-    "Environment",
-    "MathEnv",
-    "MultiObjectiveRewardEnv",
-    "Observation",
-    "PreferenceComparisonEnv",
-    "StepResult",
-    "TextGenerationEnv",
-    "Trajectory",
-    "create_code_generation_env",
-    "create_math_problem_env",
-    "make_environment",
-]

@@ -8,5 +8,3 @@ from datamodules.rewards.functions import (
     sentiment,
 )
 from datamodules.rewards.scorers import model
-
-__all__ = ["RewardError", "RewardFunction", "function", "length", "model", "sentiment"]

@@ -3,6 +3,9 @@
 What the policy sampled stays as it was sampled. Only what stands around it is written here: the
 opening, and after each response the end of its turn, the next messages, and the header of the
 assistant's next turn. That text is cut out of the template's own rendering of a dummy conversation.
+Ours, because templates only render whole conversations: tokenized again after each turn, what was
+sampled would drift.
+
 A tokenizer without a chat template gets plain text: ``User: ...``, ``Assistant: ...``.
 """
 

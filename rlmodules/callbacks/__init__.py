@@ -8,17 +8,3 @@ from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop, newest_checkpoint
-
-__all__ = [
-    "AtomicCheckpointIO",
-    "EvaluateAtEnd",
-    "ExportModel",
-    "IterationBar",
-    "PreferenceReport",
-    "RewardReport",
-    "RunReport",
-    "SampleTable",
-    "SaveOnStop",
-    "StepBar",
-    "newest_checkpoint",
-]

@@ -5,13 +5,3 @@ from rlmodules.forward_backward.gradients import NonFiniteLossError
 from rlmodules.forward_backward.pipeline import ForwardBackwardPipeline
 from rlmodules.forward_backward.results import ForwardBackwardResult, ForwardResult, OptimResult
 from rlmodules.forward_backward.state import CheckpointError
-
-__all__ = [
-    "AsyncTrainingClient",
-    "CheckpointError",
-    "ForwardBackwardPipeline",
-    "ForwardBackwardResult",
-    "ForwardResult",
-    "NonFiniteLossError",
-    "OptimResult",
-]

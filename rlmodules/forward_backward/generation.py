@@ -19,6 +19,7 @@ from datamodules.seeding import derive_seed
 from datamodules.types import Response, SamplingParams
 from rlmodules.forward_backward.lanes import Lane
 from rlmodules.forward_backward.passes import Model
+from rlmodules.models.modes import evaluating
 from rlmodules.sampling.decoding import Decoding
 
 
@@ -109,7 +110,7 @@ class Sampler:
         decoding = Decoding(self.model.policy, self.tokenizer)
         answering: list[Request] = []
         try:
-            with self.model.evaluating(), self.model.fabric.autocast():
+            with evaluating(self.model.module), self.model.fabric.autocast():
                 while True:
                     while (request := self._next(era, decoding)) is not None:
                         if self._begin(decoding, request):

@@ -1,7 +1,6 @@
 """Forward and backward passes over one model: what a pipeline's operations compute."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from rlmodules.forward_backward.results import ForwardBackwardResult, ForwardRes
 from rlmodules.forward_backward.tokens import PaddedBatch
 from rlmodules.models import PolicyModel
 from rlmodules.models.adapters import adapters_off
+from rlmodules.models.modes import evaluating
 
 
 class Model:
@@ -37,7 +37,7 @@ class Model:
         self, batch: PaddedBatch, *, temperature: float, with_logits: bool
     ) -> ForwardResult:
         """Log-probabilities, without gradients and without dropout."""
-        with self.evaluating(), self.fabric.autocast():
+        with evaluating(self.module), self.fabric.autocast():
             scores = self.policy.score(
                 self._tokens(batch),
                 temperature=temperature,
@@ -150,17 +150,6 @@ class Model:
         if not bool(loss.isfinite()):
             raise NonFiniteLossError(f"the loss is {loss.item()}; its gradient was not computed")
         self.fabric.backward(loss if weight == 1.0 else loss * weight)
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Without gradients, in eval mode; the mode is restored."""
-        training = self.module.training
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.module.train(training)
 
     def reference_forward(self, batch: PaddedBatch, **options: Any) -> ForwardResult:
         """``forward`` of the model that LoRA started from.

@@ -13,24 +13,3 @@ from rlmodules.models.loading import (
 )
 from rlmodules.models.reference import Reference
 from rlmodules.models.scoring import PolicyModel, PPOModel, TokenScores
-
-__all__ = [
-    "EMBEDDED",
-    "TINY",
-    "LoraConfig",
-    "ModelConfig",
-    "PPOModel",
-    "PolicyModel",
-    "Reference",
-    "TokenScores",
-    "ValueHead",
-    "add_lora",
-    "backbone",
-    "embedded_model_dir",
-    "hidden_states",
-    "load_backbone",
-    "load_model",
-    "load_tokenizer",
-    "projection",
-    "resolve_precision",
-]

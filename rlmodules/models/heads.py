@@ -11,6 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from rlmodules.functional.logprobs import Projection
+from rlmodules.models.modes import evaluating
 
 
 def unwrapped(model: Any) -> Any:
@@ -56,7 +57,6 @@ def projection(model: nn.Module) -> Projection:
     )
 
 
-@torch.no_grad()
 def check_projection(model: nn.Module) -> None:
     """Compare ``projection`` over ``backbone`` with the model's own logits on three tokens.
 
@@ -65,11 +65,9 @@ def check_projection(model: nn.Module) -> None:
     """
     device = next(model.parameters()).device
     ids = torch.tensor([[3, 5, 7]], device=device)
-    training = model.training
-    model.eval()
-    ours = projection(model).logits(backbone(model)(input_ids=ids, use_cache=False)[0])
-    theirs = model(input_ids=ids, use_cache=False).logits.float()
-    model.train(training)
+    with evaluating(model):
+        ours = projection(model).logits(backbone(model)(input_ids=ids, use_cache=False)[0])
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
         raise ValueError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmodules.models.attention import Segments
+from rlmodules.models.modes import evaluating
 
 Groups = Sequence[Sequence[Tensor]]
 
@@ -39,11 +40,6 @@ class Layout:
     """Packed only."""
     attention_mask: Tensor | None = None
     """[S, T], for models whose tokens look ahead."""
-
-    @property
-    def last(self) -> Tensor:
-        """[S], where the last token of each sequence is."""
-        return torch.stack([index[-1] for index in self.index])
 
     def to(self, device: torch.device) -> "Layout":
         def move(x: Tensor) -> Tensor:
@@ -140,12 +136,9 @@ def flat_hidden(body: nn.Module, layout: Layout) -> Tensor:
     return body(**inputs)[0].flatten(0, 1)
 
 
-@torch.no_grad()
 def is_causal(body: nn.Module) -> bool:
     """Whether no token of ``body`` sees a later one; found out by changing the last of three."""
-    device, training = next(body.parameters()).device, body.training
-    body.eval()
-    ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=device)
-    hidden = body(input_ids=ids)[0][:, :2]
-    body.train(training)
+    ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=next(body.parameters()).device)
+    with evaluating(body):
+        hidden = body(input_ids=ids)[0][:, :2]
     return torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3)

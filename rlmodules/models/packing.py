@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlmodules.models.attention import PACKED
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
+from rlmodules.models.modes import evaluating
 
 HALF = (torch.bfloat16, torch.float16)
 WINDOW = 3
@@ -30,7 +31,6 @@ def enable_packing(body: Any) -> None:
     body.set_attn_implementation(PACKED.get(found, found))
 
 
-@torch.no_grad()
 def takes_packed(body: nn.Module) -> bool:
     """Whether ``body`` computes packed rows as it computes each row alone; leaves it as it is.
 
@@ -56,7 +56,7 @@ def _obstacle(body: Any) -> str | None:
     ids = [[torch.tensor(sequence) for sequence in group] for group in groups]
     device = next(body.parameters()).device
     padded, packed = pad(ids).to(device), pack(ids).to(device)
-    with _eval_mode(body), _float32(body), _short_windows(body):
+    with evaluating(body), _float32(body), _short_windows(body):
         for sharpness, tolerance in SHARPNESS.items():
             with _sharpened(body, sharpness):
                 alone = flat_hidden(body, padded)
@@ -80,16 +80,6 @@ def _error(packed: Tensor, here: Layout, alone: Tensor, there: Layout) -> float:
     at = [torch.cat(layout.index) for layout in (here, there)]
     wrong, right = packed[at[0]].double(), alone[at[1]].double()
     return ((wrong - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=1e-6)).max().item()
-
-
-@contextlib.contextmanager
-def _eval_mode(body: nn.Module) -> Iterator[None]:
-    training = body.training
-    body.eval()
-    try:
-        yield
-    finally:
-        body.train(training)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Batched sampling with a KV cache: prompts -> response tokens and their log-probabilities.
 
+Ours, because transformers' ``generate`` draws all rows from one random stream, so that a text
+depends on its company, and lets no row join; engines such as vLLM can stand in (``Sampler``).
 Each row draws from its own stream of uniform numbers (``seeds``), so its text depends neither on
 the other rows nor on how rows are spread over devices. Rows may join at any step, and leave when
 they have ended.
