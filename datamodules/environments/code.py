@@ -157,7 +157,7 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
 
     def _score_episode(self, episode: "CodeGenerationEnv") -> tuple[float, dict]:
         reward, metrics = super()._score_episode(episode)
-        judgement = self.judge(episode._metadata()["name"], episode.response)
+        judgement = self.judge(episode.metadata["name"], episode.response)
         correct = float(judgement.tests == 1.0)
         return reward, metrics | {"correct": correct, "stopped": judgement.stopped}
 

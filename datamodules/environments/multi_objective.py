@@ -89,6 +89,6 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
     def _score_episode(self, episode: "MultiObjectiveRewardEnv") -> tuple[float, dict]:
         prompt, generated = prompt_text(self.tokenizer, episode._prompt), episode.response
         total, parts = self.compute_multi_objective_reward(
-            prompt, generated, prompt + generated, episode._metadata()
+            prompt, generated, prompt + generated, episode.metadata
         )
         return total, {f"reward_{name}": value for name, value in parts.items()}

@@ -101,7 +101,7 @@ class PreferenceComparisonEnv(TextGenerationEnv):
             return result
         text = prompt_text(self.tokenizer, self._prompt)
         first, second = self.responses
-        chance = judge([text], [first], [second], [self._metadata()])[0]
+        chance = judge([text], [first], [second], [self.metadata])[0]
         result.reward = 2 * chance - 1
         result.metrics |= {
             "preference": chance,
@@ -129,7 +129,7 @@ class PreferenceComparisonEnv(TextGenerationEnv):
             self.judge,
             [prompt_text(self.tokenizer, episode._prompt) for episode in episodes],
             [episode.response for episode in episodes],
-            [episode._metadata() for episode in episodes],
+            [episode.metadata for episode in episodes],
             list(groups.values()),
         )
         return [(rate, {}) for rate in rates]

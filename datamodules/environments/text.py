@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ class TextGenerationEnv(Environment):
         rewards = self.reward_fn(
             [prompt_text(self.tokenizer, episode._prompt) for episode in episodes],
             [episode.response for episode in episodes],
-            [episode._metadata() for episode in episodes],
+            [episode.metadata for episode in episodes],
         )
         return [(reward, {}) for reward in rewards]
 
@@ -160,9 +161,11 @@ class TextGenerationEnv(Environment):
     def _observation(self) -> Observation:
         ids = torch.cat([self._prompt_ids, torch.tensor(self._response, dtype=torch.long)])
         text = prompt_text(self.tokenizer, self._prompt)
-        return Observation(ids, torch.ones_like(ids), text, self._metadata())
+        return Observation(ids, torch.ones_like(ids), text, self.metadata)
 
-    def _metadata(self) -> dict:
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The other columns of the prompt's row; of a conversation also its ``messages``."""
         chat = {} if isinstance(self._prompt.content, str) else {"messages": self._prompt.content}
         return self._prompt.metadata | chat
 
