@@ -247,7 +247,9 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
         def fit(self, module, data, **options):
             given["data"] = data
 
-    trainer = FACADES[name](OmegaConf.to_object(cfg.algo), output_dir=tmp_path)
+    facade = FACADES[name]
+    settings = OmegaConf.to_container(cfg.algo, resolve=True)
+    trainer = facade(facade.module_class.config_class(**settings), output_dir=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(L, "Trainer", Recorder)
         if name in ("ppo", "grpo"):
@@ -261,9 +263,10 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
     assert options.keys() - given.keys() == lightnings
     for option in given.keys() - {"callbacks", "logger", "plugins", "data"}:
         assert given[option] == options[option], option
+    plan = given["data"].plan if name in ("ppo", "grpo") else given["data"]
     for option in ("batch_size", "epochs", "num_generations", "max_resamples", "seed"):
         if option in cfg.data:
-            assert getattr(given["data"], option) == cfg.data[option], option
+            assert getattr(plan, option) == cfg.data[option], option
 
     callbacks = {key: instantiate(callback) for key, callback in cfg.callbacks.items()}
     assert {type(c) for c in given["callbacks"]} <= {type(c) for c in callbacks.values()}
