@@ -57,8 +57,10 @@ class TokenBatch:
         groups: list[list[int]] = []
         before: Tensor | None = None
         for row, (sequence, at) in enumerate(zip(self.sequences, self.positions, strict=True)):
-            prompt = sequence[: int(at[0])] if len(at) else sequence[:0]
-            if before is not None and torch.equal(prompt, before):
+            prompt = sequence[: int(at[0])] if len(at) else before  # nothing of it is computed
+            if prompt is None or before is None or len(prompt) < 2:  # one token is no saving
+                groups.append([row])
+            elif torch.equal(prompt, before):
                 groups[-1].append(row)
             else:
                 groups.append([row])

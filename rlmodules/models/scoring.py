@@ -96,21 +96,20 @@ class PolicyModel(nn.Module):
         """
         layout, before = self._lay_out(tokens, whole=with_logits)
         states = flat_hidden(self._body, layout)
-        hidden, targets, which = states, tokens.actions.to(self.device), None
+        at, targets, which = before, tokens.actions.to(self.device), slice(None)
         if self.packs:
             pairs = torch.stack([before, targets])
             (at, targets), which = torch.unique(pairs, dim=1, return_inverse=True)
-            hidden = states[at]
-        else:
-            hidden = states[before]
         logprobs, entropy = token_logprobs(
-            hidden, self._projection, targets, temperature=temperature, with_entropy=with_entropy
+            states[at],
+            self._projection,
+            targets,
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
-        if which is not None:
-            logprobs, entropy = logprobs[which], None if entropy is None else entropy[which]
         return TokenScores(
-            logprobs=logprobs,
-            entropy=entropy,
+            logprobs=logprobs[which],
+            entropy=None if entropy is None else entropy[which],
             values=self._critic(states[before]) if with_values else None,
             logits=self._logits(states, layout) if with_logits else None,
         )

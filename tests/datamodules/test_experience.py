@@ -145,3 +145,31 @@ def test_moving_a_minibatch_moves_its_tensors_and_leaves_ragged_lists_to_the_lay
     tensors += [moved.tokens.actions, moved.tokens.mask]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.num_actions == 3.0
+
+
+# ----------------------------------------------------------------------- groups
+
+
+def tokens_of(*rows):
+    """A batch of (token ids, positions)."""
+    sequences = [torch.tensor(ids) for ids, _ in rows]
+    return TokenBatch.collate(sequences, [torch.tensor(at, dtype=torch.long) for _, at in rows])
+
+
+def test_neighbours_of_one_prompt_are_a_group_whatever_failed_between_them():
+    tokens = tokens_of(
+        ([1, 2, 3, 4], [3]), ([1, 2, 9], []), ([1, 2, 3, 5, 6], [3, 4]), ([7, 8, 9], [2])
+    )
+    assert tokens.groups() == [[0, 1, 2], [3]]
+
+
+def test_a_prompt_that_comes_again_later_or_is_a_token_long_makes_no_group():
+    tokens = tokens_of(([1, 2, 3], [2]), ([4, 5, 6], [2]), ([1, 2, 7], [2]))
+    assert tokens.groups() == [[0], [1], [2]]
+    assert tokens_of(([1, 5, 6], [1, 2]), ([1, 7, 8], [1, 2])).groups() == [[0], [1]]
+
+
+def test_groups_may_be_given():
+    sequences = [torch.tensor([1, 2, 3])] * 3
+    tokens = TokenBatch.collate(sequences, [torch.tensor([1])] * 3, group_sizes=(1, 2))
+    assert tokens.groups() == [[0], [1, 2]]
