@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
-from rlmodules.sampling.decoding import PolicySampler, Sampler
+from rlmodules.sampling.decoding import Sampler, sample
 
 
 @dataclass
@@ -109,7 +110,7 @@ class OnlineModule(AlgorithmModule):
         )
         if self.shares_prompts and model_config.attn_implementation == "auto":
             self.policy.enable_packing()
-        self.sampler: Sampler = PolicySampler(self.policy, self.tokenizer)
+        self.sampler: Sampler = partial(sample, self.policy, self.tokenizer)
         self.sampling = SamplingParams(
             max_new_tokens=c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p
         )
@@ -167,7 +168,7 @@ class OnlineModule(AlgorithmModule):
         prompts = [observation.input_ids for observation in observations]
         params = replace(params, stop_strings=tuple(env.stop_sequences))
         with self.inference():
-            return self.sampler.sample(prompts, params, seeds)
+            return self.sampler(prompts, params, seeds)
 
     def fits(self, observation: Observation, env: ActionSpec) -> bool:
         """Whether there is room for a whole response to ``observation``."""

@@ -26,23 +26,10 @@ from rlmodules.sampling.kv_cache import can_merge, merge, new_cache
 class Sampler(Protocol):
     """What writes responses for an algorithm; another engine than ours can be one."""
 
-    def sample(
+    def __call__(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Response]:
         """One response for each prompt [T]; the same seed gives the same text."""
-
-
-@dataclass(frozen=True)
-class PolicySampler:
-    """Samples from the policy in training itself, as it is now."""
-
-    policy: PolicyModel
-    tokenizer: PreTrainedTokenizerBase
-
-    def sample(
-        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Response]:
-        return sample(self.policy, self.tokenizer, prompts, params, seeds)
 
 
 def sample(

@@ -1,6 +1,7 @@
 """Rows of one batch: equal prompts, environments, and rows that join others."""
 
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from datamodules.types import SamplingParams
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.models import PolicyModel, backbone
 from rlmodules.models.embedded import tiny_tokenizer
-from rlmodules.sampling.decoding import Decoding, PolicySampler, sample
+from rlmodules.sampling.decoding import Decoding, sample
 
 # ------------------------------------------------------- groups, and environments
 
@@ -59,7 +60,7 @@ def test_an_environments_stop_strings_end_what_the_policy_writes():
     for stops in ((), ("END",)):
         env = TextGenerationEnv(tokenizer, ["ab"], stop_sequences=list(stops))
         player = SimpleNamespace(
-            sampler=PolicySampler(model, tokenizer), sampling=greedy(10), inference=nullcontext
+            sampler=partial(sample, model, tokenizer), sampling=greedy(10), inference=nullcontext
         )
         (said[stops],) = OnlineModule.act(player, observations, seeds=[0], env=env)
     assert tokenizer.decode(said[()].tokens) == "Hi END of "
