@@ -161,17 +161,21 @@ def _load(config: ModelConfig, auto: Any, what: str) -> nn.Module:
     attention = config.attn_implementation
     if attention == "auto" and not torch.cuda.is_available():
         attention = "eager"
-    if config.name == TINY or config.name.endswith(".gguf"):
-        tiny = config.name == TINY
-        loaded: Any = tiny_model() if tiny else load_gguf(Path(config.name))
-        model = loaded[0].to(dtype)
-        model.set_attn_implementation("sdpa" if attention == "auto" else attention)
-        return model
     options = _hub_options(config)
     if attention != "auto":
         options["attn_implementation"] = attention
     try:
+        if config.name == TINY or config.name.endswith(".gguf"):
+            tiny = config.name == TINY
+            loaded: Any = tiny_model() if tiny else load_gguf(Path(config.name))
+            model = loaded[0].to(dtype)
+            model.set_attn_implementation("sdpa" if attention == "auto" else attention)
+            return model
         return auto.from_pretrained(_location(config), dtype=dtype, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"model.attn_implementation={attention!r} cannot be used here: {error} Set it to auto."
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"model.name={config.name!r} could not be loaded as a {what}."

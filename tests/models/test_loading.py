@@ -1,5 +1,7 @@
 """One model config in, one model out: adapters, types of weights, dropout, and wrong names."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
@@ -165,6 +167,13 @@ def test_the_attention_asked_for_is_the_one_used(folder, attention):
     for name in (TINY, folder):
         model = load_model(ModelConfig(name=name, attn_implementation=attention))
         assert model.config._attn_implementation == attention
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="it is there")
+def test_an_attention_that_is_not_installed_is_refused_by_name(folder):
+    for name in (TINY, folder):
+        with pytest.raises(ValueError, match=r"model\.attn_implementation='flash_attention_2'"):
+            load_model(ModelConfig(name=name, attn_implementation="flash_attention_2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto means eager on CPUs only")
