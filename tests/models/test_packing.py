@@ -149,3 +149,18 @@ def test_left_to_us_rows_are_packed_and_the_name_says_so():
     again.enable_packing()
     again.enable_packing()  # asked twice, as by two algorithms over one model
     assert again.packs and attention_of(again.base_model) == PACKED["eager"]
+
+
+def test_a_model_that_cannot_be_asked_in_float32_is_padded_and_stays_whole():
+    """Layers that reach into each other's weights, as Jamba's do."""
+    model = built(MODELS["llama"], torch.bfloat16)
+    body = backbone(model)
+    layer = body.layers[0]
+    plain = layer.mlp.forward
+    layer.mlp.forward = lambda x: plain(x) + 0 * (x @ layer.self_attn.q_proj.weight.T)
+    weights = {key: weight.clone() for key, weight in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="RuntimeError"):
+        assert not takes_packed(body)
+    assert attention_of(model) == "eager"
+    for key, weight in model.state_dict().items():
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, weights[key])
