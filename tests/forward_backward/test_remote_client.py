@@ -38,7 +38,7 @@ def remote(tmp_path_factory):
         partial(make, str(tmp_path_factory.mktemp("remote"))),
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
     ) as client:
-        client.save_state("start").result(WAIT)
+        client.save_state("start").result(5 * WAIT)  # Ray and the imports over there begin now
         yield client
 
 
