@@ -85,9 +85,7 @@ SOURCES: dict[str, dict[str, Source]] = {
         "function": Source("datamodules.rewards.function"),
         "length": Source("datamodules.rewards.length"),
         "sentiment": Source("datamodules.rewards.sentiment"),
-        "model": Source(
-            "rlmodules.reward_models.serving.model", handed_on="datamodules.rewards.model"
-        ),
+        "model": Source("rlmodules.reward_models.serving.model"),
     },
     "task": {
         "collect_preferences": Source(
