@@ -106,8 +106,11 @@ class SaveOnStop(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        hurried = isinstance(exception, KeyboardInterrupt)
-        if hurried or not trainer.training or trainer.optimizers == []:
+        if isinstance(exception, KeyboardInterrupt):
+            if trainer.is_global_zero:
+                print("\nStopped at once, without saving a checkpoint.", flush=True)
+            return
+        if not trainer.training or trainer.optimizers == []:
             return
         # Saving is a collective act: one process that failed alone must not wait for the others.
         if trainer.world_size > 1 and not isinstance(exception, StoppedBySignal):

@@ -129,13 +129,14 @@ def test_without_a_signal_nothing_stops(stop):
     stop.on_train_epoch_end(Trainer(), None)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_unsaved(stop):
+def test_a_second_ctrl_c_stops_at_once_and_unsaved_and_says_so(stop, capsys):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     run = Trainer()
     stop.on_exception(run, None, KeyboardInterrupt())
     assert run.saved == []
+    assert "without saving" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
