@@ -1,11 +1,10 @@
 """Models: loading, LoRA, the embedded defaults, and the heads that algorithms add."""
 
+from rlmodules.models.adapters import LoraConfig, add_lora
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir
 from rlmodules.models.heads import ValueHead, backbone, hidden_states, projection
 from rlmodules.models.loading import (
-    LoraConfig,
     ModelConfig,
-    add_lora,
     load_backbone,
     load_model,
     load_tokenizer,

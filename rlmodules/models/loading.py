@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -17,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlmodules.models.adapters import LoraConfig, add_lora
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 
 DTYPES = {
@@ -25,26 +24,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by PEFT."""
-
-    r: int = 0
-    """Rank of the adapters; 0 trains all weights of the model instead."""
-    alpha: int = 32
-    """The adapters' output is scaled by alpha / r."""
-    dropout: float = 0.0
-    """Dropout on the adapters' input, in [0, 1)."""
-    target_modules: Any = "all-linear"
-    """Names of the layers to adapt, or ``all-linear``."""
-
-    def __post_init__(self) -> None:
-        if self.r < 0:
-            raise ValueError(f"model.lora.r={self.r} must be 0 (no adapters) or a positive rank")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.lora.dropout={self.dropout} must be in [0, 1)")
 
 
 @dataclass
@@ -208,29 +187,6 @@ def disable_dropout(model: Any) -> None:
     for name, value in vars(config).items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-
-
-def add_lora(model: nn.Module, config: LoraConfig, task: str) -> nn.Module:
-    """``model`` with adapters, which alone are trained.
-
-    Args:
-        task: PEFT's task type.
-
-    Raises:
-        ValueError: no layer has the name of a target.
-    """
-    targets = config.target_modules
-    adapters = PeftLoraConfig(
-        task_type=task,
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-    )
-    try:
-        return get_peft_model(model, adapters)  # adapters in float32, whatever the base's type
-    except ValueError as error:
-        raise ValueError(f"model.lora.target_modules={targets!r} fits no layer: {error}") from error
 
 
 def _dtype(config: ModelConfig) -> torch.dtype:
