@@ -4,6 +4,8 @@ python train.py algo=ppo model=hf model.name=google/gemma-2-2b algo.num_iteratio
 python train.py -m algo=ppo algo.learning_rate=1e-5,3e-5 seed=0,1
 """
 
+import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -14,10 +16,11 @@ from typing import Any
 import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from rlmodules import schemas
@@ -26,6 +29,7 @@ from rlmodules.checks import warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 
 schemas.register()
+TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
 transformers_logging.disable_progress_bar()
 for message in (  # Lightning on torch, PEFT, Lightning where nothing is held out
     ".*LeafSpec.*",
@@ -117,10 +121,12 @@ def check_groups(cfg: DictConfig) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
+def composed(cfg: DictConfig) -> float | None:
+    """What Hydra calls with the config of one run."""
     warn_of_hidden_datamodules(Path.cwd())
     sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
     try:
+        schemas.refuse_unknown(cfg, TRAINER)
         check_groups(cfg)
         return run_task(cfg) if cfg.task else train(cfg)
     except Exception as error:
@@ -130,6 +136,20 @@ def main(cfg: DictConfig) -> float | None:
         log = Path(cfg.paths.output_dir) / "error.txt"
         log.write_text(traceback.format_exc())
         sys.exit(f"\n{type(cause).__name__}: {cause}\n(the traceback is in {log})")
+
+
+def main() -> None:
+    """Compose and run; options that there are not end in one sentence."""
+    full = "HYDRA_FULL_ERROR"  # has Hydra raise what it would print
+    if os.environ.get(full) == "1":
+        return composed()
+    os.environ[full] = "1"
+    try:
+        composed()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"\n{schemas.explain(error, TRAINER)}")
+    finally:
+        del os.environ[full]
 
 
 if __name__ == "__main__":

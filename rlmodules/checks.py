@@ -1,8 +1,9 @@
 """Checks of config fields and of what surrounds a run; errors name field, value and remedy."""
 
+import difflib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,35 @@ def require(
         value = getattr(config, name)
         if not holds(value):
             raise ValueError(f"{group}.{name}={value!r} must be {what}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that ``word`` was most probably meant to be; None if there is none like it."""
+    close = difflib.get_close_matches(str(word).lower(), [str(name) for name in known], 1, 0.6)
+    return close[0] if close else None
+
+
+def meant(word: Any, known: Iterable[str]) -> str:
+    """``: did you mean NAME?``, the end of a sentence; empty where no known name is like it."""
+    close = nearest(str(word), known)
+    return f": did you mean {close}?" if close else ""
+
+
+def require_known(config: Any, names: Mapping[str, Collection[str]], group: str = "algo") -> None:
+    """Check fields of ``config`` whose values are names.
+
+    Args:
+        names: field -> the values that it may have.
+
+    Raises:
+        ValueError: one has another value; the nearest that it may have is suggested.
+    """
+    for name, known in names.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise ValueError(
+                f"{group}.{name}={value!r} must be one of {tuple(known)}{meant(value, known)}"
+            )
 
 
 def device_options(device: str | None) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
                 f"reward_components {sorted(reward_components)} and reward_weights"
                 f" {sorted(reward_weights)} differ in {sorted(different)}: give a weight to each"
             )
+        for name, weight in reward_weights.items():
+            if finite_number(weight) is None:
+                raise ValueError(f"reward_weights: {name!r} weighs {weight!r}, not a finite number")
         self.reward_components = dict(reward_components)
         self.reward_weights = dict(reward_weights)
         self._takes_metadata = {

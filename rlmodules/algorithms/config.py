@@ -6,7 +6,7 @@ A subclass declares a field again where its default is another.
 from dataclasses import dataclass
 
 from datamodules.text.encoding import Limits
-from rlmodules.checks import require
+from rlmodules.checks import require, require_known
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -59,5 +59,5 @@ class OfflineConfig(TrainingConfig):
         super().__post_init__()
         at_least_1 = ("batch_size", "num_epochs", "eval_every", "save_every")
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        require(self, ("lr_scheduler_type",), lambda x: x in SCHEDULES, f"one of {SCHEDULES}")
+        require_known(self, {"lr_scheduler_type": SCHEDULES})
         Limits(self.max_length, self.max_prompt_length)

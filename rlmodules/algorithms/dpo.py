@@ -26,7 +26,7 @@ from rlmodules.algorithms.pair_policy import (
     starts_of,
 )
 from rlmodules.algorithms.reference_table import ReferenceTable
-from rlmodules.checks import require
+from rlmodules.checks import meant, require
 from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.models import Reference
 
@@ -53,8 +53,12 @@ class DPOConfig(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        if unknown := [name for name in names if name not in DPO_LOSSES] or not names:
-            raise ValueError(f"algo.loss_type={unknown}: use one or more of {list(DPO_LOSSES)}")
+        unknown = [name for name in names if name not in DPO_LOSSES]
+        if unknown or not names:
+            raise ValueError(
+                f"algo.loss_type={unknown}: use one or more of {list(DPO_LOSSES)}"
+                f"{meant(unknown[0], DPO_LOSSES) if unknown else ''}"
+            )
         self.loss_type = names if len(names) > 1 else names[0]
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
-from rlmodules.checks import require
+from rlmodules.checks import require, require_known
 from rlmodules.functional import (
     BASELINES,
     GRPO_LOSSES,
@@ -78,8 +78,7 @@ class GRPOConfig(OnlineConfig):
             "scale_rewards": SCALES,
             "baseline": BASELINES,
         }
-        for name, known in names.items():
-            require(self, (name,), known.__contains__, f"one of {known}")
+        require_known(self, names)
         require(self, ("num_epochs", "num_generations"), lambda x: x >= 1, "at least 1")
         require(self, ("epsilon",), lambda x: x > 0, "positive")
         require(self, ("epsilon_high",), lambda x: x is None or x > 0, "positive, or null")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout, action_rewards
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
-from rlmodules.checks import require
+from rlmodules.checks import require, require_known
 from rlmodules.functional import (
     KL_ESTIMATORS,
     adapt_kl_coefficient,
@@ -88,8 +88,7 @@ class PPOConfig(OnlineConfig):
             if self.early_stop_kl is not None:
                 raise ValueError("algo.target_kl is the former name of early_stop_kl: set one")
             self.early_stop_kl, self.target_kl = self.target_kl, None
-        if self.kl_estimator not in KL_ESTIMATORS:
-            raise ValueError(f"algo.kl_estimator={self.kl_estimator!r}: use one of {KL_ESTIMATORS}")
+        require_known(self, {"kl_estimator": KL_ESTIMATORS})
         require(self, ("ppo_epochs",), lambda x: x >= 1, "at least 1")
         positive = ("clip_ratio", "value_clip", "kl_target", "kl_horizon")
         require(self, positive, lambda x: x > 0, "positive")

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlmodules.checks import require_known
 from rlmodules.models.adapters import LoraConfig, add_lora
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 
@@ -71,13 +72,8 @@ class ModelConfig:
         return value
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", *DTYPES):
-            raise ValueError(f"model.dtype={self.dtype!r} is unknown: use auto or {list(DTYPES)}")
-        if self.attn_implementation not in ATTENTION:
-            raise ValueError(
-                f"model.attn_implementation={self.attn_implementation!r} is unknown:"
-                f" use one of {list(ATTENTION)}"
-            )
+        names = {"dtype": ("auto", *DTYPES), "attn_implementation": ATTENTION}
+        require_known(self, names, "model")
         if self.name.endswith(".gguf") and not Path(self.name).is_file():
             raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")
 

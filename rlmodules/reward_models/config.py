@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from rlmodules.algorithms.config import OfflineConfig
-from rlmodules.checks import require
+from rlmodules.checks import require, require_known
 from rlmodules.models import LoraConfig, ModelConfig
 
 POOLING = ("last", "mean", "cls")
@@ -41,7 +41,7 @@ class RewardModelConfig(OfflineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ("pooling_strategy",), lambda x: x in POOLING, f"one of {POOLING}")
+        require_known(self, {"pooling_strategy": POOLING})
         require(self, ("num_labels", "lora_rank", "lora_alpha"), lambda x: x >= 1, "at least 1")
         require(self, ("dropout_prob", "lora_dropout"), lambda x: 0 <= x < 1, "in [0, 1)")
         require(self, ("label_smoothing",), lambda x: 0 <= x < 0.5, "in [0, 0.5)")

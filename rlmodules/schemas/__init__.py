@@ -8,6 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from rlmodules.checks import device_options
+from rlmodules.schemas.names import explain as explain
+from rlmodules.schemas.names import refuse_unknown as refuse_unknown
 
 REQUIRED = "${required:}"
 """In YAML: has to be given. (``???`` says so too, but leaves the default of a schema in place.)"""

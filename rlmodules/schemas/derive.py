@@ -48,8 +48,6 @@ class Source(NamedTuple):
     target: str
     from_conf: Sequence[str] = ()
     """Options that have to be given, whatever their default in Python: ``conf/`` gives them."""
-    defaults: Mapping[str, Any] = {}
-    """Defaults of a run, where Python's are others."""
     handed_on: str | None = None
     """What the target hands its ``**options`` on to."""
     unchecked: Sequence[str] = ()
@@ -77,9 +75,7 @@ SOURCES: dict[str, dict[str, Source]] = {
         "preference": Source("rlmodules.reward_models.serving.preference_env"),
         "calculator": Source("datamodules.environments.calculator.CalculatorEnv"),
         "booking": Source("datamodules.environments.booking.BookingEnv"),
-        "reasoning_gym": Source(  # {}, or else +env.config.TASK.NAME=VALUE would find no place
-            "datamodules.environments.reasoning.ReasoningGymEnv", defaults={"config": {}}
-        ),
+        "reasoning_gym": Source("datamodules.environments.reasoning.ReasoningGymEnv"),
     },
     "reward": {
         "function": Source("datamodules.rewards.function"),
@@ -158,7 +154,8 @@ def config_type(annotation: Any) -> str:
             return kind.__name__
         case origin if origin in (Union, types.UnionType):
             inner = config_type(args[0]) if len(args) == 1 else "Any"
-            return inner if inner == "Any" else f"{inner} | None"
+            untold = inner == "Any" or inner.startswith("dict")  # None takes no dict of a type
+            return "Any" if untold else f"{inner} | None"
         case origin if origin in (list, Sequence):
             return f"list[{plain[0]}]"
         case origin if origin in (dict, Mapping):
@@ -210,8 +207,8 @@ def _options(
         known |= {k: (v, getattr(made, k)) for k, v in get_type_hints(Options).items()}
         texts = _texts(made) | texts
     known |= {k: (type(v), v) for k, v in HYDRAS.get(group, {}).items()}
-    defaults = {**DEFAULTS.get(group, {}), **source.defaults}
-    for name, default in (defaults | dict.fromkeys(source.from_conf, MISSING)).items():
+    defaults = {**DEFAULTS.get(group, {}), **dict.fromkeys(source.from_conf, MISSING)}
+    for name, default in defaults.items():
         known[name] = (known[name][0], default)
     options = {}
     for name, (annotation, default) in known.items():

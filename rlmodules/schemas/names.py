@@ -1,0 +1,203 @@
+"""Names that no option has: each is refused in a sentence that says which one was meant.
+
+Hydra's own message for an unknown option advises ``+algo.lr=0.5``, which adds it where nothing
+reads it.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlmodules.checks import nearest
+from rlmodules.schemas.fields import CONF, every_field
+
+SYNONYMS = {
+    # name elsewhere (TRL, transformers, PEFT) -> names here, of which the run's algorithm has one
+    "attn": ("attn_implementation",),
+    "batch": ("batch_size",),
+    "bf16": ("trainer.precision",),
+    "clip_range": ("clip_ratio",),
+    "cliprange": ("clip_ratio",),
+    "cliprange_value": ("value_clip",),
+    "dataset_name": ("data.path",),
+    "epochs": ("num_epochs", "ppo_epochs", "num_iterations"),
+    "epsilon_low": ("epsilon",),
+    "eval_steps": ("eval_every",),
+    "eval_strategy": ("eval_every",),
+    "fp16": ("trainer.precision",),
+    "grad_clip": ("max_grad_norm",),
+    "init_kl_coef": ("kl_penalty_coef",),
+    "kl": ("kl_penalty_coef", "beta"),
+    "kl_beta": ("beta", "kl_penalty_coef"),
+    "kl_coef": ("kl_penalty_coef", "beta"),
+    "kl_horizon": ("kl_horizon",),
+    "lora_alpha": ("model.lora.alpha",),
+    "lora_dropout": ("model.lora.dropout",),
+    "lora_r": ("model.lora.r",),
+    "lora_rank": ("model.lora.r",),
+    "lora_target_modules": ("model.lora.target_modules",),
+    "lr": ("learning_rate",),
+    "lr_scheduler": ("lr_scheduler_type",),
+    "max_completion_length": ("max_new_tokens",),
+    "max_epochs": ("num_epochs", "num_iterations"),
+    "max_steps": ("trainer.max_steps",),
+    "minibatch_size": ("mini_batch_size",),
+    "model_name_or_path": ("model.name",),
+    "num_mini_batches": ("mini_batch_size",),
+    "num_ppo_epochs": ("ppo_epochs",),
+    "num_train_epochs": ("num_epochs", "num_iterations"),
+    "per_device_eval_batch_size": ("data.eval_batch_size",),
+    "per_device_train_batch_size": ("batch_size",),
+    "pretrained": ("name",),
+    "rank": ("r",),
+    "response_length": ("max_new_tokens",),
+    "save_steps": ("save_every",),
+    "schedule": ("lr_scheduler_type",),
+    "target": ("kl_target",),
+    "torch_dtype": ("dtype",),
+    "total_episodes": ("num_iterations",),
+    "train_batch_size": ("batch_size",),
+    "vf_coef": ("value_coef",),
+}
+ADDED = ("callbacks", "logger")
+"""Groups to which a run may add parts of its own."""
+ROOT = {"module", "hydra", *(path.name for path in CONF.iterdir() if path.is_dir())}
+"""What stands at the top of every run besides the values of ``train.yaml``."""
+
+
+def explain(error: Exception, trainer: Collection[str]) -> str:
+    """What could not be composed, as one sentence with the name that was probably meant.
+
+    Args:
+        trainer: arguments of ``lightning.Trainer``.
+    """
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        options = [name for name in error.options if name != "schema"]
+        return f"there is no {group}={option}" + _hint(nearest(option, options), options)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    message = str(error).splitlines()[0]
+    if not isinstance(cause, OmegaConfBaseException):
+        return message
+    if "Could not override" in message:
+        path, parent = str(cause.full_key or cause.key), cause.parent_node
+        group, _, name = path.rpartition(".")
+        if group == "trainer" and name in trainer:
+            return f"no `{name}` in trainer yet: write +{path}=..., which hands it on to Lightning"
+        siblings = {*(parent if isinstance(parent, DictConfig) else ()), *_more(group, trainer)}
+        return unknown(path, siblings, whole=_root(parent)) + (
+            f" (+{path}=... adds it)" if group in ADDED or _takes_any(parent, group) else ""
+        )
+    override = message.removeprefix("Error merging override ")
+    return f"{override}: {str(cause).splitlines()[0]}"
+
+
+def unknown(path: str, siblings: Collection[Any], whole: DictConfig | None = None) -> str:
+    """The sentence for an option that does not exist.
+
+    Args:
+        path: ``algo.lr``.
+        siblings: the names that there are in its place.
+        whole: the run's config, for options that stand elsewhere.
+    """
+    group, _, name = path.rpartition(".")
+    known = [str(key) for key in siblings if not str(key).startswith("_")]
+    elsewhere = {} if whole is None else {p.rpartition(".")[2]: p for p in _leaves(whole)}
+    near = None
+    for wanted in (*SYNONYMS.get(name, ()), name):
+        leaf = elsewhere.get(wanted.rpartition(".")[2], path)
+        near = near or (wanted if wanted in known else leaf if leaf != path else None)
+    return f"no `{name}` in {group or 'the config'}{_hint(near or nearest(name, known), known)}"
+
+
+def refuse_unknown(cfg: DictConfig, trainer: Collection[str]) -> None:
+    """Refuse what ``+`` or a file added where nothing reads it.
+
+    Args:
+        cfg: a composed run.
+        trainer: arguments of ``lightning.Trainer``.
+
+    Raises:
+        ValueError: names the first such option, and the one that was probably meant.
+    """
+    raw = OmegaConf.to_container(cfg)
+    read = " ".join(text for text in _texts(raw) if "${" in text)
+    root = ROOT | {field.path.partition(".")[0] for field in every_field() if not field.option}
+    closed: list[tuple[str, Mapping[Any, Any], Collection[str]]] = [
+        ("", cfg, root),
+        ("trainer", cfg.trainer, {*trainer, "_target_", "_convert_"}),
+        *(_of_group(cfg, group) for group in ("paths", "export")),
+        *((group, cfg[group], ()) for group in ("task",) if "_target_" not in (cfg[group] or {})),
+        *_typed(cfg, ""),
+    ]
+    for prefix, node, known in closed:
+        for name in node:
+            path = f"{prefix}.{name}" if prefix else str(name)
+            if name not in known and not re.search(rf"[{{:,.]{re.escape(path)}\b", read):
+                raise ValueError(unknown(path, known, whole=cfg))
+
+
+def _of_group(cfg: DictConfig, group: str) -> tuple[str, DictConfig, set[str]]:
+    paths = (field.path for field in every_field())
+    return group, cfg[group], {p.partition(".")[2] for p in paths if p.startswith(f"{group}.")}
+
+
+def _typed(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig, set[str]]]:
+    """Every node that a schema describes, with the names that it has there."""
+    for name in node:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            kind, path = OmegaConf.get_type(child), f"{prefix}{name}"
+            if is_dataclass(kind):
+                yield path, child, {field.name for field in fields(kind)}
+            if not child._is_interpolation():
+                yield from _typed(child, f"{path}.")
+
+
+def _more(group: str, trainer: Collection[str]) -> Collection[str]:
+    return trainer if group == "trainer" else ()
+
+
+def _takes_any(node: Any, group: str) -> bool:
+    """Whether a node is the call of something that no schema describes."""
+    typed = isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node))
+    return group != "trainer" and not typed and "_target_" in (node or {})
+
+
+def _hint(near: str | None, known: Collection[str]) -> str:
+    return (
+        f": did you mean {near}?" if near else f": there are {', '.join(sorted(known)) or 'none'}"
+    )
+
+
+def _root(node: Any) -> DictConfig | None:
+    while node is not None and node._get_parent() is not None:
+        node = node._get_parent()
+    return node
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Paths of all options, those of parts that a run may leave out excepted."""
+    for name in node:
+        child, path = node._get_node(name), f"{prefix}{name}"
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            if path not in ADDED:
+                yield from _leaves(child, f"{path}.")
+        else:
+            yield path
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
