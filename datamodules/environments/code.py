@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,12 +175,15 @@ def style(program: str, given_lines: int = 0) -> float:
 
     One call takes about a hundredth of a second.
     """
-    lines = program.splitlines()[given_lines:]
+    lines = re.split(r"\r\n?|\n", program)[given_lines:]  # as Python and ruff count them
     code = sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in lines)
     command = [find_ruff_bin(), "check", "--isolated", "--no-cache", "--exit-zero", *STYLE_RULES]
     command += ["--output-format=json", "-"]
     text = program.rstrip() + "\n"
-    found = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    found = subprocess.run(command, input=text.encode(), capture_output=True)
+    if found.returncode < 0:  # it crashed, as parsers do on what is nested too deeply
+        return 0.0
+    found.check_returncode()
     rows = {finding["location"]["row"] for finding in json.loads(found.stdout)}
     return max(0.0, 1 - sum(row > given_lines for row in rows) / code) if code else 0.0
 

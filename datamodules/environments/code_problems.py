@@ -19,7 +19,10 @@ from typing import Any
 
 from datamodules.text.tables import read_rows
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(  # each repetition ends in one place only: to try others would be quadratic
+    r"^[ \t]*```[ \t]*(?![ \t])(\w*)(?!\w)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 OPENING = "```python\n"
 ANSWER = "<answer>"
 SEED = "import random\nrandom.seed(0)\n"
@@ -100,9 +103,12 @@ def parse(code: str) -> ast.Module | None:
 
 
 def same_code(left: str, right: str) -> bool:
-    """Whether two programs differ in comments and layout only."""
+    """Whether two programs differ in comments and layout only, as far as Python can tell."""
     trees = parse(left), parse(right)
-    return None not in trees and ast.dump(trees[0]) == ast.dump(trees[1])
+    try:
+        return None not in trees and ast.dump(trees[0]) == ast.dump(trees[1])
+    except (RecursionError, MemoryError):  # its parser goes deeper than its printer
+        return False
 
 
 def load_problems(path: str) -> list[CodeProblem]:

@@ -125,8 +125,11 @@ class ReasoningGymEnv(TextGenerationEnv):
 def extract(response: str, answer_format: str) -> str | None:
     """The final answer in a response, None if there is none."""
     if answer_format == "tag":
-        found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-        return found[-1].strip() if found else None
+        for part in reversed(response.split("</answer>")[:-1]):  # a regex would be quadratic
+            _, tag, answer = part.partition("<answer>")
+            if tag:
+                return answer.strip()
+        return None
     lines = response.strip().splitlines()
     return lines[-1].strip() if lines else None
 

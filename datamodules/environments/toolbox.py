@@ -63,8 +63,11 @@ class Toolbox:
         if name not in self._tools:
             raise ToolError(f"there is no tool {name!r:.80}; there are {sorted(self._tools)}")
         tool, validator = self._tools[name]
-        for problem in validator.iter_errors(arguments):
-            raise ToolError(f"{name}: {problem.message[:200]}")
+        try:
+            for problem in validator.iter_errors(arguments):
+                raise ToolError(f"{name}: {problem.message[:200]}")
+        except RecursionError:  # its message shows the value
+            raise ToolError(f"{name}: the arguments are nested too deeply") from None
         try:
             answer = tool(**arguments)
         except Exception as error:  # the model is to read it, and may do better

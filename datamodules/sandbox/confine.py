@@ -7,12 +7,16 @@ landlock, want a newer kernel or a package inside; libseccomp's bindings want a 
 - rlimits (setrlimit(2)): memory, CPU seconds, open files, no file written, no core dump.
 - Landlock (landlock(7)), where no mount namespace hides the files: only ``readable`` can be opened.
 - seccomp (seccomp(2)): the system calls of computing, and no others. That leaves no sockets, no
-  signals to other processes, no new processes, nothing written, removed, renamed or made; threads
-  remain. What is not allowed fails with EPERM.
+  signals to other processes, no new processes, nothing written, removed, renamed or made. What is
+  not allowed fails with EPERM.
+- seccomp's notifications (seccomp_unotify(2), Linux 5.5): a process outside counts threads, and
+  refuses those above ``MOST_THREADS``. (RLIMIT_NPROC does not bind root, and counts all that a user
+  runs.) Where there are no notifications, as below another supervisor, there are no threads.
 """
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -60,10 +64,17 @@ CHECKED = (
 )
 """Allowed where an argument says so: (name, numbers, argument, how, bits or values)."""
 CLONE3 = 435
-ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+EXIT, CLONE = ALLOWED["exit"], CHECKED[2][1]
+ALLOW, REFUSE, KILL, NOTIFY = 0x7FFF0000, 0x00050000, 0x80000000, 0x7FC00000
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 """BPF (linux/filter.h): load a word, jump if equal, jump if a bit is set, return."""
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+SET_MODE_FILTER, NEW_LISTENER, CONTINUE = 1, 1 << 3, 1
+RECEIVE, REPLY = 0xC0502100, 0xC0182101
+"""SECCOMP_IOCTL_NOTIF_RECV and _SEND, with the sizes of their structures."""
+MOST_THREADS = 64
+"""Of an answer and its tests together, at one time."""
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 READ_FILE, READ_DIR, ALL_RIGHTS = 1 << 2, 1 << 3, (1 << 13) - 1
 
@@ -103,19 +114,69 @@ def hide_files(readable: list[str]) -> None:
     os.close(ruleset)
 
 
-def filter_system_calls() -> None:
-    """seccomp: from now on only what ``ALLOWED`` and ``CHECKED`` name."""
-    machine = os.uname().machine
-    if machine not in ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"no system call table for {machine}: x86_64 or aarch64")
-    program = b"".join(struct.pack("HBBI", *step) for step in filter_program(machine))
-    buffer = ctypes.create_string_buffer(program)
-    header = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+def watch_threads() -> int | None:
+    """Have the threads of this process and its children reported from now on.
+
+    Returns:
+        What ``count_threads`` listens to; None where the kernel has no such thing, or where a
+        supervisor of its own watches already.
+    """
+    machine = _machine()
+    column, audit = ARCHITECTURES[machine]
+    steps = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, audit), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
+    steps += [(EQUAL, 1, 0, EXIT[column]), (EQUAL, 1, 4, CLONE[column]), (RETURN, 0, 0, NOTIFY)]
+    steps += [(LOAD, 0, 0, 16), (ANY_BIT, 0, 1, CLONE_THREAD), (RETURN, 0, 0, NOTIFY)]
+    steps += [(RETURN, 0, 0, ALLOW)]
     _no_new_privileges()
+    header, _kept = _compiled(steps)
+    listener = LIBC.syscall(SECCOMP[machine], SET_MODE_FILTER, NEW_LISTENER, header)
+    return None if listener < 0 else listener
+
+
+def count_threads(listener: int) -> None:
+    """Let ``MOST_THREADS`` live at once, for as long as this process runs; it never returns."""
+    column, _ = ARCHITECTURES[_machine()]
+    threads = 0
+    while True:
+        notice = bytearray(80)  # struct seccomp_notif: id, pid, flags, then the call's number
+        try:
+            fcntl.ioctl(listener, RECEIVE, notice)
+            (number,) = struct.unpack_from("i", notice, 16)
+            threads += 1 if number == CLONE[column] else -1
+            error = -errno.EAGAIN if threads > MOST_THREADS else 0
+            threads -= error != 0
+            reply = notice[:8] + struct.pack("qiI", 0, error, 0 if error else CONTINUE)
+            fcntl.ioctl(listener, REPLY, reply)
+        except OSError as gone:
+            if gone.errno not in (errno.ENOENT, errno.EINTR):  # whoever asked was ended meanwhile
+                raise
+
+
+def filter_system_calls(threads: bool) -> None:
+    """seccomp: from now on only what ``ALLOWED`` and ``CHECKED`` name.
+
+    Args:
+        threads: whether new ones may be started.
+    """
+    _no_new_privileges()
+    header, _kept = _compiled(filter_program(_machine(), threads))
     _checked("seccomp", LIBC.prctl(PR_SET_SECCOMP, 2, header, 0, 0))
 
 
-def filter_program(machine: str) -> list[tuple[int, int, int, int]]:
+def _machine() -> str:
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"no system call table for {machine}: x86_64 or aarch64")
+    return machine
+
+
+def _compiled(steps: list[tuple[int, int, int, int]]) -> tuple[bytes, ctypes.Array]:
+    """A struct sock_fprog of BPF steps, and the memory that it points to."""
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *s) for s in steps))
+    return struct.pack("HP", len(steps), ctypes.addressof(program)), program
+
+
+def filter_program(machine: str, threads: bool = True) -> list[tuple[int, int, int, int]]:
     """BPF steps (code, steps to skip if true, if false, operand) over struct seccomp_data."""
     column, audit = ARCHITECTURES[machine]
     refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
@@ -123,6 +184,8 @@ def filter_program(machine: str) -> list[tuple[int, int, int, int]]:
     for numbers in ALLOWED.values():
         if numbers[column] != NONE:
             steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, ALLOW)]
+    if not threads:
+        steps += [(EQUAL, 0, 1, CLONE[column]), (RETURN, 0, 0, REFUSE | errno.EAGAIN)]
     # glibc falls back to clone, whose flags can be looked at, only on this error.
     steps += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]
     for _, numbers, argument, how, values in CHECKED:

@@ -8,11 +8,11 @@ import pytest
 from datamodules.sandbox import confine, harness
 
 
-def verdict(machine, number, *arguments, audit=None):
+def verdict(machine, number, *arguments, audit=None, threads=True):
     """What the seccomp program says to a system call."""
     words = {0: number, 4: audit or confine.ARCHITECTURES[machine][1]}
     words |= {16 + 8 * i: value for i, value in enumerate(arguments)}
-    accumulator, position, program = 0, 0, confine.filter_program(machine)
+    accumulator, position, program = 0, 0, confine.filter_program(machine, threads)
     while True:
         code, if_true, if_false, operand = program[position]
         position += 1
@@ -38,6 +38,8 @@ def test_the_filter_on_both_machines(machine, read, openat, clone, socket, kill)
         assert verdict(machine, openat, 0, 0, flag) == refused
     assert verdict(machine, clone, confine.CLONE_THREAD | 0x100) == allowed
     assert verdict(machine, clone, 17) == refused
+    none = confine.REFUSE | errno.EAGAIN
+    assert verdict(machine, clone, confine.CLONE_THREAD | 0x100, threads=False) == none
     assert verdict(machine, confine.CLONE3) == confine.REFUSE | errno.ENOSYS
     assert verdict(machine, read, audit=1) == confine.KILL
 

@@ -35,6 +35,13 @@ def test_what_a_program_needs_is_there(sandbox):
     assert report.passed == 1, report
 
 
+def test_what_a_test_prints_is_no_verdict(sandbox):
+    tests = ['print(\'["passed", ""]\')\nassert f() == 2', "print([1, 2])\nassert f() == 1"]
+    report = sandbox.run("def f():\n    return 1", tests, calls={"f": "f"})
+    assert [o.status for o in report.outcomes] == ["failed", "passed"]
+    assert report.output == '["passed", ""]\n[1, 2]\n'
+
+
 def test_a_set_has_the_same_order_every_time(sandbox):
     program = "def order():\n    return list({'a', 'b', 'c', 'd', 'e', 'f'})"
     test = "x = order()\nassert False, x"

@@ -1,5 +1,6 @@
 """What attacks on the sandbox come to."""
 
+import builtins
 import ctypes
 import dataclasses
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.sandbox import Sandbox, backends, runner
+from datamodules.sandbox import Sandbox, backends, confine, runner
 
 LIMIT = 1.5
 SECRET = "expected-0x5eed"
@@ -170,6 +171,7 @@ def test_tests_that_were_passed_before_a_limit_still_count(sandbox):
     "body", ["bytearray(100 << 30)", "held = []\n    while True: held.append(bytearray(1 << 22))"]
 )
 def test_memory_is_limited(sandbox, body):
+    sandbox.time_limit_s = 20.0  # a busy machine takes its time to fill it
     report = attacked(sandbox, act(body))
     assert report.passed == 0 and report.outcomes[0].text.startswith("MemoryError")
 
@@ -268,6 +270,116 @@ def test_a_verdict_cannot_be_forged(sandbox, name):
 def test_the_right_answer_passes_where_forgeries_fail(sandbox):
     program = f"def attack():\n    return {SECRET!r}"
     assert attacked(sandbox, program, f"assert attack() == {SECRET!r}").passed == 1
+
+
+EXCEPTIONS = sorted(
+    name
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, BaseException)
+)
+ITERATING = (
+    "assert all(map(lambda x: attack(x) == 7, [1, 2]))",
+    "assert not any(map(lambda x: attack(x) != 7, [1, 2]))",
+    "assert [*map(attack, [1])] == []",
+    "for value in iter(lambda: attack(1), 7):\n    assert False",
+    "assert next(map(attack, [1]), True) is True",
+    "assert sum(map(attack, [1])) == 0",
+    "assert all(attack(x) == 7 for x in [1, 2])",
+    "a, = [*zip([1], map(attack, [1]))] or [0]\nassert a == 0",
+)
+
+
+@pytest.mark.parametrize("test", ITERATING)
+def test_no_exception_of_an_answer_means_to_a_test_that_all_went_well(sandbox, test):
+    names = ["StopIteration", "StopAsyncIteration", "GeneratorExit", "ValueError", "Own"]
+    program = (
+        "import builtins\nclass Own(StopIteration):\n    pass\n"
+        f"kinds = [getattr(builtins, name, Own) for name in {names}]\n"
+        "def attack(x):\n    raise kinds.pop()\n"
+    )
+    report = sandbox.run(program, [test] * len(names), calls=ATTACK)
+    assert [o.status for o in report.outcomes] == ["error"] * len(names), report
+
+
+def test_every_builtin_exception_of_an_answer_is_an_error(sandbox):
+    """Whatever it needs to be made of; and the tests after it go on."""
+    raising = "import builtins\ndef attack(name):\n    kind = getattr(builtins, name)\n"
+    raising += "    raise kind.__new__(kind, 'x', [ValueError()])"
+    tests = [f"assert all(map(attack, [{name!r}]))" for name in EXCEPTIONS]
+    report = sandbox.run(raising, tests, calls=ATTACK)
+    assert {o.status for o in report.outcomes} == {"error"} and report.stopped is None
+    assert len(EXCEPTIONS) > 60
+
+
+ENDING = ("os._exit(0)", "os.closerange(0, 64)", "signal.alarm(1); x()",
+          "sys.settrace(lambda *a: os._exit(0)); x()", "ctypes.string_at(0)")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ENDING)
+def test_a_bare_except_does_not_take_the_end_of_a_process_for_an_exception(sandbox, how):
+    program = "import ctypes, os, signal, sys\ndef x():\n    while True: len('')\n"
+    program += f"def attack():\n    {how}\n"
+    test = "try:\n    attack()\nexcept:\n    pass\nelse:\n    assert False"
+    report = attacked(sandbox, program, test)
+    assert report.outcomes[0].status == "error" and "ended in attack" in report.outcomes[0].text
+    fair = sandbox.run("def attack():\n    return 1 / 0", [test], calls=ATTACK)
+    assert fair.passed == 1
+
+
+THREADS = """
+import threading
+def attack(most):
+    threading.stack_size(32768)
+    held, done = [], threading.Event()
+    try:
+        while len(held) < most:
+            held.append(threading.Thread(target=done.wait, daemon=True))
+            held[-1].start()
+    except RuntimeError as error:
+        return len(held) - 1, str(error)
+    done.set()
+    for thread in held:
+        thread.join()
+    return len(held), ''
+"""
+
+
+def test_threads_are_limited_at_one_time(sandbox):
+    """An answer may start many, one after the other; the 65th that is to live beside 64 fails."""
+    tests = ["assert attack(60) == (60, '')"] * 5
+    tests += ['assert attack(4000) == (64, "can\'t start new thread")']
+    tests += ["assert attack(1)[1]  # those are still there"]
+    report = sandbox.run(THREADS, tests, calls=ATTACK)
+    assert report.passed == 1, report
+
+
+def test_threads_made_past_python_are_limited_too(sandbox):
+    """By the system call itself, each on a stack of a few bytes."""
+    program = (
+        "import ctypes\ndef attack():\n    libc = ctypes.CDLL(None, use_errno=True)\n"
+        "    start = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: libc.pause())\n"
+        "    flags, made, stacks = 0x10f00 | 0x40000, 0, []\n"
+        "    for _ in range(500):\n        stacks.append(ctypes.create_string_buffer(1 << 16))\n"
+        "        top = ctypes.addressof(stacks[-1]) + (1 << 16) - 64\n"
+        "        if libc.clone(ctypes.cast(libc.sleep, ctypes.c_void_p), ctypes.c_void_p(top),"
+        " flags, ctypes.c_void_p(9)) < 0:\n            return made, ctypes.get_errno()\n"
+        "        made += 1\n    return made, 0"
+    )
+    report = sandbox.run(program, ["made = attack()\nassert made == (64, 11), made"], calls=ATTACK)
+    assert report.passed == 1, report
+
+
+def test_where_threads_cannot_be_counted_there_are_none(monkeypatch, sandbox):
+    """As where another supervisor watches this process already."""
+    source = Path(confine.__file__).read_text()
+    blind = source.replace("NEW_LISTENER, header)", "NEW_LISTENER << 9, header)")
+    assert blind != source
+    names = ("confine.py", "harness.py")
+    texts = (blind, Path(confine.__file__).with_name("harness.py").read_text())
+    both = tuple(compile(t, n, "exec", optimize=2) for n, t in zip(names, texts, strict=True))
+    monkeypatch.setattr(runner, "_sources", lambda: both)
+    test = 'assert attack(3) == (0, "can\'t start new thread")'
+    assert sandbox.run(THREADS, [test], calls=ATTACK).passed == 1
 
 
 @pytest.mark.parametrize("act", ["open('/etc/passwd').read()", "os.fork()"])
