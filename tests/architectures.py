@@ -111,6 +111,7 @@ ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 MLA = {"num_key_value_heads": HEADS}
 VISION = {"image_size": 28, "patch_size": 14}
 
+UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
            "indexer_budget": 4, "indexer_compress_ratio": 2}  # fmt: skip
 
@@ -128,6 +129,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
                      "layer_types": ["sliding_attention", "full_attention"] * 2,
                      "activation_sparsity_pattern": [0.0] * 4, "intermediate_size": [48] * 4},
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"]},
+    "gemma3_text": UNCAPPED,
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -180,8 +182,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2_moe:window": {"use_sliding_window": True, "max_window_layers": 1},
     "qwen3:tied": {"tie_word_embeddings": True},
     "qwen3_5:tied": {"text_config": {"tie_word_embeddings": True}},
-    "gemma2:no-cap": {"final_logit_softcapping": None, "attn_logit_softcapping": None},
-    "gemma3_text:no-cap": {"final_logit_softcapping": None, "attn_logit_softcapping": None},
+    "gemma2:no-cap": UNCAPPED,
+    "gemma3_text:capped": dict.fromkeys(UNCAPPED, 3.0),
     "gemma4_text:moe": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
                         "moe_intermediate_size": 16},
     "gemma4_text:shared": {"num_kv_shared_layers": 2, "num_hidden_layers": 4,
