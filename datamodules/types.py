@@ -45,7 +45,7 @@ class SamplingParams:
     stop_strings: Sequence[str] = ()
     """End once the response (never the prompt) contains one of these."""
     stop_token_ids: Sequence[int] = ()
-    """End tokens besides the tokenizer's own EOS."""
+    """End tokens besides those of the model and its tokenizer (``datamodules.ends``)."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

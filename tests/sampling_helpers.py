@@ -70,10 +70,10 @@ def encode(tokenizer, *texts):
     return [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
 
 
-def reciter(script: list[int]) -> GPT2LMHeadModel:
+def reciter(script: list[int], vocab_size: int = 259) -> GPT2LMHeadModel:
     """Likeliest token after position t is ``script[t]``, whatever stands before it."""
     config = GPT2Config(
-        vocab_size=259,
+        vocab_size=vocab_size,
         n_embd=POSITIONS,
         n_layer=1,
         n_head=1,

@@ -16,7 +16,7 @@ from reading_helpers import (
 )
 
 D, R = "datamodules", "rlmodules"
-TYPES = f"{D}.types {D}.experience"
+TYPES = f"{D}.types {D}.experience {D}.ends"
 BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
@@ -25,12 +25,13 @@ MAY_IMPORT = {
     # room: the rooms below it (a room is a folder or a file of a package)
     f"{D}.__init__": "",
     f"{D}.experience": "",
+    f"{D}.ends": "",
     f"{D}.types": f"{D}.experience",
     f"{D}.atomic": "",
     f"{D}.guard": "",
     f"{D}.seeding": "",
     f"{D}.sandbox": "",
-    f"{D}.text": f"{D}.types {D}.atomic",
+    f"{D}.text": f"{TYPES} {D}.atomic",
     f"{D}.rewards": f"{TYPES} {D}.text {D}.guard",
     f"{D}.environments": f"{TYPES} {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",
     f"{D}.rollouts": f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.guard {D}.seeding",

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
 from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
 from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
@@ -152,11 +153,8 @@ class TextGenerationEnv(Environment):
         return other
 
     def _said(self) -> list[int]:
-        """The response's tokens up to EOS: what a careless caller appends to it does not count."""
-        eos = self.tokenizer.eos_token_id
-        return (
-            self._response[: self._response.index(eos)] if eos in self._response else self._response
-        )
+        """The tokens up to the end token: what a careless caller appends to it does not count."""
+        return before_end(self.tokenizer, self._response)
 
     def _observation(self) -> Observation:
         ids = torch.cat([self._prompt_ids, torch.tensor(self._response, dtype=torch.long)])
@@ -180,10 +178,11 @@ class TextGenerationEnv(Environment):
         )
 
     def _ended_by_token(self, whole: bool = False) -> bool:
-        """Whether the response ends in EOS or holds a stop sequence (looked for in its tail)."""
+        """Whether it ends in an end token or holds a stop sequence (looked for in its tail)."""
         if not self._response:
             return False
-        if self.tokenizer.eos_token_id in (self._response if whole else self._response[-1:]):
+        ends = end_ids(self.tokenizer)
+        if not ends.isdisjoint(self._response if whole else self._response[-1:]):
             return True
         if not self.stop_sequences:
             return False

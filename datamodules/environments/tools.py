@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
 from datamodules.environments.toolbox import Toolbox, calls_in
 from datamodules.text.chat import Message, opening, reply
@@ -169,13 +170,11 @@ class ToolEnv(Environment):
 
     def _text(self, response: list[int]) -> str:
         """Special tokens are kept, for some tokenizers count ``<tool_call>`` among them."""
-        eos = self.tokenizer.eos_token_id
-        said = response[: response.index(eos)] if eos in response else response
-        return self.tokenizer.decode(said)
+        return self.tokenizer.decode(before_end(self.tokenizer, response))
 
     def _ended(self, response: list[int], text: str) -> bool:
         stopped = any(stop in text for stop in self.stop_sequences)
-        return stopped or self.tokenizer.eos_token_id in response
+        return stopped or not end_ids(self.tokenizer).isdisjoint(response)
 
     def _call(self, text: str) -> Message:
         answer, fine = self._toolbox.answer(text)

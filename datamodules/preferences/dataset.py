@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import end_ids
 from datamodules.preferences.rows import Pair, Scored, as_pair
 from datamodules.text.cache import cached, digest, tokenizer_digest
 from datamodules.text.encoding import Limits, Rendered, encode, render
@@ -278,7 +279,7 @@ def _unusable(
     tokenizer: PreTrainedTokenizerBase, limits: Limits, prompt: Tensor, responses: Sequence[Tensor]
 ) -> str | None:
     """Why an example cannot be learned from; None if it can."""
-    silent = {tokenizer.eos_token_id, tokenizer.sep_token_id}
+    silent = end_ids(tokenizer) | {tokenizer.sep_token_id}
     silent |= {tokenizer.bos_token_id, tokenizer.cls_token_id}
     names = ("chosen", "rejected") if len(responses) == 2 else ("",)
     for name, response in zip(names, responses, strict=True):

@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import before_end
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.rollouts.episodes import act_out, score
@@ -243,7 +244,8 @@ def response_text(
     """The response as text, as far as the environment judged it."""
     if isinstance(episode, TextGenerationEnv):
         return episode.response
-    return str(tokenizer.decode(trajectory.actions[-1], skip_special_tokens=True))
+    said = before_end(tokenizer, trajectory.actions[-1].tolist())
+    return str(tokenizer.decode(said, skip_special_tokens=True))
 
 
 def _prompt(observation: Observation) -> Content:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
@@ -110,6 +111,8 @@ class RolloutDataModule(L.LightningDataModule):
             held_out = range(len(prompts) - count, len(prompts)) if count else None
         env = self.env = make_environment(self.env, policy.tokenizer, prompts)
         env.attach(policy.base_model)
+        if (own := getattr(env, "tokenizer", None)) is not None:
+            note_model_ends(own, model_ends(policy.tokenizer))
         if held_out is None:
             held_out = env.held_out
         if self.eval_size and held_out is None and not whole:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.atomic import replacing
+from datamodules.ends import end_ids
 
 
 def digest(*parts: Any) -> str:
@@ -27,7 +28,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     inside = fast.to_str() if fast is not None else tokenizer.get_vocab()
     template, specials = tokenizer.chat_template, tokenizer.special_tokens_map
-    return digest(type(tokenizer).__name__, inside, template, specials)
+    return digest(type(tokenizer).__name__, inside, template, specials, sorted(end_ids(tokenizer)))
 
 
 def _path(kind: str, key: str) -> Path:

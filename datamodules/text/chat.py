@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import end_ids
 from datamodules.text.prompts import Prompt, encode_prompt
 
 Message = Mapping[str, Any]
@@ -86,8 +87,18 @@ def reply(
         )
     rest = text[text.index(_RESPONSE) + len(_RESPONSE) :]
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    ended = len(response) > 0 and ids[0] == response[-1]
-    return ids[1:] if ended else ids
+    return ids[_already_written(tokenizer, response, ids) :]
+
+
+def _already_written(
+    tokenizer: PreTrainedTokenizerBase, response: Sequence[int], ids: Sequence[int]
+) -> int:
+    """How many of ``ids`` end the turn that the response's last token ended: that token, and the
+    space which some templates write before it."""
+    if not len(response) or response[-1] not in end_ids(tokenizer) or response[-1] not in ids:
+        return 0
+    at = ids.index(response[-1])
+    return 0 if tokenizer.decode(ids[:at]).strip() else at + 1
 
 
 def knows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,12 +5,13 @@ where a token would reach across the border, the two are tokenized apart, as the
 answers a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import closing_id, end_ids
 from datamodules.text.prompts import Content, Prompt, prompt_text
 
 
@@ -122,7 +123,7 @@ def encode(
     plain = [text.plain for text in texts]
     prompt_ids = _tokenize(tokenizer, [text.start for text in texts], plain)
     whole_ids = _tokenize(tokenizer, [text.whole for text in texts], plain)
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    ends = end_ids(tokenizer) | ({tokenizer.sep_token_id} - {None})
     pairs = []
     for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
         start = start if text.start else []
@@ -206,19 +207,16 @@ def _tokenize(
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, answer: list[int], plain: bool) -> list[int]:
-    """``answer`` up to the first end token after which it says nothing more; text gets one."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return answer
-    end = len(answer)
-    while eos in answer[:end]:
-        last = end - answer[:end][::-1].index(eos)
-        if tokenizer.decode(answer[last:end], skip_special_tokens=True).strip():
+    """``answer`` up to the first end token after which it says nothing more; else it gets one."""
+    ends, end = end_ids(tokenizer), len(answer)
+    for at in reversed([i for i, token in enumerate(answer) if token in ends]):
+        if tokenizer.decode(answer[at + 1 : end], skip_special_tokens=True).strip():
             break
-        end = last - 1
+        end = at
     if end < len(answer):
         return answer[: end + 1]
-    return [*answer, eos] if plain else answer
+    closing = closing_id(tokenizer, plain=plain)
+    return answer if closing is None else [*answer, closing]
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> list[int]:
@@ -229,7 +227,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> li
     return opens + ids[len(ids) - room + len(opens) :]
 
 
-def _beginning_of(ids: list[int], room: int, ends: set[int]) -> list[int]:
+def _beginning_of(ids: list[int], room: int, ends: Set[int]) -> list[int]:
     """``ids`` cut on the right; what ends them stays."""
     if len(ids) <= room:
         return ids

@@ -102,6 +102,10 @@ class GRPOConfig(OnlineConfig):
                 " ratio itself: set it to 1 or more, 5 for example"
             )
 
+    @property
+    def judges_ends(self) -> str | None:
+        return "algo.mask_truncated_completions" if self.mask_truncated_completions else None
+
 
 class GRPO(OnlineModule):
     """GRPO over any causal language model; arguments as of ``OnlineModule``."""

@@ -33,6 +33,7 @@ from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
+from rlmodules.models.vocabulary import require_end
 from rlmodules.sampling.decoding import Sampler, sample
 
 
@@ -79,6 +80,11 @@ class OnlineConfig(TrainingConfig):
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
         require(self, ("top_k",), lambda x: x >= 0, "0 or more")
         require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+    @property
+    def judges_ends(self) -> str | None:
+        """The option that has responses judged by whether they ended; None where none does."""
+        return None
 
 
 class OnlineModule(AlgorithmModule):
@@ -150,10 +156,11 @@ class OnlineModule(AlgorithmModule):
         """Sample a response to each observation from the current policy.
 
         Raises:
-            ValueError: a response might not fit ``env.max_length``, or the environment was made for
-                another temperature.
+            ValueError: a response might not fit ``env.max_length``, the environment was made for
+                another temperature, or nothing can end a response though it is to end.
         """
         params = self.sampling
+        require_end(self.tokenizer, env.stop_sequences, self.config.judges_ends)
         if env.temperature not in (1.0, params.temperature):
             raise ValueError(
                 f"env.temperature={env.temperature} but the policy samples at"

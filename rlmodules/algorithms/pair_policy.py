@@ -1,6 +1,7 @@
 """A language model that learns from pairs: what DPO and ORPO share."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import end_ids
 from datamodules.experience import TokenBatch
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import load_policy
@@ -62,6 +64,12 @@ class PairPolicy(OfflineModule):
             PolicyModel, c, model_config, model, tokenizer
         )
         super().__init__(tokenizer)
+        if not end_ids(tokenizer):
+            warnings.warn(
+                "no end token is known (tokenizer.eos_token, its chat template's or"
+                " generation_config's): the policy is not taught where a response ends",
+                stacklevel=2,
+            )
         require_room(policy.max_positions, c.max_length)
         if model_config.attn_implementation == "auto":
             policy.enable_packing()

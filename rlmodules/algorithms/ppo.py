@@ -73,7 +73,7 @@ class PPOConfig(OnlineConfig):
     whiten_advantages: bool = True
     """Shift and scale each iteration's advantages to mean 0 and variance 1."""
     missing_eos_penalty: float | None = None
-    """Taken off the reward of a response that neither EOS nor a stop string ended."""
+    """Taken off the reward of a response that neither an end token nor a stop string ended."""
     reward_clip: float | None = None
     """Rewards are clipped to ± this; the logged reward is not."""
     early_stop_kl: float | None = None
@@ -97,6 +97,10 @@ class PPOConfig(OnlineConfig):
         require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
         optional = ("value_learning_rate", "reward_clip", "early_stop_kl")
         require(self, optional, lambda x: x is None or x > 0, "positive, or null")
+
+    @property
+    def judges_ends(self) -> str | None:
+        return None if self.missing_eos_penalty is None else "algo.missing_eos_penalty"
 
 
 class AdaptiveKLController(nn.Module):

@@ -20,6 +20,7 @@ from datamodules.types import Response, SamplingParams
 from rlmodules.forward_backward.lanes import Lane
 from rlmodules.forward_backward.passes import Model
 from rlmodules.models.modes import evaluating
+from rlmodules.models.vocabulary import match_tokenizer
 from rlmodules.sampling.decoding import Decoding
 
 
@@ -49,6 +50,8 @@ class Sampler:
         self, model: Model, tokenizer: PreTrainedTokenizerBase | None, max_rows: int = 64
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        if tokenizer is not None:
+            match_tokenizer(model.policy.base_model, tokenizer)
         self.lock = threading.Lock()
         self._waiting: deque[Request] = deque()
         self._era = 0

@@ -6,6 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlmodules.models.heads import unwrapped
+from rlmodules.models.vocabulary import generation_settings
+
 
 def save_language_model(
     model: Any, tokenizer: PreTrainedTokenizerBase, dirpath: Path, *, merge: bool
@@ -15,7 +18,12 @@ def save_language_model(
     Args:
         merge: under LoRA, write the merged model instead of the adapter.
     """
-    merged(model, merge).save_pretrained(dirpath)
+    written = merged(model, merge)
+    settings = generation_settings(written, tokenizer)
+    if settings is not None:
+        unwrapped(written).generation_config = settings
+        settings.save_pretrained(dirpath)  # which an adapter's folder would lack
+    written.save_pretrained(dirpath)
     tokenizer.save_pretrained(dirpath)
 
 

@@ -22,6 +22,7 @@ from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class PolicyModel(nn.Module):
 
     def _lay_out(self, tokens: TokenBatch, *, whole: bool) -> tuple[Layout, Tensor]:
         """The sequences as the body takes them, and where each token's hidden state comes out."""
+        check_ids(tokens.sequences, vocabulary_size(self.base_model))
         pairs = zip(tokens.sequences, tokens.positions, strict=True)
         # The last token of interest is predicted from before it.
         ends = [len(s) if whole else int(at[-1]) if len(at) else 0 for s, at in pairs]

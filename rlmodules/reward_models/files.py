@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from datamodules.ends import end_ids
 from rlmodules.models.saving import merged
 
 SETTINGS = "reward_model.json"
@@ -124,9 +125,9 @@ def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str,
 
 def _padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
     """The padding, or else the token that opens texts: an id that the last token never has."""
-    ends = (None, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    last = end_ids(tokenizer) | {None, tokenizer.sep_token_id, tokenizer.unk_token_id}
     candidates = (tokenizer.pad_token_id, tokenizer.bos_token_id)
-    return next((i for i in candidates if i not in ends and i < vocab_size), None)
+    return next((i for i in candidates if i not in last and i < vocab_size), None)
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:

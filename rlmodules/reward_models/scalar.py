@@ -27,6 +27,7 @@ from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenize
 from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
 from rlmodules.reward_models import files
 from rlmodules.reward_models.config import RewardModelConfig, with_lora
 from rlmodules.reward_models.heads import RewardHead
@@ -42,7 +43,8 @@ class RewardModel(OfflineModule):
         tokenizer: default: the one beside the model.
 
     Raises:
-        ValueError: ``use_lora`` and ``model.lora.r`` are both set, or the model has two names.
+        ValueError: ``use_lora`` and ``model.lora.r`` are both set, the model has two names, or the
+            tokenizer tokens that it does not know.
     """
 
     closes_texts = False  # texts are what any user's tokenizer makes of them
@@ -72,6 +74,8 @@ class RewardModel(OfflineModule):
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
         require_room(self.max_positions, c.max_length)
+        if tokenizer is not None:
+            match_tokenizer(self.base_model, tokenizer)
         self.config, self.hidden_size = c, hidden_size
         self.is_causal = is_causal(self.body)
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
@@ -86,6 +90,10 @@ class RewardModel(OfflineModule):
         """The transformer, with any adapters inside it."""
         model = self.base_model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def on_fit_start(self) -> None:
+        if self.tokenizer is not None:  # perhaps another by now
+            match_tokenizer(self.base_model, self.tokenizer)
 
     # ------------------------------------------------------------- the module
 
@@ -114,7 +122,12 @@ class RewardModel(OfflineModule):
         return self.head(pooled) / self.config.temperature
 
     def lay_out_texts(self, groups: Sequence[Sequence[Tensor]]) -> Layout:
-        """Groups of texts as the model takes them."""
+        """Groups of texts as the model takes them.
+
+        Raises:
+            ValueError: a text holds a token that the model does not know.
+        """
+        check_ids([text for group in groups for text in group], vocabulary_size(self.base_model))
         layout = pack(groups) if self.packs else pad(groups, with_mask=not self.is_causal)
         return layout.to(self.device)
 

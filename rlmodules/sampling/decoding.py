@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 
 from datamodules.types import Response, SamplingParams
 from rlmodules.models.scoring import PolicyModel
+from rlmodules.models.vocabulary import check_ids, match_ends, vocabulary_size
 from rlmodules.sampling.choose import choose, stream
 from rlmodules.sampling.kv_cache import can_merge, merge, new_cache
 
@@ -72,11 +73,12 @@ class Decoding:
 
     Args:
         model: the policy, in the precision (autocast included) to sample in.
-        tokenizer: gives the end token, and text to look for stop strings in; None for neither.
+        tokenizer: knows end tokens too, and gives text to look for stop strings in; None: neither.
     """
 
     def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.end_ids = match_ends(model.base_model, tokenizer)
         self.rows: list[Row] = []
         self.cache: Cache | None = None
         self.masked = False
@@ -98,11 +100,13 @@ class Decoding:
             seeds: seed of each row's random stream; the low 32 bits count.
 
         Raises:
-            ValueError: a prompt is empty, or too long for the model together with its response.
+            ValueError: a prompt is empty, too long for the model together with its response, or
+                holds an id that the model does not know.
         """
         assert self.open
         joining = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
         _check_lengths(self.model.max_positions, prompts, params)
+        check_ids(prompts, vocabulary_size(self.model.base_model))
         different, which = _distinct(prompts)  # a prompt that several rows have is computed once
         ids, attention = _left_pad(different, self._pad_id, self.device)
         padded = bool((attention == 0).any())
@@ -132,8 +136,7 @@ class Decoding:
             self._keep(keep)
 
     def _row(self, params: SamplingParams, seed: int) -> Row:
-        eos = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        ends = frozenset(params.stop_token_ids) | (set() if eos is None else {eos})
+        ends = self.end_ids | frozenset(params.stop_token_ids)
         uniform = stream(seed, params.max_new_tokens).tolist()
         return Row(Response(), params, uniform, ends)
 

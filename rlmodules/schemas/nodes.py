@@ -135,7 +135,7 @@ class PPOConfig(OnlineConfig):
     value_learning_rate: float | None = option(None, 'Of the value head; None takes ``learning_rate``.')
     value_warmup_iterations: int = option(0, 'First iterations in which only the value head learns and the policy stays as it is.')
     whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
-    missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither EOS nor a stop string ended.')
+    missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither an end token nor a stop string ended.')
     reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
     early_stop_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
     target_kl: float | None = option(None, 'The former name of ``early_stop_kl``.')

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from datamodules import PreferenceDataset, rewards
+from datamodules.ends import note_model_ends
 from datamodules.preferences.streams import collate
 from datamodules.rewards.judges import as_judge
 from rlmodules import MultiObjectiveRewardModel, PairwiseRewardModel, RewardModel, RewardModelConfig
@@ -223,6 +224,23 @@ def test_without_any_padding_that_ends_no_text_transformers_takes_one_at_a_time(
         model.predict_rewards(["ax<eos>", "bcy<eos>"]), abs=1e-5
     )
     assert model.tokenizer.pad_token == "<eos>"  # the model's own is left alone
+
+
+@pytest.mark.parametrize("padding", ["the end of a turn", "an end that the model names", "unk"])
+def test_a_token_that_may_end_a_text_pads_none(tmp_path, padding):
+    model = make(RewardModel, "llama")
+    tokenizer, token = model.tokenizer, "<pad>"
+    if padding == "the end of a turn":
+        tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", token)
+    elif padding == "unk":
+        tokenizer.unk_token = token
+    else:
+        note_model_ends(tokenizer, [tokenizer.pad_token_id])
+    model.export(tmp_path)
+    ids = [[5, 6, 7, tokenizer.pad_token_id], [8, tokenizer.pad_token_id]]
+    expected = [alone(model, row) for row in ids]
+    for batch in (1, 2):
+        assert by_transformers(tmp_path, ids, batch) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", BODIES)

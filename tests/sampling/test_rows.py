@@ -60,7 +60,11 @@ def test_an_environments_stop_strings_end_what_the_policy_writes():
     for stops in ((), ("END",)):
         env = TextGenerationEnv(tokenizer, ["ab"], stop_sequences=list(stops))
         player = SimpleNamespace(
-            sampler=partial(sample, model, tokenizer), sampling=greedy(10), inference=nullcontext
+            sampler=partial(sample, model, tokenizer),
+            sampling=greedy(10),
+            inference=nullcontext,
+            tokenizer=tokenizer,
+            config=SimpleNamespace(judges_ends=None),
         )
         (said[stops],) = OnlineModule.act(player, observations, seeds=[0], env=env)
     assert tokenizer.decode(said[()].tokens) == "Hi END of "
@@ -78,6 +82,7 @@ def test_rows_that_join_later_say_what_they_say_alone_and_so_do_the_others(llama
     if kind != "llama":
         torch.manual_seed(0)
         model = make_sharp(ARCHITECTURES[kind]())
+    model.generation_config.eos_token_id = None
     prompts = [
         ids % 60 if kind != "llama" else ids for ids in encode(tokenizer, "hello", "x", late)
     ]
