@@ -36,9 +36,8 @@ Row = dict[str, str]
 def work(pipe: Connection) -> None:
     """Compute the rows that are named on ``pipe``."""
     import torch
-    from transformers.utils import logging as transformers_logging
-
     from matrix_helpers import check_row
+    from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set their own while imported
