@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlmodules.algorithms.metrics import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
+from rlmodules.models.checkpoint import check_finite
 from rlmodules.models.vocabulary import match_tokenizer
 
 
@@ -178,7 +179,11 @@ def load_policy(
     model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
     with torch.random.fork_rng():  # new adapters and heads are a function of the seed
         torch.manual_seed(config.seed)
-        policy = kind(load_model(model_config) if model is None else model)
+        if model is None:
+            model = load_model(model_config)
+        else:
+            check_finite(model)
+        policy = kind(model)
     tokenizer = tokenizer or load_tokenizer(model_config)
     match_tokenizer(policy.base_model, tokenizer)
     return policy, tokenizer, model_config

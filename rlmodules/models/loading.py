@@ -17,6 +17,7 @@ from transformers import (
 
 from rlmodules.checks import require_known
 from rlmodules.models.adapters import LoraConfig, add_lora
+from rlmodules.models.checkpoint import CheckpointError, load_whole
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 
 DTYPES = {
@@ -146,11 +147,13 @@ def _load(config: ModelConfig, auto: Any, what: str) -> nn.Module:
             model = loaded[0].to(dtype)
             model.set_attn_implementation("sdpa" if attention == "auto" else attention)
             return model
-        return auto.from_pretrained(_location(config), dtype=dtype, **options)
+        return load_whole(auto, _location(config), dtype=dtype, **options)
     except ImportError as error:
         raise ValueError(
             f"model.attn_implementation={attention!r} cannot be used here: {error} Set it to auto."
         ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"model.name={config.name!r} is no whole model: {error}") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"model.name={config.name!r} could not be loaded as a {what}."

@@ -24,6 +24,7 @@ from datamodules.text.encoding import Limits, encode_texts
 from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
+from rlmodules.models.checkpoint import check_finite
 from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
@@ -68,8 +69,10 @@ class RewardModel(OfflineModule):
             wanted = with_lora(model_config, c)
             if base_model is None:
                 base_model = load_backbone(wanted)
-            elif wanted.lora.r:
-                base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
+            else:
+                check_finite(base_model)
+                if wanted.lora.r:
+                    base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
             self.base_model = base_model
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
