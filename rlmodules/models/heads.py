@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from rlmodules.functional.logprobs import Projection
 from rlmodules.models.modes import evaluating
+
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the cap of their logits."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -26,10 +30,16 @@ def backbone(model: nn.Module) -> nn.Module:
         ValueError: the model has no separate backbone.
     """
     inner = unwrapped(model)
-    body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
-    if body is None or body is inner:
-        raise ValueError(f"{type(inner).__name__} has no separate backbone: not a causal LM?")
-    return body
+    found = [inner.get_decoder() if hasattr(inner, "get_decoder") else None, inner.base_model]
+    found += [part for name, part in inner.named_children() if name in ("model", "transformer")]
+    for body in found:
+        if isinstance(body, nn.Module) and body is not inner and _reads_tokens(body):
+            return body
+    raise ValueError(f"{type(inner).__name__} has no separate backbone: not a causal LM?")
+
+
+def _reads_tokens(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(module.forward).parameters
 
 
 def projection(model: nn.Module) -> Projection:
@@ -53,27 +63,46 @@ def projection(model: nn.Module) -> Projection:
         weight=head.weight,
         bias=getattr(head, "bias", None),
         scale=float(scale),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
     )
 
 
 def check_projection(model: nn.Module) -> None:
     """Compare ``projection`` over ``backbone`` with the model's own logits on three tokens.
 
+    Ours are computed beside a longer text: no row may depend on its company.
+
     Raises:
-        ValueError: they differ, so the architecture treats its logits in a way not known here.
+        ValueError: they differ, so the architecture treats its logits in a way not known here, or
+            lets its tokens look at what follows them, or at other rows.
     """
     device = next(model.parameters()).device
-    ids = torch.tensor([[3, 5, 7]], device=device)
+    ids = torch.tensor([[3, 5, 7, 4, 8], [4, 3, 6, 5, 9]], device=device)
+    name = type(model).__name__
     with evaluating(model):
-        ours = projection(model).logits(backbone(model)(input_ids=ids, use_cache=False)[0])
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        theirs = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
+        try:
+            hidden = backbone(model)(input_ids=ids, use_cache=False)[0][:1, :3]
+            ours = projection(model).logits(hidden)
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name}: its logits cannot be computed from its hidden states ({error}); this"
+                " architecture is not supported yet"
+            ) from error
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
-    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+    if ours.shape != theirs.shape or not torch.allclose(
+        ours, theirs, rtol=tolerance, atol=tolerance
+    ):
         raise ValueError(
-            f"{type(model).__name__}: logits computed from its hidden states differ from its own by"
-            f" up to {(ours - theirs).abs().max():.3g}; this architecture is not supported yet"
+            f"{name}: logits computed from the hidden states of a batch differ from those of a text"
+            f" alone{_by(ours, theirs)}; this architecture is not supported yet"
         )
+
+
+def _by(ours: Tensor, theirs: Tensor) -> str:
+    if ours.shape != theirs.shape:
+        return f" in their number ({ours.shape[-1]} and {theirs.shape[-1]} tokens)"
+    return f" by up to {(ours - theirs).abs().max():.3g}"
 
 
 class ValueHead(nn.Module):
