@@ -1,0 +1,52 @@
+"""What some architectures compute otherwise while they write than while a whole text is scored.
+
+Both must be one distribution: the ratio of a policy to itself is 1.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def even_out(body: nn.Module) -> None:
+    """Have ``body`` compute a token by itself as it does within a text; once is enough."""
+    for module in body.modules():
+        if not getattr(module, "evened_out", False):
+            _limit_time_steps(module)
+            _stay_unscaled(module)
+
+
+def _limit_time_steps(module: Any) -> None:
+    """Mamba-2 limits its time steps in whole texts, and forgets to for a token by itself.
+
+    They are softplus of what ``in_proj`` gives last, plus a bias. softplus is monotone: limits of
+    what it is applied to do the same, and the module's own are then always kept.
+    """
+    low, high = getattr(module, "time_step_limit", None) or (0.0, float("inf"))
+    parts = [getattr(module, name, None) for name in ("in_proj", "dt_bias")]
+    if None not in parts and (low > 0 or high < float("inf")):
+        ends = torch.tensor([low, high], dtype=torch.float64).expm1().log().tolist()
+        module.in_proj.register_forward_hook(partial(_limited, module, ends))
+        module.evened_out = True
+
+
+def _limited(mixer: Any, ends: list[float], linear: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    bias = mixer.dt_bias.to(out.dtype)
+    rest, steps = out.split([out.shape[-1] - len(bias), len(bias)], dim=-1)
+    steps = torch.minimum(torch.maximum(steps, ends[0] - bias), ends[1] - bias)
+    return torch.cat([rest, steps], dim=-1)
+
+
+def _stay_unscaled(module: Any) -> None:
+    """RWKV divides its weights in evaluation mode: so they would be compared, and saved."""
+    if hasattr(module, "layers_are_rescaled"):
+        training, module.training = module.training, True
+        module._rescale_layers()
+        module.training, module._rescale_layers = training, _nothing
+        module.evened_out = True
+
+
+def _nothing() -> None:
+    pass
