@@ -130,7 +130,7 @@ class Sampler:
         """The first waiting request, if there is room for it now."""
         rows = len(decoding.rows)
         with self.lock:
-            if not decoding.open or not self._waiting or self._waiting[0].era != era:
+            if not self._waiting or self._waiting[0].era != era:
                 return None
             if rows and rows + len(self._waiting[0].prompts) > self.max_rows:
                 return None

@@ -9,20 +9,24 @@ that are being sampled.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from datamodules.experience import TokenBatch
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.quirks import even_out
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
+
+CACHES = ("past_key_values", "cache_params", "state")
+"""What architectures call what they remember, as an argument and in their output."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, base_model: Any) -> None:
         super().__init__()
+        even_out(base_model)
         check_projection(base_model)
         self.base_model = base_model
         self.value_head: ValueHead | None = None
@@ -128,21 +133,39 @@ class PolicyModel(nn.Module):
         return self.value_head
 
     def next_logits(
-        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
         """Logits [R, V] of what follows ``ids`` [R, T] after all that ``cache`` holds, which grows.
 
         Args:
             attention_mask: [R, all columns], 0 at padding; None where there is none.
             positions: [R, T], of the ids in their texts.
+            cache: what this gave before; None where nothing was read before.
         """
-        inputs = {"position_ids": positions} if self._takes_positions else {}
+        states, cache = self.next_states(ids, attention_mask, positions, cache)
+        return self._projection.logits(states), cache
+
+    def next_states(
+        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """Hidden states [R, H] that predict the next token, as for ``next_logits``."""
+        inputs = {"position_ids": positions} if "position_ids" in self._takes else {}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        output = self._body(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+        name = next((name for name in CACHES if name in self._takes), CACHES[0])
+        output = self._body(input_ids=ids, use_cache=True, **inputs, **{name: cache})
         # A slice of a 3-D tensor would take the slow batched matrix product.
-        logits = self._projection.logits(output.last_hidden_state[:, -1].contiguous())
-        return logits, output.past_key_values
+        return output.last_hidden_state[:, -1].contiguous(), output[name]
+
+    def last_logits(self, texts: Sequence[Tensor]) -> Tensor:
+        """Logits [R, V] of what follows each text [T_i], all of which is read, without a cache."""
+        return self._projection.logits(self.last_states(texts))
+
+    def last_states(self, texts: Sequence[Tensor]) -> Tensor:
+        """Hidden states [R, H] that predict the next token, as for ``last_logits``."""
+        layout = pad([texts]).to(self.device)
+        last = torch.stack([index[-1] for index in layout.index])
+        return flat_hidden(self._body, layout)[last]
 
     # ------------------------------------------------------------------ inside
 
@@ -155,8 +178,8 @@ class PolicyModel(nn.Module):
         return projection(self.base_model)
 
     @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self._body.forward).parameters
+    def _takes(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self._body.forward).parameters)
 
     def _lay_out(self, tokens: TokenBatch, *, whole: bool) -> tuple[Layout, Tensor]:
         """The sequences as the body takes them, and where each token's hidden state comes out."""

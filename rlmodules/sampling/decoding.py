@@ -15,13 +15,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from datamodules.types import Response, SamplingParams
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.vocabulary import check_ids, match_ends, vocabulary_size
 from rlmodules.sampling.choose import choose, stream
-from rlmodules.sampling.kv_cache import can_merge, merge, new_cache
+from rlmodules.sampling.reading import Reading
+from rlmodules.sampling.ways import way_of
 
 
 class Sampler(Protocol):
@@ -73,21 +74,16 @@ class Decoding:
 
     Args:
         model: the policy, in the precision (autocast included) to sample in.
-        tokenizer: knows end tokens too, and gives text to look for stop strings in; None: neither.
+        tokenizer: knows end tokens too, the ids that may be drawn, and gives text to look for stop
+            strings in; None for none of them.
     """
 
     def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.end_ids = match_ends(model.base_model, tokenizer)
         self.rows: list[Row] = []
-        self.cache: Cache | None = None
-        self.masked = False
-        self.ids = self.attention = self.positions = torch.empty(0)
-
-    @property
-    def open(self) -> bool:
-        """Whether rows may join now."""
-        return not self.rows or can_merge(self.cache)
+        self.reading = Reading(model, way_of(model))
+        self.tokens = torch.empty(0)
 
     @torch.no_grad()
     def admit(
@@ -103,46 +99,29 @@ class Decoding:
             ValueError: a prompt is empty, too long for the model together with its response, or
                 holds an id that the model does not know.
         """
-        assert self.open
-        joining = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
-        _check_lengths(self.model.max_positions, prompts, params)
+        _check_lengths(self.model, prompts, params)
         check_ids(prompts, vocabulary_size(self.model.base_model))
+        asked = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
         different, which = _distinct(prompts)  # a prompt that several rows have is computed once
-        ids, attention = _left_pad(different, self._pad_id, self.device)
-        padded = bool((attention == 0).any())
-        positions = (attention.cumsum(-1) - 1).clamp(min=0)
-        mask, empty = attention if padded else None, new_cache(self.model.base_model)
-        logits, cache = self.model.next_logits(ids, mask, positions, empty)
-        if len(different) < len(prompts):
-            rows = torch.tensor(which, device=self.device)
-            logits, attention, positions = logits[rows], attention[rows], positions[rows]
-            cache.batch_select_indices(rows)
+        joining = [asked[i] for rows in which for i in rows]
+        logits = self.reading.add(different, [len(rows) for rows in which])
         tokens, keep = self._draw(joining, logits)
-        state = (tokens[:, None], attention, positions[:, -1:])
-        self._join(joining, cache, state, keep)
-        return [row.response for row in joining]
+        there = len(self.rows)
+        self.tokens = torch.cat([self.tokens, tokens]) if there else tokens
+        self.rows = self.rows + joining
+        self._keep([*range(there), *(there + i for i in keep)])
+        return [row.response for row in asked]
 
     @torch.no_grad()
     def step(self) -> None:
         """Write the next token of each row."""
-        ones = self.attention.new_ones(len(self.rows), 1)
-        self.attention = torch.cat([self.attention, ones], dim=1)
-        self.positions = self.positions + 1
-        attention = self.attention if self.masked else None
-        logits, self.cache = self.model.next_logits(self.ids, attention, self.positions, self.cache)
-        tokens, keep = self._draw(self.rows, logits)
-        self.ids = tokens[:, None]
-        if len(keep) < len(self.rows):
-            self._keep(keep)
+        self.tokens, keep = self._draw(self.rows, self.reading.step(self.tokens))
+        self._keep(keep)
 
     def _row(self, params: SamplingParams, seed: int) -> Row:
         ends = self.end_ids | frozenset(params.stop_token_ids)
         uniform = stream(seed, params.max_new_tokens).tolist()
         return Row(Response(), params, uniform, ends)
-
-    @property
-    def _pad_id(self) -> int:
-        return (self.tokenizer and self.tokenizer.pad_token_id) or 0
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, list[int]]:
         """The next token of each row [R], and which rows go on."""
@@ -191,65 +170,26 @@ class Decoding:
         text = self.tokenizer.decode(row.response.tokens[-tail:])
         return any(stop in text for stop in stops)
 
-    def _join(
-        self, rows: list[Row], cache: Cache, state: tuple[Tensor, ...], keep: list[int]
-    ) -> None:
-        """Add the rows that go on to those that are there."""
-        if len(keep) < len(rows):
-            index = torch.tensor(keep, device=self.device, dtype=torch.long)
-            rows, state = [rows[i] for i in keep], tuple(x[index] for x in state)
-            if keep:
-                cache.batch_select_indices(index)
-        if not rows:
-            return
-        if not self.rows:
-            self.rows, self.cache = rows, cache
-            self.ids, self.attention, self.positions = state
-            self.masked = bool((self.attention == 0).any())
-            return
-        assert self.cache is not None
-        merge(self.cache, cache)
-        ids, attention, positions = state
-        width = max(attention.shape[1], self.attention.shape[1])
-        wide = lambda x: nn.functional.pad(x, (width - x.shape[1], 0))  # noqa: E731
-        self.attention = torch.cat([wide(self.attention), wide(attention)])
-        self.ids = torch.cat([self.ids, ids])
-        self.positions = torch.cat([self.positions, positions])
-        self.masked = bool((self.attention == 0).any())
-        self.rows = self.rows + rows
-
-    def _keep(self, keep: list[int]) -> None:
-        self.rows = [self.rows[i] for i in keep]
-        if not keep:
-            self.cache = None
-            return
-        index = torch.tensor(keep, device=self.device)
-        self.ids, self.attention = self.ids[index], self.attention[index]
-        self.positions = self.positions[index]
-        if self.cache is not None:
-            self.cache.batch_select_indices(index)
+    def _keep(self, keep: Sequence[int]) -> None:
+        if len(keep) < len(self.rows):
+            self.rows = [self.rows[i] for i in keep]
+            self.tokens = self.tokens[torch.tensor(keep, device=self.device, dtype=torch.long)]
+            self.reading.keep(keep)
 
 
-def _distinct(prompts: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The different prompts, and which of them each row has."""
-    index: dict[tuple[int, ...], int] = {}
-    which = [index.setdefault(tuple(prompt.tolist()), len(index)) for prompt in prompts]
-    return [prompts[which.index(i)] for i in range(len(index))], which
-
-
-def _left_pad(prompts: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    attention = torch.zeros_like(ids)
+def _distinct(prompts: Sequence[Tensor]) -> tuple[list[Tensor], list[list[int]]]:
+    """The different prompts in order of their length, and the rows that have each of them."""
+    rows: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = prompt
-        attention[row, width - len(prompt) :] = 1
-    return ids.to(device), attention.to(device)
+        rows.setdefault(tuple(prompt.tolist()), []).append(row)
+    which = sorted(rows.values(), key=lambda mine: len(prompts[mine[0]]))
+    return [prompts[mine[0]] for mine in which], which
 
 
 def _check_lengths(
-    limit: int | None, prompts: Sequence[Tensor], params: Sequence[SamplingParams]
+    model: PolicyModel, prompts: Sequence[Tensor], params: Sequence[SamplingParams]
 ) -> None:
+    limit = model.max_positions
     for prompt, wanted in zip(prompts, params, strict=True):
         if len(prompt) == 0:
             raise ValueError(

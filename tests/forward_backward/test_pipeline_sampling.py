@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from pipeline_helpers import (
     LONG,
     Gate,
@@ -20,7 +21,6 @@ from pipeline_helpers import (
     weights,
 )
 from torch.testing import assert_close
-from transformers import MistralConfig, MistralForCausalLM
 
 PROMPT = [40, 50, 60, 70]
 PROMPTS = [[40, 50, 60, 70], [80], [90, 100, 110, 120, 130, 140, 150], [80], [41, 51]]
@@ -45,21 +45,13 @@ def greedy(model, prompt, count):
     return ids[len(prompt) :]
 
 
-def with_windows():
-    """A model whose cache takes no rows while others are being written."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=5,
-    )  # fmt: skip
-    return MistralForCausalLM(config).eval()
-
-
 # ----------------------------------------------------------------------- what is said
 
 
-def test_requests_made_at_once_are_all_answered_whatever_the_models_cache():
-    model = with_windows()
+@pytest.mark.parametrize("name", ["mistral", "falcon_h1", "qwen3_5_text", "bart", "rwkv"])
+@pytest.mark.filterwarnings("ignore:.*writes slowly")
+def test_requests_made_at_once_are_all_answered_whatever_the_models_cache(name):
+    model = build(name)
     with pipeline_of(copy.deepcopy(model)) as pipeline:
         alone = [pipeline.sample(p, max_tokens=9, seed=i) for i, p in enumerate(PROMPTS)]
         with Gate(pipeline):
@@ -68,6 +60,8 @@ def test_requests_made_at_once_are_all_answered_whatever_the_models_cache():
             ]
         answers = [future.result(timeout=LONG) for future in asked]
     assert [a["tokens"] for a in answers] == [a["tokens"] for a in alone]
+    for together, by_itself in zip(answers, alone, strict=True):
+        assert together["logprobs"] == pytest.approx(by_itself["logprobs"], abs=1e-4)
 
 
 def test_a_sample_without_temperature_is_the_likeliest_text():
@@ -110,6 +104,7 @@ def test_each_token_after_the_first_costs_one_position_of_the_model():
     model, widths = tiny(), []
     layer = model.model.layers[0].self_attn.q_proj
     with pipeline_of(model) as pipeline:
+        pipeline.sample(PROMPT, max_tokens=1)  # the first one looks at the model
         layer.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[-2]))
         said = pipeline.sample(PROMPT, max_tokens=20)
     assert len(said["tokens"]) == 20
@@ -299,6 +294,7 @@ def test_callers_at_the_same_time_get_what_they_would_get_alone(tokenizer):
 def test_requests_that_wait_together_are_written_together():
     model, calls = tiny(), []
     with pipeline_of(model) as pipeline:
+        pipeline.sample(PROMPT, max_tokens=1)  # the first one looks at the model
         with Gate(pipeline):
             model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
             futures = [

@@ -152,12 +152,12 @@ def test_left_to_us_rows_are_packed_and_the_name_says_so():
 
 
 def test_a_model_that_cannot_be_asked_in_float32_is_padded_and_stays_whole():
-    """Layers that reach into each other's weights, as Jamba's do."""
+    """Layers that reach into each other's weights."""
     model = built(MODELS["llama"], torch.bfloat16)
     body = backbone(model)
-    layer = body.layers[0]
-    plain = layer.mlp.forward
-    layer.mlp.forward = lambda x: plain(x) + 0 * (x @ layer.self_attn.q_proj.weight.T)
+    first, second = body.layers[:2]
+    plain = first.mlp.forward
+    first.mlp.forward = lambda x: plain(x) + 0 * (x @ second.self_attn.q_proj.weight.T)
     weights = {key: weight.clone() for key, weight in model.state_dict().items()}
     with pytest.warns(UserWarning, match="RuntimeError"):
         assert not takes_packed(body)

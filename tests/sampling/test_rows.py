@@ -15,6 +15,7 @@ from rlmodules.algorithms.online import OnlineModule
 from rlmodules.models import PolicyModel, backbone
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.sampling.decoding import Decoding, sample
+from rlmodules.sampling.ways import way_of
 
 # ------------------------------------------------------- groups, and environments
 
@@ -26,6 +27,7 @@ def test_a_prompt_that_several_rows_have_is_computed_once_and_changes_no_text(ll
     seeds = [21, 22, 23, 24, 25, 26]
     params = SamplingParams(max_new_tokens=12, **shape)
     policy, shapes = PolicyModel(model), []
+    way_of(policy)  # looks at the model once
     hook = backbone(model).register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
@@ -115,14 +117,3 @@ def test_rows_may_join_after_all_others_have_left(llama):
     (late,) = decoding.admit(prompts[1:], [greedy(4)], [0])
     write_all(decoding)
     assert late.tokens == sample(model, tokenizer, prompts[1:], greedy(4), [0])[0].tokens
-
-
-def test_a_model_with_a_cache_of_its_own_kind_takes_no_rows_while_it_writes():
-    torch.manual_seed(0)
-    model = make_sharp(ARCHITECTURES["gemma2"]())
-    decoding = Decoding(PolicyModel(model), tiny_tokenizer())
-    assert decoding.open
-    decoding.admit([torch.tensor([3, 4, 5])], [greedy(3)], [0])
-    assert not decoding.open
-    write_all(decoding)
-    assert decoding.open

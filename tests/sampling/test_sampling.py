@@ -25,6 +25,7 @@ from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 from rlmodules.sampling import choose as drawing
 from rlmodules.sampling.choose import choose
 from rlmodules.sampling.decoding import sample
+from rlmodules.sampling.ways import way_of
 
 
 @torch.no_grad()
@@ -253,7 +254,8 @@ def test_a_finished_row_costs_no_more_work():
     script = tokenizer("abcdefghijkl")["input_ids"]
     script[4] = tokenizer.eos_token_id
     model = reciter(script)
-    policy = PolicyModel(model)  # made here, for it looks at the model
+    policy = PolicyModel(model)
+    way_of(policy)  # made here, for both look at the model
     rows = []
     hook = backbone(model).register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True

@@ -1,0 +1,109 @@
+"""Which way a model reads rows of different lengths: found out by trying.
+
+Rows that join, leave and repeat must get the hidden states that each text gets alone. The first way
+that gives them is taken: padded and cached where padding changes nothing, in the end without a
+cache.
+
+Shapes: R rows, H hidden size.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from rlmodules.models.heads import backbone
+from rlmodules.models.probing import comparable, largest_error
+from rlmodules.models.scoring import PolicyModel
+from rlmodules.sampling.reading import AFRESH, APART, MERGED, PADDED, Reading, Way
+
+SHARPNESS = {1.0: 1e-4, 32.0: 1e-3}
+"""What attention scores are multiplied by -> relative error that rounding explains."""
+SLOW = {
+    APART: "texts of different lengths are written one after the other",
+    AFRESH: "each text is computed from its first token on again for each token",
+}
+_found: WeakKeyDictionary[Any, tuple[str | None, Way]] = WeakKeyDictionary()
+
+
+def way_of(model: PolicyModel) -> Way:
+    """The fastest way that is right; the model is asked once, and left as it is.
+
+    Warns, with the reason, of a slow one.
+    """
+    body = backbone(model.base_model)
+    attention = getattr(body.config, "_attn_implementation", None)
+    known = _found.get(model.base_model)
+    if known is None or known[0] != attention:
+        known = _found[model.base_model] = attention, _first_right(model, body)
+    return known[1]
+
+
+class _States:
+    """A model whose logits are the states that they are computed from, in full precision."""
+
+    def __init__(self, model: PolicyModel) -> None:
+        self.device = model.device
+        self.next_logits, self.last_logits = model.next_states, model.last_states
+
+
+def _first_right(model: PolicyModel, body: Any) -> Way:
+    for way in (PADDED, MERGED, APART):
+        reason = _fault(model, body, way)
+        if reason is None:
+            break
+    else:
+        way = AFRESH
+    if way in SLOW:
+        name = type(body).__name__
+        warnings.warn(f"{name} writes slowly: {SLOW[way]} ({reason})", stacklevel=4)
+    return way
+
+
+def _fault(model: PolicyModel, body: Any, way: Way) -> str | None:
+    """What is wrong with ``way``, if anything."""
+    for sharpness, tolerance in SHARPNESS.items():
+        with comparable(body, sharpness):
+            try:
+                error = _trial(model, way)
+            except Exception as failure:  # whatever it is that an architecture does not take
+                return f"{type(failure).__name__}: {str(failure)[:200]}"
+        if not error < tolerance:
+            return f"what it remembers is off by {error:.2g}"
+    return None
+
+
+def _trial(model: PolicyModel, way: Way) -> float:
+    """Largest relative error of hidden states of rows that join, repeat and leave."""
+    a, b, c = [3, 5, 7, 9, 4, 8], [6, 2, 3, 8, 8, 5, 7, 4], [6, 2, 9, 9, 7, 3, 4, 5]
+    d, e = [9, 5, 2, 8, 3], [4, 7, 6, 3, 9, 9, 2, 5, 8, 6, 4, 2]
+    said: list[Tensor] = []
+    read: list[list[int]] = []
+
+    def note(states: Tensor, texts: Sequence[list[int]]) -> None:
+        said.append(states)
+        read.extend(texts)
+
+    def step(reading: Reading, texts: Sequence[list[int]]) -> None:
+        last = torch.tensor([text[-1] for text in texts], device=model.device)
+        note(reading.step(last), texts)
+
+    def add(reading: Reading, texts: Sequence[list[int]], counts: Sequence[int]) -> None:
+        states = reading.add([torch.tensor(text) for text in texts], counts)
+        each = zip(texts, counts, strict=True)
+        note(states, [text for text, count in each for _ in range(count)])
+
+    reading = Reading(_States(model), way)
+    add(reading, [a[:2], b[:5], c[:5]], [1, 2, 1])
+    step(reading, [a[:3], b[:6], [*b[:5], 9], c[:6]])
+    reading.keep([1, 3])
+    step(reading, [b[:7], c[:7]])
+    add(reading, [d[:3], e[:9]], [1, 1])
+    step(reading, [b[:8], c[:8], d[:4], e[:10]])
+    reading.keep([0, 2, 3])
+    step(reading, [[*b[:8], 3], d[:5], e[:11]])
+    right = model.last_states([torch.tensor(text) for text in read])
+    return largest_error(torch.cat(said), right)
