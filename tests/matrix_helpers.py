@@ -170,7 +170,7 @@ def random_texts(lengths: tuple[int, ...], seed: int) -> list[Tensor]:
 def policy_of(folder: Path, pack: bool = False) -> tuple[PolicyModel, Path]:
     """As GRPO makes it, which packs, or as PPO does."""
     module = grpo(folder)[0] if pack else ppo(folder)[0]
-    return module.policy, folder
+    return module.policy.eval(), folder
 
 
 def packing_policy_of(folder: Path) -> tuple[PolicyModel, Path]:
@@ -425,7 +425,7 @@ def check_lora(made: tuple[DPO, Path], folder: Path) -> None:
         if not (adapted - plain_logits(base.model, text)).abs().max() > 1e-4:
             raise Wrong("the adapters change nothing")
         _require_exports(module, base, folder, text, adapted)
-    policy, prompt = module.policy, text[:9]
+    policy, prompt = module.policy.eval(), text[:9]
     responses = sample(policy, tiny_tokenizer(), [prompt, text], SamplingParams(6), [1, 2])
     for start, response in zip([prompt, text], responses, strict=True):
         ids = torch.cat([start, torch.tensor(response.tokens)])

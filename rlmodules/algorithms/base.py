@@ -4,6 +4,7 @@ A base class, because Lightning's hooks are methods; it holds nothing that belon
 """
 
 import time
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -18,6 +19,9 @@ from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
 from rlmodules.models.checkpoint import check_finite
 from rlmodules.models.vocabulary import match_tokenizer
+
+# Lightning's warning of what is so on purpose: see PolicyModel.train.
+warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
 
 
 class NonFiniteGradientError(RuntimeError):

@@ -127,7 +127,7 @@ class OnlineModule(AlgorithmModule):
         self.update_clock = Stopwatch()
         self.held_out = HeldOut()
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
-        self.train()  # no dropout is left, so the mode matters to gradient checkpointing alone
+        self.train()  # Lightning leaves the mode as it finds it
 
     @property
     def base_model(self) -> nn.Module:

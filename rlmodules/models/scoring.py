@@ -70,6 +70,17 @@ class PolicyModel(nn.Module):
         """``model`` itself if it is one, else around it."""
         return model if isinstance(model, PolicyModel) else PolicyModel(model)
 
+    def train(self, mode: bool = True) -> "PolicyModel":
+        """Training is what evaluation is: ratios and references need the same numbers from both.
+
+        Dropout is not all that a model does in training alone: some routers draw their experts.
+        What remains is the mode of the parts that compute their activations again.
+        """
+        super().train(mode)
+        for part in self.base_model.modules():
+            part.training = mode and getattr(part, "gradient_checkpointing", False)
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.base_model.parameters()).device

@@ -160,7 +160,7 @@ def test_evaluation_leaves_no_gradient_and_restores_the_mode():
     module.validation_step = lambda batch, batch_idx: seen.append(torch.is_grad_enabled())
     fit(module, data(module.config, held_out=dataset(2)))
     assert seen and not any(seen)
-    assert module.training and module.base_model.training
+    assert module.training and module.policy.training
 
 
 def test_the_learning_rate_reaches_its_peak_even_in_a_short_run():
@@ -238,7 +238,7 @@ def test_falling_chosen_log_probabilities_are_warned_of():
         fit(DPO(c), data(c, held_out=dataset()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|checkpoint).*")
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|checkpoint|in eval mode).*")
         c = config(loss_type="sft", num_epochs=1)
         fit(DPO(c), data(c, held_out=dataset()))
 
