@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.rewards.devices import follow, place
 from datamodules.rewards.functions import Metadata, RewardFunction
 from datamodules.text.encoding import Limits, Window, encode_responses
 
@@ -68,6 +69,7 @@ def reward_of(
     limits = scorer.limits if max_length is None else scorer.limits.scaled(max_length)
 
     def score(prompts: Texts, responses: Texts, metadata: Metadata = None) -> list[float]:
+        follow(scorer)
         rows = encode_responses(tokenizer, prompts, responses, metadata, limits)
         return scorer.predict_ids(rows, batch_size)
 
@@ -81,6 +83,7 @@ def comparison_of(
     tokenizer = tokenizer or scorer.tokenizer
 
     def compare(prompts: Texts, firsts: Texts, seconds: Texts, metadata: Metadata) -> list[float]:
+        follow(scorer)
         sides = [
             encode_responses(tokenizer, prompts, side, metadata, scorer.limits)
             for side in (firsts, seconds)
@@ -133,6 +136,11 @@ class Classifier:
         positions = positions if positions > 0 else UNLIMITED  # -1 of relative ones
         longest = UNLIMITED if max_length is None else max_length
         self.limits = Window.of(min(longest, tokenizer.model_max_length, positions))
+
+    def to(self, device: torch.device | str) -> "Classifier":
+        """Move the model, as ``nn.Module.to`` does."""
+        self.model.to(device)
+        return self
 
     @torch.no_grad()
     def predict_ids(self, ids: Rows, batch_size: int = BATCH) -> list[float]:
@@ -189,7 +197,7 @@ def model(
         path: folder or hub id.
         batch_size: texts that are scored at once.
         max_length, label: see ``Classifier``.
-        device: default: a GPU where there is one.
+        device: default: that of the process, as the Trainer says; without one its GPU.
         timeout_s: see ``RewardFunction``.
 
     Raises:
@@ -208,12 +216,8 @@ def model(
         raise ValueError(
             f"reward.path={path!r} is no sequence-classification checkpoint: {error}"
         ) from error
-    classifier.eval().to(device or default_device())
     name = f"reward.path={path!r}"
-    scorer = Classifier(classifier, tokenizer, label=label, max_length=max_length, name=name)
-    return reward_of(scorer, batch_size=batch_size, timeout_s=timeout_s, name=f"model {path}")
-
-
-def default_device() -> str:
-    """A GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    scorer = Classifier(classifier.eval(), tokenizer, label=label, max_length=max_length, name=name)
+    return reward_of(
+        place(scorer, device), batch_size=batch_size, timeout_s=timeout_s, name=f"model {path}"
+    )

@@ -14,6 +14,7 @@ import torch
 from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
+from datamodules.rewards.devices import set_own_device
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
 from datamodules.text.prompts import Prompt, gather_prompts
 from datamodules.types import as_policy
@@ -102,6 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
         """
         if self.train_starts is not None:
             return
+        set_own_device(self.trainer.strategy.root_device)
         policy = as_policy(self.trainer.lightning_module)
         whole = isinstance(self.env, Environment)
         held_out: Sequence[int] | None = None

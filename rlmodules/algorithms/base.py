@@ -146,7 +146,9 @@ class AlgorithmModule(L.LightningModule):
     # ---------------------------------------------------------------- helpers
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """Sum over all processes, on the CPU."""
+        """Sum over all processes, on the CPU; alone it stays there (MPS has no float64)."""
+        if self.trainer.world_size == 1:
+            return x.cpu()
         strategy = self.trainer.strategy
         return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
 

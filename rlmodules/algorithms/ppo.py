@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout, action_rewards
+from rlmodules.algorithms.metrics import Means
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.checks import require, require_known
 from rlmodules.functional import (
@@ -77,7 +78,7 @@ class PPOConfig(OnlineConfig):
     reward_clip: float | None = None
     """Rewards are clipped to ± this; the logged reward is not."""
     early_stop_kl: float | None = None
-    """Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this."""
+    """Skip the rest of an iteration's updates once KL(old || new) of one of them exceeds this."""
     target_kl: float | None = None
     """The former name of ``early_stop_kl``."""
 
@@ -140,6 +141,7 @@ class PPO(OnlineModule):
         super().__init__(*args, **kwargs)
         c = self.config
         self.kl_controller = AdaptiveKLController(c.kl_penalty_coef, c.kl_target, c.kl_horizon)
+        self._window_kl = Means()
 
     def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """Rewards with the KL penalty -> advantages and returns."""
@@ -184,7 +186,7 @@ class PPO(OnlineModule):
             loss, metrics = self._critic_loss(batch)
         else:
             loss, metrics = self._loss(batch)
-            self._watch_kl(metrics["approx_kl"], batch_idx)
+            self._window_kl.add({"kl": metrics["approx_kl"]}, weight=int(batch.tokens.mask.sum()))
         metrics["loss"] = loss.detach()
         self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
@@ -225,14 +227,22 @@ class PPO(OnlineModule):
         )
         return c.value_coef * loss, metrics | {"value_loss": loss.detach()}
 
-    def _watch_kl(self, approx_kl: Tensor, batch_idx: int) -> None:
-        """Note that the policy has moved too far; only whole accumulation windows are skipped."""
-        if self.config.early_stop_kl is None:
+    def on_train_batch_start(self, batch: Minibatch, batch_idx: int) -> None:
+        """Skip the iteration's other updates once the policy has moved too far: by the mean over
+        the tokens of a whole accumulation window, of all processes."""
+        c = self.config
+        if c.early_stop_kl is None or batch_idx % c.gradient_accumulation_steps:
             return
-        exceeded = bool(approx_kl > self.config.early_stop_kl)
-        exceeded = self.trainer.strategy.reduce_boolean_decision(exceeded, all=False)
-        window_ends = (batch_idx + 1) % self.config.gradient_accumulation_steps == 0
-        self.skip_updates = exceeded and window_ends
+        if window := self._window_kl.compute(self.sum_over_ranks):
+            self.skip_updates = window["kl"] > c.early_stop_kl
+            self._window_kl.clear()
+
+    def iteration_state(self) -> dict[str, Any]:
+        return super().iteration_state() | {"window_kl": self._window_kl.state_dict()}
+
+    def load_iteration_state(self, state: dict[str, Any]) -> None:
+        super().load_iteration_state(state)
+        self._window_kl.load_state_dict(state.get("window_kl", Means().state_dict()))
 
     def on_train_epoch_end(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
@@ -240,6 +250,7 @@ class PPO(OnlineModule):
         self.log("train/stopped_early", float(self.skip_updates))
         self.log_iteration(self.config.ppo_epochs)
         self.skip_updates = False
+        self._window_kl.clear()
 
     def export(self, dirpath: Path, *, merge: bool = False) -> None:
         """Policy, tokenizer and value head in ``dirpath``."""

@@ -1,7 +1,7 @@
 """How good and how honest a preference model is: calibration and correlation.
 
 Shapes: N held-out pairs; ``logits_N`` are log-odds that the chosen response is the better one, so a
-model is right where they are positive.
+model is right where they are positive. All is computed in float64, on the CPU.
 """
 
 import math
@@ -16,8 +16,9 @@ def calibration_curve(logits_N: Tensor, bins: int = 10) -> list[tuple[float, flo
 
     The confidence in the side that the model prefers is ``sigmoid(|logit|)``.
     """
-    confidence = logits_N.abs().double().sigmoid()
-    right = (logits_N > 0).double() + 0.5 * (logits_N == 0).double()
+    logits = logits_N.cpu().double()
+    confidence = logits.abs().sigmoid()
+    right = (logits > 0).double() + 0.5 * (logits == 0).double()
     which = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     curve = []
     for b in range(bins):
@@ -39,7 +40,7 @@ def fit_temperature(logits_N: Tensor, low: float = 0.02, high: float = 50.0) -> 
 
     Where every pair is right, any smaller T is better, and the result is ``low``.
     """
-    logits = logits_N.double()
+    logits = logits_N.cpu().double()
     # Convex in 1/T, so a golden-section search over log T finds the only minimum.
     loss = lambda log_t: softplus(-logits / math.exp(log_t)).mean().item()  # noqa: E731
     ratio = (math.sqrt(5) - 1) / 2
@@ -52,7 +53,7 @@ def fit_temperature(logits_N: Tensor, low: float = 0.02, high: float = 50.0) -> 
 
 def correlation(x: Tensor, y: Tensor) -> float:
     """Pearson's correlation; 0 where one of them does not vary."""
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    x, y = (values - values.mean() for values in (x.cpu().double(), y.cpu().double()))
     scale = x.norm() * y.norm()
     return (x @ y / scale).item() if scale > 0 else 0.0
 
@@ -62,8 +63,9 @@ def concordance(scores_N: Tensor, targets_N: Tensor) -> tuple[float, int]:
 
     A tie of the scores is half right. NaN targets are left out.
     """
-    known = ~targets_N.isnan()
-    scores, targets = scores_N[known].double(), targets_N[known].double()
+    scores, targets = scores_N.cpu().double(), targets_N.cpu().double()
+    known = ~targets.isnan()
+    scores, targets = scores[known], targets[known]
     i, j = torch.triu_indices(len(scores), len(scores), offset=1)
     order = (targets[i] - targets[j]).sign()
     agreement = (scores[i] - scores[j]).sign() * order

@@ -57,8 +57,9 @@ def group_advantages(
     if len(rewards_B) % group_size:
         raise ValueError(f"{len(rewards_B)} episodes are no whole number of groups of {group_size}")
     # In float64 the mean of equal float32 rewards is exact, and they have exactly no advantage.
-    rewards = rewards_B.double().view(-1, group_size)
-    counts = counts_B.view(-1, group_size)
+    # On the CPU, for not every device has it.
+    rewards = rewards_B.cpu().double().view(-1, group_size)
+    counts = counts_B.cpu().view(-1, group_size)
     n = counts.sum(1, keepdim=True)
     kept = rewards.masked_fill(~counts, 0.0)
     mean = kept.sum(1, keepdim=True) / n.clamp(min=1)
@@ -76,7 +77,7 @@ def group_advantages(
         total = reduce(counts.sum().double())
         variance = masked_var(rewards, counts, reduce=reduce) * total / (total - 1).clamp(min=1)
         advantages = advantages / (variance.sqrt() + EPS)
-    return advantages.masked_fill(~counts, 0.0).flatten().float()
+    return advantages.masked_fill(~counts, 0.0).flatten().float().to(rewards_B.device)
 
 
 def grpo_loss(

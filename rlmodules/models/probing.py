@@ -32,7 +32,7 @@ def largest_error(wrong: Tensor, right: Tensor, least: float = 1e-6) -> float:
     Args:
         least: what a smaller norm counts as.
     """
-    wrong, right = wrong.double(), right.double()
+    wrong, right = wrong.cpu().double(), right.cpu().double()
     return ((wrong - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=least)).max().item()
 
 

@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 from datamodules import rewards
 from datamodules.environments.base import Options
 from datamodules.environments.preference import PreferenceComparisonEnv
-from datamodules.rewards.scorers import BATCH, default_device, reward_of
+from datamodules.rewards.devices import place
+from datamodules.rewards.scorers import BATCH, reward_of
 from rlmodules.algorithms.offline import require_room
 from rlmodules.reward_models import files
 from rlmodules.reward_models.multi_objective import MultiObjectiveRewardModel
@@ -24,12 +25,12 @@ def load(path: str, device: str | None = None) -> RewardModel | None:
     """The model in a folder that ``RewardModel.export`` wrote, of any class; None if there is none.
 
     Args:
-        device: default: a GPU where there is one.
+        device: default: that of the process, see ``datamodules.rewards.devices``.
     """
     settings = files.settings_of(Path(path))
     if settings is None:
         return None
-    return CLASSES[settings["class"]].from_pretrained(path).to(device or default_device())
+    return place(CLASSES[settings["class"]].from_pretrained(path), device)
 
 
 def model(
@@ -49,7 +50,7 @@ def model(
         max_length: most tokens of prompt and response; default: as the model was trained. The
             prompt keeps its share of it and is cut on the left, the response on the right.
         label: which of several outputs of a classifier; a model of ours has one reward.
-        device: default: a GPU where there is one.
+        device: default: that of the process, as the Trainer says; without one its GPU.
 
     Raises:
         ValueError: there is no such model, or an option does not fit it.

@@ -137,7 +137,8 @@ class Decoding:
                 some = choose(logits[mine], uniform[mine], rows[mine[0]].params)
                 for whole, part in zip(drawn, some, strict=True):
                     whole[mine] = part
-        said = torch.stack([column.double() for column in drawn]).T.tolist()
+        # float32 holds the ids of a vocabulary below 2^24 exactly, and not every device has more.
+        said = torch.stack([column.float() for column in drawn]).T.tolist()
         keep = []
         for i, (row, (token, logprob, kept)) in enumerate(zip(rows, said, strict=True)):
             if not self._take(row, int(token), logprob, kept):

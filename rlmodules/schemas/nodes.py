@@ -137,7 +137,7 @@ class PPOConfig(OnlineConfig):
     whiten_advantages: bool = option(True, "Shift and scale each iteration's advantages to mean 0 and variance 1.")
     missing_eos_penalty: float | None = option(None, 'Taken off the reward of a response that neither an end token nor a stop string ended.')
     reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
-    early_stop_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of a minibatch exceeds this.")
+    early_stop_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of one of them exceeds this.")
     target_kl: float | None = option(None, 'The former name of ``early_stop_kl``.')
 
 
@@ -355,7 +355,7 @@ class RewardModel:
     batch_size: int = option(16, 'see ``reward_of``.')
     max_length: int | None = option(None, 'most tokens of prompt and response; default: as the model was trained. The prompt keeps its share of it and is cut on the left, the response on the right.')
     label: int | None = option(None, 'which of several outputs of a classifier; a model of ours has one reward.')
-    device: str | None = option(None, 'default: a GPU where there is one.')
+    device: str | None = option(None, 'default: that of the process, as the Trainer says; without one its GPU.')
     timeout_s: float | None = option(60.0, 'see ``reward_of``.')
 
 
