@@ -34,7 +34,7 @@ NEEDS = {  # what the user must give besides
     "callbacks=reward": ["algo=reward"],
     "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
 }
-ONLINE = ("ppo", "grpo", "rloo", "reinforce_plus_plus")
+ONLINE = ("ppo", "grpo", "gspo", "rloo", "reinforce_plus_plus")
 
 
 @pytest.fixture(autouse=True)

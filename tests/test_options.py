@@ -2,8 +2,32 @@
 
 from dataclasses import fields
 
-from rlmodules import DPOConfig, GRPOConfig, ModelConfig, PPOConfig, RewardModelConfig
+import pytest
+import torch
+from grpo_helpers import config as grpo_config
+from test_config import composed, module_of
+
+from datamodules import MathEnv, PreferenceDataModule, RolloutDataModule
+from rlmodules import (
+    GRPO,
+    DPOConfig,
+    GRPOConfig,
+    ModelConfig,
+    PPOConfig,
+    RewardModel,
+    RewardModelConfig,
+    schemas,
+)
+from rlmodules.functional import grpo_loss
+from rlmodules.models.embedded import tiny_model
+from rlmodules.reward_models.multi_objective import (
+    MultiObjectiveConfig,
+    MultiObjectiveRewardModel,
+)
 from rlmodules.schemas.fields import every_field
+
+schemas.register()
+TOKENIZER = tiny_model()[1]
 
 
 def test_every_field_lists_each_option_of_each_choice_once():
@@ -43,3 +67,130 @@ def test_a_field_says_its_type_default_and_text():
     assert known["algo.loss_weights", "dpo"].kind == "list[float] | None"
     assert known["algo.loss_type", "dpo"].kind == "Any"
     assert (known["seed", ""].kind, known["seed", ""].default) == ("int", 0)
+
+
+# ------------------------------------------------------------------------ data
+
+
+def env(tokenizer, prompts=None):
+    raise AssertionError("nobody makes it")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"eval_size": -1, "prompts": ["a"]}, "data.eval_size=-1 must be 0"),
+        ({"split": "test", "path": "a.jsonl"}, "data.split='test' names a part of a Hugging Face"),
+        ({"split": "test", "path": "package:openings_train.txt"}, "data.split='test' names a part"),
+        ({"split": "test", "prompts": ["a"]}, "data.split='test' has no use"),
+        ({"prompt_column": "q", "prompts": ["a"]}, "data.prompt_column='q' has no use"),
+        ({"eval_prompts": ["a"], "eval_path": "b.txt", "prompts": ["c"]}, "either data.eval_pro"),
+        ({"eval_prompts": ["a"]}, "data.eval_prompts goes with data.path or data.prompts"),
+        ({"eval_path": "a.txt"}, "data.eval_path goes with data.path or data.prompts"),
+    ],
+)
+def test_data_options_that_nothing_would_read_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RolloutDataModule(env, **options)
+
+
+@pytest.mark.parametrize("option", ["prompts", "path", "eval_prompts", "eval_path"])
+def test_an_environment_that_is_made_already_takes_no_prompts(option):
+    made = MathEnv(TOKENIZER, num_problems=4, num_held_out=2)
+    value = ["Write."] if option.endswith("prompts") else "prompts.txt"
+    with pytest.raises(ValueError, match=f"data.{option} has no use: the environment is made"):
+        RolloutDataModule(made, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"eval_size": -1}, "data.eval_size=-1 must be 0"),
+        ({"split": "test"}, "data.split='test' names a part"),
+        ({"eval_path": "b.csv", "eval_split": "test"}, "data.eval_split='test' names a part"),
+        ({"eval_split": "validation"}, "data.eval_split='validation' has no use"),
+    ],
+)
+def test_preference_data_options_that_nothing_would_read_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        PreferenceDataModule("pairs.jsonl", **options)
+
+
+def test_a_split_of_a_dataset_is_no_mistake_beside_a_file():
+    RolloutDataModule(env, path="org/name", split="test", eval_path="held_out.jsonl")
+    PreferenceDataModule("org/name", split="test", eval_path="b.csv")
+
+
+@pytest.mark.parametrize(("count", "asked", "held"), [(100, 96, 50), (100, 50, 50), (100, 10, 10)])
+def test_at_most_half_of_the_prompts_are_held_out(count, asked, held, recwarn):
+    drawn = RolloutDataModule(env, prompts=["a"], eval_size=asked)._draw(count)
+    assert len(set(drawn)) == held
+    warned = [str(w.message) for w in recwarn if "data.eval_size" in str(w.message)]
+    assert warned == [] if asked == held else "50, are held out, and 50 trained on" in warned[0]
+
+
+# ------------------------------------------------------------------ algorithms
+
+
+def test_gspo_is_grpo_with_ratios_of_responses_averaged_by_response():
+    """Zheng et al. 2025, eq. 5: the mean over responses of min(s A, clip(s) A)."""
+    config = module_of(composed("algo=gspo", "model=tiny")).config
+    assert (config.importance_sampling_level, config.loss_type) == ("sequence", "grpo")
+    assert (config.epsilon, config.epsilon_high, config.beta) == (3e-4, 4e-4, 0.0)
+    window = config.mini_batch_size * config.gradient_accumulation_steps
+    assert config.batch_size == 4 * window  # four steps, or every ratio would be 1
+    log_ratio = torch.tensor([[0.2, 0.0, 0.1], [-0.1, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    advantages = torch.tensor([[1.0], [-2.0]]).expand(2, 3)
+    loss, _ = grpo_loss(
+        logprobs_BA=log_ratio - 1,
+        old_logprobs_BA=torch.full((2, 3), -1.0),
+        advantages_BA=advantages,
+        mask_BA=mask,
+        num_actions=4,
+        max_new_tokens=3,
+        loss_type=config.loss_type,
+        importance_sampling_level=config.importance_sampling_level,
+        epsilon=config.epsilon,
+        epsilon_high=config.epsilon_high,
+    )
+    # s = exp(0.1) is clipped at 1 + 4e-4; s = exp(-0.1) of a negative advantage at 1 - 3e-4.
+    assert loss.item() == pytest.approx(-(1.0004 * 1.0 + 0.9997 * -2.0) / 2, rel=1e-5)
+
+
+def test_an_objective_that_counts_against_the_reward_is_learned_all_the_same():
+    options = {"model_name": "random:tiny", "objectives": ["good", "toxic"]}
+    model = MultiObjectiveRewardModel(MultiObjectiveConfig(**options, objective_weights=[1, -0.5]))
+    rewards, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])
+    loss, _ = model._loss(rewards, targets, targets == 0, torch.ones(2))
+    assert loss.item() == pytest.approx(1 * 1 + 0.5 * 4)
+    assert model.combine(rewards).item() == pytest.approx(1 - 0.5 * 2)
+    for weights in ([0, 0], [1, float("nan")], [float("inf"), 1]):
+        with pytest.raises(ValueError, match="objective_weights"):
+            MultiObjectiveConfig(**options, objective_weights=weights)
+
+
+# ---------------------------------------------------------------------- export
+
+
+def test_there_is_nothing_to_merge_without_adapters():
+    lora = ModelConfig("random:tiny", lora=ModelConfig().lora.__class__(r=2))
+    plain, adapted = GRPO(grpo_config()), GRPO(grpo_config(), lora)
+    scores = RewardModel(RewardModelConfig("random:tiny"))
+    for module in (plain, scores):
+        module.require_export(merge=None)
+        module.require_export(merge=False)
+        with pytest.raises(ValueError, match=r"export\.merge=true: there are no adapters to merge"):
+            module.require_export(merge=True)
+    for merge in (None, False, True):
+        adapted.require_export(merge=merge)
+    assert all(composed(f"algo={a}").export.merge is None for a in ("ppo", "reward", "pairwise"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "name"), [({"pooling_strategy": "mean"}, "pooling"), ({"temperature": 2.0}, "temper")]
+)
+def test_a_reward_models_weights_are_not_taken_for_other_scores(saved, name, tmp_path):
+    RewardModel(RewardModelConfig("random:tiny", **saved)).save_model(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"holds a model with {name}"):
+        RewardModel(RewardModelConfig("random:tiny")).load_model(tmp_path / "model")

@@ -10,7 +10,7 @@ from datamodules.preferences.dataset import ExampleDataset
 from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples
 from datamodules.text.encoding import Limits
-from datamodules.text.tables import read_rows
+from datamodules.text.tables import read_rows, require_dataset
 from datamodules.types import as_preference_learner
 
 
@@ -25,7 +25,7 @@ class PreferenceDataModule(L.LightningDataModule):
         eval_size: held-out rows, at most; 0 evaluates nothing.
         train_dataset, eval_dataset: already tokenized, instead of a path.
         objectives: columns that hold scores; rows then have ``prompt`` and ``response``.
-        split, eval_split: of Hugging Face datasets.
+        split, eval_split: of Hugging Face datasets; default ``train`` and ``test``.
         on_error: ``raise``, or ``skip`` rows that cannot be learned from.
         max_length, max_prompt_length: see ``Limits``.
         batch_size: examples a backward pass, over all processes.
@@ -45,8 +45,8 @@ class PreferenceDataModule(L.LightningDataModule):
         train_dataset: ExampleDataset | None = None,
         eval_dataset: ExampleDataset | None = None,
         objectives: Sequence[str] | None = None,
-        split: str = "train",
-        eval_split: str = "test",
+        split: str | None = None,
+        eval_split: str | None = None,
         on_error: str = "raise",
         max_length: int = 512,
         max_prompt_length: int = 256,
@@ -59,7 +59,11 @@ class PreferenceDataModule(L.LightningDataModule):
         if (path is None) == (train_dataset is None):
             raise ValueError("give either data.path (a file) or a train_dataset, not both")
         self.path, self.eval_path, self.eval_size = path, eval_path, eval_size
-        self.splits = (split, eval_split)
+        if eval_size < 0:
+            raise ValueError(f"data.eval_size={eval_size} must be 0 (evaluates nothing) or more")
+        require_dataset("data.split", split, path)
+        require_dataset("data.eval_split", eval_split, eval_path)
+        self.splits = (split or "train", eval_split or "test")
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.objectives = list(objectives) if objectives else None
         self.on_error, self.limits = on_error, Limits(max_length, max_prompt_length)

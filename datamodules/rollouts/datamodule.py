@@ -4,6 +4,7 @@ It reads the prompts, makes the environment and holds out what is evaluated on; 
 ``streams.py``.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from datamodules.environments.base import Environment
 from datamodules.rewards.devices import set_own_device
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
 from datamodules.text.prompts import Prompt, gather_prompts
+from datamodules.text.tables import require_dataset, require_path
 from datamodules.types import as_policy
 
 
@@ -31,11 +33,11 @@ class RolloutDataModule(L.LightningDataModule):
         prompts, path: training prompts, or where they are read from (``load_prompts``); neither
             for an environment that has its own.
         eval_prompts, eval_path: held-out prompts; without them ``eval_size`` of the training ones
-            are held out.
+            are held out, but no more than half.
         eval_size: starting states to hold out for evaluation, or at most to evaluate on; 0
             evaluates nothing. An environment that is given as an object holds out its own alone.
         eval_generations: episodes of each held-out starting state; ``val/pass@k`` wants several.
-        prompt_column, split, chat: see ``load_prompts``.
+        prompt_column, split, chat: see ``load_prompts``; the first two are of a path.
         batch_size: episodes an iteration, over all processes.
         num_generations: episodes of each starting state (a group) in an iteration.
         max_resamples: how often an iteration's groups whose rewards are all equal are replaced by
@@ -64,7 +66,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_size: int = 64,
         eval_generations: int = 1,
         prompt_column: str | None = None,
-        split: str = "train",
+        split: str | None = None,
         chat: bool = False,
         batch_size: int = 16,
         num_generations: int = 1,
@@ -76,8 +78,11 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if prompts is not None and path is not None:
-            raise ValueError("give either data.prompts (a list) or data.path (a file), not both")
+        _refuse_unread(env, prompts, path, eval_prompts, eval_path)
+        if eval_size < 0:
+            raise ValueError(f"data.eval_size={eval_size} must be 0 (evaluates nothing) or more")
+        require_path("data.prompt_column", prompt_column, path, eval_path)
+        require_dataset("data.split", split, path, eval_path)
         self.env, self.prompts, self.path = env, prompts, path
         self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
         self._gather = partial(gather_prompts, column=prompt_column, split=split, chat=chat)
@@ -155,5 +160,32 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.eval_size={self.eval_size} would hold out all {count} prompts:"
                 " lower it, set it to 0, or give data.eval_path"
             )
+        size = min(self.eval_size, count // 2)
+        if size < self.eval_size:
+            warnings.warn(
+                f"data.eval_size={self.eval_size} of {count} prompts: half of them, {size}, are"
+                f" held out, and {count - size} trained on; set data.eval_size, or give"
+                " data.eval_path",
+                stacklevel=2,
+            )
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(count, generator=generator).tolist()[: self.eval_size]
+        return torch.randperm(count, generator=generator).tolist()[:size]
+
+
+def _refuse_unread(env: Any, prompts: Any, path: Any, eval_prompts: Any, eval_path: Any) -> None:
+    if prompts is not None and path is not None:
+        raise ValueError("give either data.prompts (a list) or data.path (a file), not both")
+    if eval_prompts is not None and eval_path is not None:
+        raise ValueError("give either data.eval_prompts (a list) or data.eval_path (a file)")
+    given = {"prompts": prompts, "path": path, "eval_prompts": eval_prompts, "eval_path": eval_path}
+    names = [name for name, value in given.items() if value is not None]
+    if isinstance(env, Environment) and names:
+        raise ValueError(
+            f"data.{names[0]} has no use: the environment is made already, and has starting states"
+            " of its own; leave it out, or give what makes an environment of prompts"
+        )
+    if names and prompts is None and path is None:
+        raise ValueError(
+            f"data.{names[0]} goes with data.path or data.prompts; an environment without prompts"
+            " holds out its own starting states"
+        )

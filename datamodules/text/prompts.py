@@ -84,7 +84,7 @@ def gather_prompts(
 
 
 def load_prompts(
-    path: str, *, column: str | None = None, split: str = "train", chat: bool = False
+    path: str, *, column: str | None = None, split: str | None = None, chat: bool = False
 ) -> list[Prompt]:
     """Read prompts from a file or a Hugging Face dataset.
 
@@ -92,7 +92,7 @@ def load_prompts(
         path: a .txt (one a line), .yaml (a list), .csv, .json, .jsonl or .parquet file, the id of a
             Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
         column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
-        split: of a Hugging Face dataset.
+        split: of a Hugging Face dataset; default ``train``.
         chat: make each plain text the user's message of a conversation.
 
     Raises:

@@ -14,15 +14,43 @@ PACKAGE = "package:"
 """Prefix of files that this project carries: ``package:openings_train.txt``."""
 
 
+def require_path(option: str, value: Any, *paths: str | None) -> None:
+    """
+    Raises:
+        ValueError: ``value`` is set, and nothing is read that it could be of.
+    """
+    if value is not None and not any(paths):
+        raise ValueError(f"{option}={value!r} has no use: no data.path is read")
+
+
+def require_dataset(option: str, value: str | None, *paths: str | None) -> None:
+    """
+    Raises:
+        ValueError: a split is named, and none of the paths is a Hugging Face dataset.
+    """
+    require_path(option, value, *paths)
+    files = [path for path in paths if path is not None and reader_of(path)]
+    if value is not None and len(files) == sum(path is not None for path in paths):
+        raise ValueError(
+            f"{option}={value!r} names a part of a Hugging Face dataset, and {files[0]!r} is a file"
+            " without parts: leave it out, or name the part's own file"
+        )
+
+
+def reader_of(path: str) -> Callable[..., Iterator[tuple[str, Any]]] | None:
+    """What reads a file of that suffix; None for the id of a dataset."""
+    return READERS.get(Path(path).suffix.lower())
+
+
 def read_rows(
-    path: str, split: str = "train", on_bad: Callable[[str], None] | None = None
+    path: str, split: str | None = None, on_bad: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Any]]:
     """``(where, row)`` for each row; ``where`` names file and line, or file and row.
 
     Args:
         path: a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .csv or .parquet file, the
             id of a Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
-        split: of a Hugging Face dataset.
+        split: of a Hugging Face dataset; default ``train``. A file has none.
         on_bad: told of a line that cannot be parsed, which is then left out; default: raise.
 
     Raises:
@@ -30,9 +58,9 @@ def read_rows(
         ValueError: it cannot be read.
     """
     file = ASSETS / path.removeprefix(PACKAGE) if path.startswith(PACKAGE) else Path(path)
-    read = READERS.get(file.suffix.lower())
+    read = reader_of(path)
     if read is None:
-        yield from _dataset(path, split)
+        yield from _dataset(path, split or "train")
         return
     if not file.is_file():
         raise FileNotFoundError(f"data.path={path!r}: there is no such file ({file.absolute()})")

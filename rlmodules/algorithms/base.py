@@ -3,8 +3,10 @@
 A base class, because Lightning's hooks are methods; it holds nothing that belongs to an algorithm.
 """
 
+import math
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -137,13 +139,28 @@ class AlgorithmModule(L.LightningModule):
             names |= {n: saved + n.removeprefix(here) for n in trained if n.startswith(here)}
         return names
 
-    def require_export(self, *, merge: bool) -> None:
+    def require_export(self, *, merge: bool | None) -> None:
         """
         Raises:
             ValueError: what is trained cannot be exported like that.
         """
+        if merge and not hasattr(self.base_model, "merge_and_unload"):
+            raise ValueError(
+                "export.merge=true: there are no adapters to merge; leave it out, or train some"
+                " (model.lora.r=16)"
+            )
 
-    # ---------------------------------------------------------------- helpers
+    # ---------------------------------------------------------------- metrics
+
+    def log_dict(  # type: ignore[override]
+        self, dictionary: Mapping[str, Any], *args: Any, **options: Any
+    ) -> None:
+        """Log numbers. NaN stands for a metric that does not exist (the mean of nothing, a share of
+        0); it is left out, as is its value of an earlier iteration, and infinity with it."""
+        there = {name: value for name, value in dictionary.items() if math.isfinite(value)}
+        for name in dictionary.keys() - there.keys():
+            self.trainer.callback_metrics.pop(name, None)
+        super().log_dict(there, *args, **options)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Sum over all processes, on the CPU; alone it stays there (MPS has no float64)."""

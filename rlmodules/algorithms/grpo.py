@@ -60,7 +60,8 @@ class GRPOConfig(OnlineConfig):
     loss_type: str = "dapo"
     """How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo."""
     importance_sampling_level: str = "token"
-    """Ratios of tokens, or of whole responses (``sequence``: GSPO)."""
+    """Ratios of tokens, or of whole responses (``sequence``). GSPO, ``algo=gspo``, averages by
+    response too: ``loss_type=grpo``."""
     scale_rewards: str = "group"
     """Divide advantages by the deviation of the rewards in the group, the batch, or not (none)."""
     baseline: str = "group"
@@ -193,7 +194,8 @@ class GRPO(OnlineModule):
             beta=c.beta,
         )
         metrics["loss"] = loss.detach()
-        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        if tokens.mask.any():  # of episodes that all failed there is nothing to say
+            self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
 
     def on_train_epoch_end(self) -> None:

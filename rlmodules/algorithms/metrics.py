@@ -21,7 +21,10 @@ class Means:
             self.counts[name] = self.counts.get(name, 0.0) + weight
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over all processes; ``reduce`` sums a tensor over them."""
+        """Means over all processes, NaN where nothing was observed.
+
+        ``reduce`` sums a tensor over processes.
+        """
         names = sorted(self.sums)
         if not names:
             return {}

@@ -264,7 +264,7 @@ class OnlineModule(AlgorithmModule):
 
     # ------------------------------------------------------------ checkpoints
 
-    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
 

@@ -82,7 +82,7 @@ class PairPolicy(OfflineModule):
         """The policy's causal language model, adapters included."""
         return self.policy.base_model
 
-    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
         assert self.tokenizer is not None  # load_policy has seen to it
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)

@@ -32,6 +32,7 @@ from rlmodules.functional import (
     ppo_loss,
     whiten,
 )
+from rlmodules.functional.kl import LARGEST_ERROR
 from rlmodules.functional.policy_losses import Loss
 from rlmodules.models import PPOModel
 
@@ -93,6 +94,9 @@ class PPOConfig(OnlineConfig):
         require(self, ("ppo_epochs",), lambda x: x >= 1, "at least 1")
         positive = ("clip_ratio", "value_clip", "kl_target", "kl_horizon")
         require(self, positive, lambda x: x > 0, "positive")
+        shortest = LARGEST_ERROR * self.batch_size
+        what = f"above {shortest:g}, a fifth of algo.batch_size, or a step of the KL controller"
+        require(self, ("kl_horizon",), lambda x: x > shortest, f"{what} could take all of it")
         not_negative = ("kl_penalty_coef", "entropy_coef", "value_coef", "value_warmup_iterations")
         require(self, not_negative, lambda x: x >= 0, "0 or more")
         require(self, ("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
@@ -188,7 +192,8 @@ class PPO(OnlineModule):
             loss, metrics = self._loss(batch)
             self._window_kl.add({"kl": metrics["approx_kl"]}, weight=int(batch.tokens.mask.sum()))
         metrics["loss"] = loss.detach()
-        self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        if batch.tokens.mask.any():  # of episodes that all failed there is nothing to say
+            self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
 
     def _loss(self, batch: Minibatch) -> Loss:
@@ -247,12 +252,12 @@ class PPO(OnlineModule):
     def on_train_epoch_end(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
         self.kl_controller.update(self.rollout_metrics["rollout/kl"], self.num_episodes)
-        self.log("train/stopped_early", float(self.skip_updates))
+        self.log_dict({"train/stopped_early": float(self.skip_updates)})
         self.log_iteration(self.config.ppo_epochs)
         self.skip_updates = False
         self._window_kl.clear()
 
-    def export(self, dirpath: Path, *, merge: bool = False) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
         """Policy, tokenizer and value head in ``dirpath``."""
         super().export(dirpath, merge=merge)
         head = {k: v.cpu().float() for k, v in self.policy.value_head.state_dict().items()}

@@ -11,10 +11,11 @@ class ExportModel(Callback):
 
     Args:
         dirpath: where to.
-        merge: under LoRA, write the merged model instead of the adapter.
+        merge: under LoRA, write the merged model instead of the adapter; None leaves it to what is
+            exported: a language model's adapter, a merged reward model.
     """
 
-    def __init__(self, dirpath: str, merge: bool = False) -> None:
+    def __init__(self, dirpath: str, merge: bool | None = False) -> None:
         self.dirpath, self.merge = Path(dirpath), merge
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

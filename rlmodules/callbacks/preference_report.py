@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from rlmodules.callbacks.plots import plot_steps
-from rlmodules.callbacks.report import Report, mean_of
+from rlmodules.callbacks.report import Report, existing, mean_of
 
 
 class PreferenceReport(Report):
@@ -52,7 +52,7 @@ class PreferenceReport(Report):
         batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.history.append(dict(pl_module.step_metrics))
+            self.history.append(existing(pl_module.step_metrics))
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
         console.print(

@@ -1,6 +1,7 @@
 """The end of a run: a summary, what changed, and where things are."""
 
 import json
+import math
 import time
 import unicodedata
 from pathlib import Path
@@ -80,9 +81,9 @@ class Report(Checkpoint):
         details = self.details(trainer, pl_module)
         seconds = time.perf_counter() - self._began
         report = {"before": self.before, "after": self.after, "seconds": seconds} | details
-        report["history"] = self.history
+        report = existing(report | {"history": self.history})
         with replacing(self.dirpath / "report.json") as partial:
-            partial.write_text(json.dumps(report, indent=1))
+            partial.write_text(json.dumps(report, indent=1, allow_nan=False))
         self.plot(self.dirpath / "curves.png")
         with (self.dirpath / "report.txt").open("w") as file:
             for console in (Console(), Console(file=file, width=110)):
@@ -223,6 +224,16 @@ def _plain(text: str) -> Text:
 
 def _sample(row: dict[str, Any]) -> Text:
     return _plain(row["response"]).append(f"\nreward {row['reward']:.2f}", style="dim")
+
+
+def existing(value: Any) -> Any:
+    """``value`` without the NaN and infinite numbers in its dicts, which JSON does not have."""
+    if isinstance(value, list):
+        return [existing(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    there = {k: v for k, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
+    return {name: existing(inner) for name, inner in there.items()}
 
 
 def plain_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:

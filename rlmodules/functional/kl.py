@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
+LARGEST_ERROR = 0.2
+"""The controller's proportional error is clipped to this (Ziegler et al. 2019)."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
@@ -50,6 +52,15 @@ def adapt_kl_coefficient(
         kl: measured KL, in the unit of ``target`` (here nats a token).
         horizon: sequences over which a constant full-scale error changes the coefficient by 20%.
         num_sequences: sequences that ``kl`` was measured on, over all ranks.
+
+    Raises:
+        ValueError: ``num_sequences`` is 5 horizons or more, so that the step would not be positive.
     """
-    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    if LARGEST_ERROR * num_sequences >= horizon:
+        raise ValueError(
+            f"{num_sequences} episodes at once are too many for kl_horizon={horizon}: a step of the"
+            f" KL coefficient could take all of it; raise kl_horizon above"
+            f" {LARGEST_ERROR * num_sequences:g}"
+        )
+    error = min(max(kl / target - 1.0, -LARGEST_ERROR), LARGEST_ERROR)
     return coefficient * (1.0 + error * num_sequences / horizon)

@@ -3,7 +3,8 @@
 Shapes: B episodes, A actions, left-aligned; ``mask_BA`` is True where an action exists. Each loss
 returns ``(loss, metrics)``. The loss is a sum over the actions divided by ``num_actions``: pass the
 action count of the *whole optimizer step* there (over accumulation and ranks), because a mean of
-minibatch means would weight short responses more. Metrics are means over this minibatch.
+minibatch means would weight short responses more; the loss of a step without actions, all of whose
+episodes failed, is 0. Metrics are means over this minibatch.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ def clipped_surrogate_loss(
     ratio = log_ratio.exp()
     unclipped = ratio * advantages_BA
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_BA
-    loss = -masked_sum(torch.minimum(unclipped, clipped), mask_BA) / num_actions
+    loss = -masked_sum(torch.minimum(unclipped, clipped), mask_BA) / (num_actions or 1.0)
     with torch.no_grad():
         metrics = {
             "clip_fraction": masked_mean((clipped < unclipped).float(), mask_BA),
@@ -68,7 +69,7 @@ def importance_sampling_loss(
     """
     log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, torch.zeros_like(logprobs_BA))
     ratio = log_ratio.exp()
-    loss = -masked_sum(ratio * advantages_BA, mask_BA) / num_actions
+    loss = -masked_sum(ratio * advantages_BA, mask_BA) / (num_actions or 1.0)
     with torch.no_grad():
         metrics = {
             "ratio": masked_mean(ratio, mask_BA),
@@ -97,7 +98,7 @@ def clipped_value_loss(
     values_BA = torch.where(mask_BA, values_BA, torch.zeros_like(values_BA))
     clipped = old_values_BA + (values_BA - old_values_BA).clamp(-value_clip, value_clip)
     error, clipped_error = (values_BA - returns_BA) ** 2, (clipped - returns_BA) ** 2
-    loss = 0.5 * masked_sum(torch.maximum(error, clipped_error), mask_BA) / num_actions
+    loss = 0.5 * masked_sum(torch.maximum(error, clipped_error), mask_BA) / (num_actions or 1.0)
     with torch.no_grad():
         fraction = masked_mean((clipped_error > error).float(), mask_BA)
     return loss, {"value_clip_fraction": fraction}
@@ -159,6 +160,6 @@ def entropy_bonus(*, entropy_BA: Tensor, mask_BA: Tensor, num_actions: float) ->
 
     Metrics: ``entropy``, the mean in nats a token.
     """
-    loss = -masked_sum(entropy_BA, mask_BA) / num_actions
+    loss = -masked_sum(entropy_BA, mask_BA) / (num_actions or 1.0)
     with torch.no_grad():
         return loss, {"entropy": masked_mean(entropy_BA, mask_BA)}

@@ -11,14 +11,14 @@ from rlmodules.models.vocabulary import generation_settings
 
 
 def save_language_model(
-    model: Any, tokenizer: PreTrainedTokenizerBase, dirpath: Path, *, merge: bool
+    model: Any, tokenizer: PreTrainedTokenizerBase, dirpath: Path, *, merge: bool | None
 ) -> None:
     """Write ``AutoModelForCausalLM.from_pretrained(dirpath)`` and its tokenizer.
 
     Args:
         merge: under LoRA, write the merged model instead of the adapter.
     """
-    written = merged(model, merge)
+    written = merged(model, bool(merge))
     settings = generation_settings(written, tokenizer)
     if settings is not None:
         unwrapped(written).generation_config = settings

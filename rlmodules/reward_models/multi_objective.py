@@ -1,5 +1,6 @@
 """A reward model with a score for each of several objectives, combined by weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +22,8 @@ class MultiObjectiveConfig(RewardModelConfig):
     objectives: list[str] = field(default_factory=lambda: ["helpfulness", "safety", "honesty"])
     """Names of the objectives: columns of the data that hold their scores."""
     objective_weights: list[float] | None = None
-    """How much each counts in loss and combined reward; None: alike, adding up to 1."""
+    """How much each counts in loss and combined reward; None: alike, adding up to 1. What counts
+    against the reward has a negative one, and is learned by its size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,6 +36,11 @@ class MultiObjectiveConfig(RewardModelConfig):
             raise ValueError(
                 f"algo.objective_weights has {len(self.objective_weights)} numbers for"
                 f" {self.num_labels} objectives"
+            )
+        sizes = [abs(weight) for weight in self.objective_weights]
+        if not all(map(math.isfinite, sizes)) or not any(sizes):
+            raise ValueError(
+                f"algo.objective_weights={self.objective_weights} must be finite, and not all 0"
             )
 
 
@@ -157,6 +164,6 @@ class MultiObjectiveRewardModel(RewardModel):
             rewards_BK=rewards,
             targets_BK=targets.to(rewards.dtype),
             mask_BK=mask,
-            weights_K=self.weights,
+            weights_K=self.weights.abs(),
             counts_K=counts.to(rewards),
         )

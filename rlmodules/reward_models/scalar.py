@@ -241,14 +241,15 @@ class RewardModel(OfflineModule):
         """
         files.load(self, Path(path))
 
-    def export(self, dirpath: Path, *, merge: bool = True) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
         """A folder that ``reward=model``, ``RewardModel.from_pretrained`` and, where it has such a
         head, ``AutoModelForSequenceClassification`` load."""
         self.require_export(merge=merge)
         files.export(self, dirpath)
 
-    def require_export(self, *, merge: bool) -> None:
-        if not merge and hasattr(self.base_model, "merge_and_unload"):
+    def require_export(self, *, merge: bool | None) -> None:
+        super().require_export(merge=merge)
+        if merge is False and hasattr(self.base_model, "merge_and_unload"):
             raise ValueError(
                 "export.merge=false: a reward model is exported with its adapters merged, so that"
                 " any library loads it; for the adapters alone, use save_model"

@@ -82,7 +82,7 @@ class GRPOConfig(OnlineConfig):
     epsilon: float = option(0.2, 'The surrogate ignores gains from ratios below 1 - this.')
     epsilon_high: float | None = option(None, 'And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself.')
     loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo.')
-    importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``: GSPO).')
+    importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``). GSPO, ``algo=gspo``, averages by response too: ``loss_type=grpo``.')
     scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
     baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")
     mask_truncated_completions: bool = option(False, 'Learn nothing from episodes whose last response ``max_new_tokens`` cut off.')
@@ -109,7 +109,7 @@ class RewardModelConfig(OfflineConfig):
 @dataclass
 class MultiObjectiveConfig(RewardModelConfig):
     objectives: list[str] = option(['helpfulness', 'safety', 'honesty'], 'Names of the objectives: columns of the data that hold their scores.')
-    objective_weights: list[float] | None = option(None, 'How much each counts in loss and combined reward; None: alike, adding up to 1.')
+    objective_weights: list[float] | None = option(None, 'How much each counts in loss and combined reward; None: alike, adding up to 1. What counts against the reward has a negative one, and is learned by its size.')
 
 
 @dataclass
@@ -166,13 +166,13 @@ class DataRollouts:
     env: Any = option(MISSING, 'an environment; or what makes one, called as ``env(tokenizer=..., prompts=[...])`` if there are prompts, else as ``env(tokenizer=...)`` (see ``make_environment``).')
     prompts: list[Any] | None = option(None, 'training prompts, or where they are read from (``load_prompts``); neither for an environment that has its own.')
     path: str | None = option(None, 'training prompts, or where they are read from (``load_prompts``); neither for an environment that has its own.')
-    eval_prompts: list[Any] | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out.')
-    eval_path: str | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out.')
+    eval_prompts: list[Any] | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out, but no more than half.')
+    eval_path: str | None = option(None, 'held-out prompts; without them ``eval_size`` of the training ones are held out, but no more than half.')
     eval_size: int = option(64, 'starting states to hold out for evaluation, or at most to evaluate on; 0 evaluates nothing. An environment that is given as an object holds out its own alone.')
     eval_generations: int = option(1, 'episodes of each held-out starting state; ``val/pass@k`` wants several.')
-    prompt_column: str | None = option(None, 'see ``load_prompts``.')
-    split: str = option('train', 'see ``load_prompts``.')
-    chat: bool = option(False, 'see ``load_prompts``.')
+    prompt_column: str | None = option(None, 'see ``load_prompts``; the first two are of a path.')
+    split: str | None = option(None, 'see ``load_prompts``; the first two are of a path.')
+    chat: bool = option(False, 'see ``load_prompts``; the first two are of a path.')
     batch_size: int = option(MISSING, 'episodes an iteration, over all processes.')
     num_generations: int = option(1, 'episodes of each starting state (a group) in an iteration.')
     max_resamples: int = option(0, "how often an iteration's groups whose rewards are all equal are replaced by groups of other starting states.")
@@ -191,8 +191,8 @@ class DataPreferences:
     eval_path: str | None = option(None, 'held-out rows; without it a tenth of the training prompts is held out.')
     eval_size: int = option(256, 'held-out rows, at most; 0 evaluates nothing.')
     objectives: Any = option(None, 'columns that hold scores; rows then have ``prompt`` and ``response``.')
-    split: str = option('train', 'of Hugging Face datasets.')
-    eval_split: str = option('test', 'of Hugging Face datasets.')
+    split: str | None = option(None, 'of Hugging Face datasets; default ``train`` and ``test``.')
+    eval_split: str | None = option(None, 'of Hugging Face datasets; default ``train`` and ``test``.')
     on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
     max_length: int = option(MISSING, 'see ``Limits``.')
     max_prompt_length: int = option(MISSING, 'see ``Limits``.')

@@ -102,7 +102,8 @@ def test_before_any_update_policy_and_reference_agree_and_ratios_are_one():
 
 def test_every_metric_a_ppo_user_watches_is_logged():
     c = config(num_iterations=1)
-    _, history = run(c)
+    varied = lambda prompts, responses, metadata=None: [*range(len(prompts))]  # noqa: E731
+    _, history = run(c, data=data(c, varied))  # there is a variance to explain
     names = """
         rollout/reward rollout/reward_std rollout/kl rollout/kl_penalty rollout/kl_coef
         rollout/value rollout/return rollout/response_length rollout/eos_fraction rollout/cut_mass
