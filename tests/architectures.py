@@ -19,6 +19,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -139,6 +140,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 4},
     "mamba2": {"head_dim": 16},
+    "qwen2_vl_text": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
+    "qwen2_vl_vision": {"depth": 2, "embed_dim": HIDDEN},
+    "qwen2_5_vl_text": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
+    "qwen2_5_vl_vision": {"depth": 2, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
+    "qwen3_vl_vision": {"depth": 2, "out_hidden_size": HIDDEN, "deepstack_visual_indexes": [1]},
     "qwen4_exp_text": INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
@@ -225,6 +231,11 @@ CAUSAL = tuple(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in
 def build(name: str, seed: int = 0, attention: str = "eager") -> PreTrainedModel:
     """A tiny causal language model by its type or variant, in evaluation mode, in float32."""
     return _seeded(AutoModelForCausalLM, config_of(name), seed, attention)
+
+
+def build_seeing(name: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model of images and text, whole."""
+    return _seeded(AutoModelForImageTextToText, config_of(name), seed, "eager")
 
 
 def build_encoder(name: str, seed: int = 0) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from rlmodules.algorithms.metrics import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
 from rlmodules.models.checkpoint import check_finite
+from rlmodules.models.media import freeze_unreached
 from rlmodules.models.vocabulary import match_tokenizer
 
 # Lightning's warning of what is so on purpose: see PolicyModel.train.
@@ -207,6 +208,7 @@ def load_policy(
         else:
             check_finite(model)
         policy = kind(model)
+    freeze_unreached(policy.base_model)
     tokenizer = tokenizer or load_tokenizer(model_config)
     match_tokenizer(policy.base_model, tokenizer)
     return policy, tokenizer, model_config

@@ -9,6 +9,8 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from torch import nn
 
+from rlmodules.models.media import unreached_pattern
+
 
 @dataclass
 class LoraConfig:
@@ -46,6 +48,7 @@ def add_lora(model: nn.Module, config: LoraConfig, task: str) -> nn.Module:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=unreached_pattern(model),
     )
     try:
         return get_peft_model(model, adapters)  # adapters in float32, whatever the base's type

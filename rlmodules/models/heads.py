@@ -80,11 +80,16 @@ def check_projection(model: nn.Module) -> None:
     ids = torch.tensor([[3, 5, 7, 4, 8], [4, 3, 6, 5, 9]], device=device)
     name = type(model).__name__
     with evaluating(model):
-        theirs = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
+        try:
+            theirs = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} does not continue text by itself ({error}): give a causal language model"
+            ) from error
         try:
             hidden = backbone(model)(input_ids=ids, use_cache=False)[0][:1, :3]
             ours = projection(model).logits(hidden)
-        except (AttributeError, RuntimeError) as error:
+        except (AttributeError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{name}: its logits cannot be computed from its hidden states ({error}); this"
                 " architecture is not supported yet"

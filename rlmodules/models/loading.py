@@ -19,6 +19,7 @@ from rlmodules.checks import require_known
 from rlmodules.models.adapters import LoraConfig, add_lora
 from rlmodules.models.checkpoint import CheckpointError, load_whole
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
+from rlmodules.models.media import language_model, language_model_class
 
 DTYPES = {
     "float32": torch.float32,
@@ -123,8 +124,9 @@ def load_model(config: ModelConfig) -> nn.Module:
 
 
 def load_backbone(config: ModelConfig) -> nn.Module:
-    """The transformer alone, decoder or encoder, without a head; else as ``load_model``."""
+    """The transformer that reads text, decoder or encoder, headless; else as ``load_model``."""
     model: Any = _load(config, AutoModel, "transformer")
+    model = language_model(model)
     if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
         model = model.base_model  # the embedded models come with a head
     if getattr(model, "pooler", None) is not None:
@@ -147,6 +149,8 @@ def _load(config: ModelConfig, auto: Any, what: str) -> nn.Module:
             model = loaded[0].to(dtype)
             model.set_attn_implementation("sdpa" if attention == "auto" else attention)
             return model
+        if auto is AutoModelForCausalLM:
+            auto = language_model_class(_location(config), **_hub_options(config))
         return load_whole(auto, _location(config), dtype=dtype, **options)
     except ImportError as error:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlmodules.models.heads import unwrapped
+from rlmodules.models.media import copy_processors
 from rlmodules.models.vocabulary import generation_settings
 
 
@@ -25,6 +26,7 @@ def save_language_model(
         settings.save_pretrained(dirpath)  # which an adapter's folder would lack
     written.save_pretrained(dirpath)
     tokenizer.save_pretrained(dirpath)
+    copy_processors(model, dirpath)
 
 
 def merged(model: Any, merge: bool = True) -> Any:

@@ -11,24 +11,26 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from datamodules.ends import end_ids, note_model_ends
 from rlmodules.models.heads import unwrapped
 
-OTHER_MEDIA = ("image", "video", "vision", "audio", "boi", "eoi", "boa", "eoa")
-"""In the names of tokens that stand for something else than text, ``image_token`` for example."""
+UNUSED = ("unk", "image", "video", "vision", "audio", "boi", "eoi", "boa", "eoa")
+"""In the names of special tokens that ordinary text does without, ``image_token`` for example."""
 
 
 def match_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with tokens that ``model`` lacks; have it know the model's end tokens.
 
     A model may know more ids than the tokenizer (many vocabularies are padded). The tokenizer may
-    know more in one case: placeholders of images and sounds, which text-only models of a family
-    leave out (Gemma 3 1B); a text that holds one is refused when it comes (``check_ids``).
+    know more where text does not use them: placeholders of images and sounds, which text-only
+    models of a family leave out (Gemma 3 1B), and a token for unknown characters, which tokenizers
+    of bytes never need. A text that holds one is refused when it comes (``check_ids``).
 
     Raises:
         ValueError: says how many tokens and embeddings there are.
     """
     known, vocabulary = vocabulary_size(model), tokenizer.get_vocab()
-    names = tokenizer.SPECIAL_TOKENS_ATTRIBUTES
-    media = {getattr(tokenizer, n) for n in names if any(medium in n for medium in OTHER_MEDIA)}
-    beyond = {i: t for t, i in vocabulary.items() if i >= known and t not in media}
+    roles = {name: getattr(tokenizer, name) for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    unused = {t for n, t in roles.items() if any(part in n for part in UNUSED)}
+    unused -= {t for n, t in roles.items() if n in ("bos_token", "eos_token", "pad_token")}
+    beyond = {i: t for t, i in vocabulary.items() if i >= known and t not in unused}
     if beyond:
         some = ", ".join(f"{token!r} ({i})" for i, token in sorted(beyond.items())[:3])
         raise ValueError(

@@ -26,6 +26,7 @@ from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
 from rlmodules.models.checkpoint import check_finite
 from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
@@ -71,6 +72,7 @@ class RewardModel(OfflineModule):
                 base_model = load_backbone(wanted)
             else:
                 check_finite(base_model)
+                base_model = language_model(base_model)
                 if wanted.lora.r:
                     base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
             self.base_model = base_model

@@ -86,9 +86,24 @@ def test_the_smaller_of_embeddings_and_head_counts_with_adapters_too():
     assert vocabulary_size(tiny_model()[0].model) == 259
 
 
+def knowing_the_unknown():
+    """As Qwen's classes add a token for unknown characters to whatever vocabulary they load."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [seeing, knowing_the_unknown])
 @pytest.mark.parametrize("make", MAKERS)
-def test_placeholders_of_other_media_may_be_beyond_and_are_refused_in_a_text(make):
-    MAKERS[make](tiny_model()[0], seeing())
+def test_tokens_that_text_does_without_may_be_beyond(make, tokenizer):
+    MAKERS[make](tiny_model()[0], tokenizer())
+
+
+def test_a_token_that_text_does_without_may_not_be_beyond_if_it_pads_too():
+    tokenizer = knowing_the_unknown()
+    tokenizer.pad_token = tokenizer.unk_token
+    with pytest.raises(ValueError, match=r"260 tokens.*'<\|endoftext\|>' \(259\)"):
+        match_tokenizer(tiny_model()[0], tokenizer)
 
 
 def test_a_text_with_a_placeholder_is_refused_by_its_id():
