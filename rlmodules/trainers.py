@@ -148,8 +148,7 @@ class OnlineTrainer(Facade):
         if (prompts is None) == (self.env is None):
             raise ValueError("give prompts to train(), or env to the trainer, not both")
         c, env = self.config, self.env
-        positions = self.module.base_model.config.get_text_config()
-        room = getattr(positions, "max_position_embeddings", None) or 2**31
+        room = self.module.policy.positions.count or 2**31
         return self.fit(
             RolloutDataModule,
             num_iterations or c.num_iterations,

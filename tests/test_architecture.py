@@ -16,7 +16,7 @@ from reading_helpers import (
 )
 
 D, R = "datamodules", "rlmodules"
-TYPES = f"{D}.types {D}.experience {D}.ends"
+TYPES = f"{D}.types {D}.experience {D}.ends {D}.positions"
 BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     f"{D}.__init__": "",
     f"{D}.experience": "",
     f"{D}.ends": "",
+    f"{D}.positions": "",
     f"{D}.types": f"{D}.experience",
     f"{D}.atomic": "",
     f"{D}.guard": "",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.positions import positions_of
 from datamodules.rewards.devices import follow, place
 from datamodules.rewards.functions import Metadata, RewardFunction
 from datamodules.text.encoding import Limits, Window, encode_responses
@@ -132,8 +133,7 @@ class Classifier:
             )
         if self.labels == 1 and label is not None:
             raise ValueError(f"reward.label={label}: {name} has one output; leave it at null")
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
-        positions = positions if positions > 0 else UNLIMITED  # -1 of relative ones
+        positions = positions_of(model).count or UNLIMITED
         longest = UNLIMITED if max_length is None else max_length
         self.limits = Window.of(min(longest, tokenizer.model_max_length, positions))
 

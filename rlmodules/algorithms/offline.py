@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.positions import Positions
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
 from rlmodules.algorithms.config import OfflineConfig
@@ -33,14 +34,14 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> f
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) if schedule == "cosine" else 1.0
 
 
-def require_room(positions: int | None, max_length: int, option: str = "algo.max_length") -> None:
+def require_room(positions: Positions, max_length: int, option: str = "algo.max_length") -> None:
     """
     Raises:
         ValueError: texts of ``max_length`` tokens have more positions than the model.
     """
-    if positions is not None and max_length > positions:
+    if not positions.hold(max_length):
         raise ValueError(
-            f"{option}={max_length} exceeds the {positions} positions of the model: lower it, and"
+            f"{option}={max_length} exceeds {positions}: lower it, and"
             " algo.max_prompt_length with it where that is as long"
         )
 

@@ -180,8 +180,8 @@ class OnlineModule(AlgorithmModule):
     def fits(self, observation: Observation, env: ActionSpec) -> bool:
         """Whether there is room for a whole response to ``observation``."""
         needed = len(observation.input_ids) + self.sampling.max_new_tokens
-        limits = (env.max_length, self.policy.max_positions)
-        return all(limit is None or needed <= limit for limit in limits)
+        fits_env = env.max_length is None or needed <= env.max_length
+        return fits_env and self.policy.positions.hold(needed)
 
     def evaluate(self, trajectories: Sequence[Trajectory]) -> Evaluation:
         """Log-probabilities under policy and reference, and values, of all sampled tokens."""

@@ -70,7 +70,7 @@ class PairPolicy(OfflineModule):
                 " generation_config's): the policy is not taught where a response ends",
                 stacklevel=2,
             )
-        require_room(policy.max_positions, c.max_length)
+        require_room(policy.positions, c.max_length)
         if model_config.attn_implementation == "auto":
             policy.enable_packing()
         self.policy, self.config = policy, c

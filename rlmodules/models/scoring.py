@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.experience import TokenBatch
+from datamodules.positions import Positions, positions_of
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
@@ -85,10 +86,10 @@ class PolicyModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.base_model.parameters()).device
 
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens that a text may have; None where the model has no limit."""
-        return getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
+    @cached_property
+    def positions(self) -> Positions:
+        """How many tokens a text may have."""
+        return positions_of(self.base_model)
 
     def enable_packing(self) -> None:
         """Pack rows from now on, if the model computes packed rows rightly; else a warning."""
@@ -201,6 +202,7 @@ class PolicyModel(nn.Module):
         groups = [[row for row in group if ends[row]] for group in tokens.groups()]
         groups = [group for group in groups if group] or [[0]]  # DDP wants a graph
         texts = [[tokens.sequences[row][: max(ends[row], 1)] for row in group] for group in groups]
+        self.positions.require(text for group in texts for text in group)
         layout = pack(texts) if self.packs else pad(texts)
         rows = [row for group in groups for row in group]
         where = [at[tokens.positions[r] - 1] for r, at in zip(rows, layout.index, strict=True)]

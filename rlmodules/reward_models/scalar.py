@@ -11,6 +11,7 @@ Shapes: B texts (2B for B pairs), T tokens, H hidden size, L labels.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.positions import Positions, positions_of
 from datamodules.preferences.dataset import Example, PreferenceBatch
 from datamodules.preferences.rows import Content
 from datamodules.text.encoding import Limits, encode_texts
@@ -78,7 +80,7 @@ class RewardModel(OfflineModule):
             self.base_model = base_model
             hidden_size = self.base_model.config.get_text_config().hidden_size
             self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
-        require_room(self.max_positions, c.max_length)
+        require_room(self.positions, c.max_length)
         if tokenizer is not None:
             match_tokenizer(self.base_model, tokenizer)
         self.config, self.hidden_size = c, hidden_size
@@ -130,20 +132,21 @@ class RewardModel(OfflineModule):
         """Groups of texts as the model takes them.
 
         Raises:
-            ValueError: a text holds a token that the model does not know.
+            ValueError: a text holds a token that the model does not know, or is too long for it.
         """
-        check_ids([text for group in groups for text in group], vocabulary_size(self.base_model))
+        texts = [text for group in groups for text in group]
+        check_ids(texts, vocabulary_size(self.base_model))
+        self.positions.require(texts)
         layout = pack(groups) if self.packs else pad(groups, with_mask=not self.is_causal)
         return layout.to(self.device)
 
     def lay_out(self, batch: PreferenceBatch) -> Layout:
         return self.lay_out_texts(batch.sequences)
 
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens of the longest text that the backbone has positions for; None: no limit."""
-        config = self.base_model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+    @cached_property
+    def positions(self) -> Positions:
+        """How many tokens a text may have."""
+        return positions_of(self.base_model)
 
     @property
     def limits(self) -> Limits:

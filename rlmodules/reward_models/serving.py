@@ -62,7 +62,7 @@ def model(
     if label is not None:
         kind = type(scorer).__name__
         raise ValueError(f"reward.label={label}: a {kind} has one reward; leave it at null")
-    require_room(scorer.max_positions, max_length or 0, "reward.max_length")
+    require_room(scorer.positions, max_length or 0, "reward.max_length")
     return reward_of(scorer, name=f"model {path}", **options)
 
 

@@ -190,14 +190,13 @@ def _distinct(prompts: Sequence[Tensor]) -> tuple[list[Tensor], list[list[int]]]
 def _check_lengths(
     model: PolicyModel, prompts: Sequence[Tensor], params: Sequence[SamplingParams]
 ) -> None:
-    limit = model.max_positions
     for prompt, wanted in zip(prompts, params, strict=True):
         if len(prompt) == 0:
             raise ValueError(
                 "a prompt has no tokens: give it text, or a tokenizer with a BOS token"
             )
-        if limit is not None and len(prompt) + wanted.max_new_tokens > limit:
+        if not model.positions.hold(len(prompt) + wanted.max_new_tokens):
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens={wanted.max_new_tokens}"
-                f" exceed the {limit} positions of the model: shorten one of them"
+                f" exceed {model.positions}: shorten one of them"
             )
