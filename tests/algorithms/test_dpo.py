@@ -238,7 +238,8 @@ def test_falling_chosen_log_probabilities_are_warned_of():
         fit(DPO(c), data(c, held_out=dataset()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|checkpoint|in eval mode).*")
+        passed = ".*(does not have many workers|checkpoint|in eval mode).*"
+        warnings.filterwarnings("ignore", message=passed)
         c = config(loss_type="sft", num_epochs=1)
         fit(DPO(c), data(c, held_out=dataset()))
 
