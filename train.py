@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from rlmodules import schemas
-from rlmodules.callbacks import AtomicCheckpointIO, newest_checkpoint
+from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
 from rlmodules.checks import warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
+from rlmodules.resuming.changes import flatten, references
 
 schemas.register()
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
@@ -42,23 +43,25 @@ for message in (  # Lightning on torch, PEFT, Lightning where nothing is held ou
 def train(cfg: DictConfig) -> float | None:
     """One run; returns ``optimized_metric``, or None where there is no such metric."""
     L.seed_everything(cfg.seed, verbose=False)
-    ckpt_path = cfg.ckpt_path
-    if ckpt_path == "last":
-        ckpt_path = newest_checkpoint(cfg.paths.output_root)
-        print(f"Resuming from {ckpt_path}")
-    elif ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: there is no such file")
-
     settings = OmegaConf.to_container(cfg, resolve=True)
-    module = get_class(cfg.module)(settings["algo"], settings["model"])
-    datamodule = instantiate(cfg.data)
+    record = RunRecord(
+        dict(flatten(settings | {"started_by": "train.py"})),
+        references(OmegaConf.to_container(cfg)),
+        cfg.resume.allow,
+    )
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     trainer = instantiate(
         cfg.trainer,
         precision=resolve_precision(cfg.trainer.precision),
-        callbacks=[instantiate(callback) for callback in cfg.callbacks.values() if callback],
+        callbacks=[record, *callbacks],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
+    algorithm = get_class(cfg.module)
+    roots = (cfg.paths.output_root, "multirun")
+    ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    module = algorithm(settings["algo"], settings["model"])
+    datamodule = instantiate(cfg.data)
     if trainer.is_global_zero:
         OmegaConf.save(settings, Path(cfg.paths.output_dir) / "config.yaml")
         for logger in trainer.loggers:

@@ -1,88 +1,26 @@
 """Façades for scripts and notebooks: module, data module and ``L.Trainer`` in one object."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import Environment, PreferenceDataModule, PreferenceDataset, RolloutDataModule
 from datamodules.environments.text import TextGenerationEnv
-from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.dpo import DPO, DPOConfig
 from rlmodules.algorithms.grpo import GRPO
 from rlmodules.algorithms.offline import OfflineModule
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.algorithms.orpo import ORPO, ORPOConfig
 from rlmodules.algorithms.ppo import PPO
-from rlmodules.callbacks.preference_report import PreferenceReport
-from rlmodules.callbacks.progress import IterationBar, StepBar
-from rlmodules.callbacks.report import RunReport
-from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
 from rlmodules.checks import device_options
-from rlmodules.models import ModelConfig, resolve_precision
+from rlmodules.facade import Facade, Metrics
+from rlmodules.models import ModelConfig
 from rlmodules.reward_models.config import RewardModelConfig
 from rlmodules.reward_models.scalar import RewardModel
-
-Metrics = dict[str, list[float]]
-"""Every metric -> its values by iteration or optimizer step; held-out ones by evaluation."""
-
-
-class Facade:
-    """A module, the folder of its run, and options of ``lightning.Trainer``."""
-
-    def __init__(
-        self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
-    ) -> None:
-        self.module, self.config, self.trainer_options = module, module.config, options
-        self.output_dir = Path(output_dir or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
-
-    def fit(
-        self, data_class: type, num_epochs: int, ckpt_path: str | Path | None, **data_options: Any
-    ) -> Metrics:
-        """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
-        c, extra = self.config, self.trainer_options
-        accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
-        data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
-        if isinstance(self.module, OnlineModule):
-            report, bar = RunReport(self.output_dir), IterationBar
-            save = {"every_n_epochs": c.save_every, "save_on_train_epoch_end": True}
-            evaluate = {"check_val_every_n_epoch": c.eval_every}
-        else:
-            report, bar = PreferenceReport(self.output_dir), StepBar
-            save = {"every_n_train_steps": c.save_every}
-            interval = c.eval_every * accumulate  # Lightning counts batches
-            evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
-        last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, **save)
-        callbacks = [report, last, SaveOnStop(checkpoints)]
-        if extra.get("enable_progress_bar", True):
-            callbacks.append(bar())
-        options = {  # those of conf/trainer
-            "max_epochs": num_epochs,
-            "gradient_clip_val": c.max_grad_norm,
-            "accumulate_grad_batches": accumulate,
-            **evaluate,
-            "limit_val_batches": 1.0 if data.eval_size else 0,  # 0 spares Lightning's warning
-            "precision": resolve_precision("auto"),
-            "logger": CSVLogger(self.output_dir, name="", version=""),
-            "plugins": [AtomicCheckpointIO()],
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "use_distributed_sampler": False,
-            "inference_mode": False,
-            "enable_model_summary": False,
-            **device_options(c.device),
-            **extra,
-            "callbacks": [*callbacks, *extra.get("callbacks", [])],
-        }
-        L.Trainer(**options).fit(self.module, data, ckpt_path=ckpt_path, weights_only=True)
-        return report.metrics()
 
 
 class OnlineTrainer(Facade):
@@ -132,6 +70,7 @@ class OnlineTrainer(Facade):
         num_iterations: int | None = None,
         eval_prompts: Sequence[Any] | None = None,
         ckpt_path: str | Path | None = None,
+        resume_allow: Sequence[str] = (),
     ) -> Metrics:
         """Train, and return every metric as the list of its values by iteration.
 
@@ -141,6 +80,7 @@ class OnlineTrainer(Facade):
             num_iterations: default: ``config.num_iterations``.
             eval_prompts: held-out prompts for ``val/...``; none by default.
             ckpt_path: continue from this checkpoint.
+            resume_allow: options that may change there although the result is then of neither run.
 
         Raises:
             ValueError: neither or both of ``prompts`` and an environment are given.
@@ -153,6 +93,7 @@ class OnlineTrainer(Facade):
             RolloutDataModule,
             num_iterations or c.num_iterations,
             ckpt_path,
+            resume_allow,
             env=env or partial(TextGenerationEnv, reward_fn=self.reward_fn, max_length=room),
             prompts=prompts,
             eval_prompts=eval_prompts,
@@ -208,16 +149,18 @@ class DPOTrainer(Facade):
         dataset: PreferenceDataset,
         eval_dataset: PreferenceDataset | None = None,
         ckpt_path: str | Path | None = None,
+        resume_allow: Sequence[str] = (),
     ) -> Metrics:
         """Train, and return every metric as the list of its values by optimizer step.
 
         Args:
             eval_dataset: held-out pairs for ``val/...``; none by default.
             ckpt_path: continue from this checkpoint.
+            resume_allow: options that may change there although the result is then of neither run.
         """
         c = self.config
         data = _pairs(dataset, eval_dataset, c.batch_size)
-        return self.fit(PreferenceDataModule, c.num_epochs, ckpt_path, **data)
+        return self.fit(PreferenceDataModule, c.num_epochs, ckpt_path, resume_allow, **data)
 
     def save_model(self, path: str | Path, merge: bool = False) -> None:
         """Write the trained model and its tokenizer in Hugging Face format."""
@@ -269,6 +212,7 @@ class RewardModelTrainer(Facade):
         eval_rejected_texts: Sequence[str] | None = None,
         margins: Sequence[float | None] | None = None,
         ckpt_path: str | Path | None = None,
+        resume_allow: Sequence[str] = (),
     ) -> Metrics:
         """Train on whole texts, prompt included; returns every metric by optimizer step.
 
@@ -276,6 +220,7 @@ class RewardModelTrainer(Facade):
             eval_chosen_texts, eval_rejected_texts: held-out texts for ``val/...``.
             margins: by how much the chosen text is better; default 0.
             ckpt_path: continue from this checkpoint.
+            resume_allow: options that may change there although the result is then of neither run.
         """
         c, model, held_out = self.config, self.model, None
         limits = {"max_length": c.max_length, "max_prompt_length": c.max_prompt_length}
@@ -287,7 +232,7 @@ class RewardModelTrainer(Facade):
             prompts = [""] * len(eval_chosen_texts)
             held_out = pairs(prompts, eval_chosen_texts, eval_rejected_texts)
         data = _pairs(train, held_out, batch_size)
-        return self.fit(PreferenceDataModule, num_epochs, ckpt_path, **data)
+        return self.fit(PreferenceDataModule, num_epochs, ckpt_path, resume_allow, **data)
 
     def save_model(self, path: str | Path) -> None:
         """All that was trained in one safetensors file; see ``RewardModel.save_model``."""

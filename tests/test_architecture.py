@@ -20,7 +20,7 @@ TYPES = f"{D}.types {D}.experience {D}.ends {D}.positions"
 BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
-PARTS = f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {DATA}"
+PARTS = f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {DATA}"
 MAY_IMPORT = {
     # room: the rooms below it (a room is a folder or a file of a package)
     f"{D}.__init__": "",
@@ -42,12 +42,14 @@ MAY_IMPORT = {
     f"{R}.functional": "",
     f"{R}.models": BASE,
     f"{R}.sampling": f"{BASE} {R}.models",
-    f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {D}.text {D}.preferences",
+    f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {D}.text {D}.preferences",
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
-    f"{R}.callbacks": f"{R}.functional {R}.checks {D}.atomic",
+    f"{R}.resuming": f"{R}.checks {D}.atomic",
+    f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {D}.atomic",
     f"{R}.schemas": f"{R}.checks {D}.environments",
-    f"{R}.trainers": PARTS,
+    f"{R}.facade": PARTS,
+    f"{R}.trainers": f"{PARTS} {R}.facade",
     f"{R}.tasks": PARTS,
     f"{R}.sweeping": "",
 }

@@ -1,10 +1,12 @@
 """Every configuration composes; mistakes are refused with the field's name."""
 
 import ast
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,7 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from rlmodules import GRPOConfig, ModelConfig, PPOConfig, schemas
+from rlmodules.resuming.table import KNOWN, Effect
 from rlmodules.schemas import derive
+from rlmodules.schemas.fields import every_field
 
 CONF = Path(__file__).parent.parent / "conf"
 REFUSED = (ConfigCompositionException, HydraException, OmegaConfBaseException, ValueError)
@@ -196,3 +200,17 @@ def test_every_field_of_every_config_has_a_reader():
     for config, owners in readers.items():
         for name in config.__dataclass_fields__:
             assert any(f"{owner}{name}" in text for owner in owners), f"{config.__name__}.{name}"
+
+
+def test_every_option_says_what_changing_it_does_to_a_run_that_goes_on():
+    """A new one is given its place in ``rlmodules/resuming/table.py``."""
+    options = {field.path for field in every_field()}
+    trainers = [*inspect.signature(L.Trainer.__init__).parameters][1:]
+    options |= {f"trainer.{name}" for name in trainers}
+    wild = {name.removesuffix(".*") for name in KNOWN if name.endswith(".*")}
+    unknown = {name for name in options - KNOWN.keys() if name.split(".")[0] not in wild}
+    assert unknown == set()
+    beyond = {"data.rows", "data.rows.held_out", "suggested", "processes", "module", "out"}
+    gone = {name for name in KNOWN if not name.endswith(".*")} - options - beyond
+    assert gone == set(), "options of the table that there are no longer"
+    assert set(Effect) == set(KNOWN.values())

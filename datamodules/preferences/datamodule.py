@@ -1,5 +1,6 @@
 """PreferenceDataModule: a file of preferences -> batches for DPO, ORPO and reward models."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +95,15 @@ class PreferenceDataModule(L.LightningDataModule):
             print(self._counts(train, held_out), flush=True)
         self.train_dataset, self.eval_dataset = train, held_out
 
+    def contents(self) -> dict[str, dict[str, str]]:
+        """What was read, once it is, for runs to be told apart by."""
+        sets = {"data.rows": self.train_dataset, "data.rows.held_out": self.eval_dataset}
+        return {
+            name: {"shown": f"{self.path or len(rows)}", "digest": rows_digest(rows)}
+            for name, rows in sets.items()
+            if rows is not None
+        }
+
     def train_dataloader(self) -> TrainExamples:
         assert self.train_dataset is not None, "setup comes first"
         return TrainExamples(
@@ -141,6 +151,14 @@ class PreferenceDataModule(L.LightningDataModule):
             f" {len(held_out) if held_out else 0} held out"
             + (f", {skipped} skipped" if skipped else "")
         )
+
+
+def rows_digest(dataset: ExampleDataset) -> str:
+    """Changes with any row, whatever the tokenizer makes of it."""
+    state = hashlib.sha256()
+    for item in dataset.items:
+        state.update(repr(item).encode(errors="surrogatepass"))
+    return state.hexdigest()[:32]
 
 
 def split_prompts(

@@ -17,6 +17,7 @@ from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rewards.devices import set_own_device
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
+from datamodules.text.cache import digest, plain
 from datamodules.text.prompts import Prompt, gather_prompts
 from datamodules.text.tables import require_dataset, require_path
 from datamodules.types import as_policy
@@ -99,6 +100,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
         self.train_starts: Sequence[int] | None = None
         self.eval_starts: Sequence[int] = ()
+        self._prompts: list[Prompt] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, make the environment and hold out what it is evaluated on, once.
@@ -127,11 +129,29 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_starts = list(held_out or ())[: self.eval_size]
         taken = set(held_out or ())
         self.train_starts = [i for i in range(len(env)) if i not in taken]
+        self._prompts = prompts
         if not self.train_starts:
             raise ValueError(
                 f"all {len(env)} starting states of the environment are held out for"
                 " evaluation: nothing is left to train on"
             )
+
+    def contents(self) -> dict[str, dict[str, str]]:
+        """What the starting states are, once they are known, for runs to be told apart by."""
+        if self.train_starts is None:
+            return {}
+        sets = {"data.rows": self.train_starts, "data.rows.held_out": self.eval_starts}
+        return {
+            name: {"shown": f"{self.path or len(starts)}", "digest": self._digest(starts)}
+            for name, starts in sets.items()
+            if starts
+        }
+
+    def _digest(self, starts: Sequence[int]) -> str:
+        """Of prompts by what they say, of an environment's own starting states by number."""
+        if self._prompts is None:
+            return digest(list(starts))
+        return digest([(p.content, plain(p.metadata)) for i in starts if (p := self._prompts[i])])
 
     def train_dataloader(self) -> TrainEpisodes:
         assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"

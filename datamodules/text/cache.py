@@ -23,6 +23,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
+def plain(value: Any) -> Any:
+    """``value``, in which anything but plain values goes by its type's name."""
+    return json.loads(json.dumps(value, default=lambda x: type(x).__name__))
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes with anything that changes a text's tokens."""
     fast = getattr(tokenizer, "backend_tokenizer", None)

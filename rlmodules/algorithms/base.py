@@ -6,7 +6,7 @@ A base class, because Lightning's hooks are methods; it holds nothing that belon
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlmodules.algorithms.metrics import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
+from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
 from rlmodules.models.checkpoint import check_finite
 from rlmodules.models.media import freeze_unreached
 from rlmodules.models.vocabulary import match_tokenizer
+from rlmodules.resuming.checkpoint import FORMAT, require_algorithm
 
 # Lightning's warning of what is so on purpose: see PolicyModel.train.
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
@@ -50,8 +52,8 @@ class AlgorithmModule(L.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """What every Trainer of these modules needs besides its own callbacks, once."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
-        attached = any(isinstance(callback, EvaluateAtEnd) for callback in callbacks)
-        return [] if attached else [EvaluateAtEnd()]
+        needed = (EvaluateAtEnd, RunRecord)
+        return [kind() for kind in needed if not any(isinstance(c, kind) for c in callbacks)]
 
     # -------------------------------------------------------------- gradients
 
@@ -93,18 +95,14 @@ class AlgorithmModule(L.LightningModule):
         checkpoint["state_dict"] = {names[key]: state[key] for key in state if key in names}
         checkpoint["iteration_state"] = self.iteration_state()
         checkpoint["algorithm"] = type(self).__name__
+        checkpoint["format"] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """
         Raises:
             ValueError: the checkpoint is of another algorithm or model, or all is done already.
         """
-        made_by = checkpoint.get("algorithm", type(self).__name__)
-        if made_by != type(self).__name__:
-            raise ValueError(
-                f"the checkpoint is of {made_by}, this run is of {type(self).__name__}: repeat the"
-                " command that it was made with (algo=...), and add ckpt_path"
-            )
+        require_algorithm(checkpoint, type(self).__name__)
         self._require_more_to_do(checkpoint)
         state = checkpoint["state_dict"]
         names = {saved: here for here, saved in self._saved_names().items()}
@@ -118,6 +116,13 @@ class AlgorithmModule(L.LightningModule):
             )
         checkpoint["state_dict"] = {names[saved]: weight for saved, weight in state.items()}
         self.load_iteration_state(checkpoint["iteration_state"])
+
+    def settings_changed(self, names: Collection[str]) -> None:
+        """Take over fields of ``config`` that a run changes where it goes on.
+
+        What a step reads from ``config`` changes by itself; this is for what a checkpoint carries
+        on besides.
+        """
 
     def _require_more_to_do(self, checkpoint: dict[str, Any]) -> None:
         trainer = self._trainer

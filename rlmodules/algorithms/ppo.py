@@ -8,6 +8,7 @@ warmed up with the policy frozen; a KL early stop skips the rest of an iteration
 """
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,11 @@ class PPO(OnlineModule):
         self.log_iteration(self.config.ppo_epochs)
         self.skip_updates = False
         self._window_kl.clear()
+
+    def settings_changed(self, names: Collection[str]) -> None:
+        super().settings_changed(names)
+        if "kl_penalty_coef" in names:  # the steered one was steered from another start
+            self.kl_controller.value = self.config.kl_penalty_coef
 
     def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
         """Policy, tokenizer and value head in ``dirpath``."""

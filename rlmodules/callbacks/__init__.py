@@ -6,5 +6,6 @@ from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.reward_report import RewardReport
+from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop, newest_checkpoint

@@ -69,6 +69,10 @@ class Report(Checkpoint):
         names = sorted({name for row in rows for name in row} - {"step"})
         return {name: [row[name] for row in rows if name in row] for name in names}
 
+    def held_out_changed(self) -> None:
+        """The next evaluation is the first: what was held out before is no measure for it."""
+        self.before = {}
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self.after = plain_metrics(trainer, "val/")
@@ -149,6 +153,10 @@ class RunReport(Report):
     def labels(self) -> dict[str, str]:
         several = sorted(key for key in self.after if key.startswith("val/pass@"))
         return self.held_out | {k: k[4:] for k in several if k not in self.held_out}
+
+    def held_out_changed(self) -> None:
+        super().held_out_changed()
+        self._solved = []
 
     def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         if len(self._solved) < 2:

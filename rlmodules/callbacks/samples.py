@@ -62,6 +62,10 @@ class SampleTable(Callback):
                     "samples", columns=list(COLUMNS), data=data, step=trainer.global_step
                 )
 
+    def held_out_changed(self) -> None:
+        """The next evaluation is the first."""
+        self.before = []
+
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "latest": self.latest}
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich import print as rich_print
 
 from datamodules.atomic import replacing
+from rlmodules.resuming.checkpoint import read_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,14 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ValueError: the file is no checkpoint, or holds more than tensors and plain values.
         """
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"ckpt_path={str(path)!r} is no checkpoint of ours: {error}"
-            ) from error
+        return read_file(path, map_location)
 
 
 def newest_checkpoint(root: str | Path) -> Path:

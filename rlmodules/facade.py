@@ -1,0 +1,107 @@
+"""What the façades share: a module, the folder of its run, and the Trainer that fits it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from datamodules import Environment
+from rlmodules.algorithms.base import AlgorithmModule
+from rlmodules.algorithms.online import OnlineModule
+from rlmodules.callbacks.preference_report import PreferenceReport
+from rlmodules.callbacks.progress import IterationBar, StepBar
+from rlmodules.callbacks.report import RunReport
+from rlmodules.callbacks.run_record import RunRecord, settings_of
+from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
+from rlmodules.checks import device_options
+from rlmodules.models import resolve_precision
+from rlmodules.resuming.changes import flatten
+
+Metrics = dict[str, list[float]]
+"""Every metric -> its values by iteration or optimizer step; held-out ones by evaluation."""
+SIZES = ("batch_size", "mini_batch_size", "num_generations", "max_resamples")
+FOLLOWING = {f"data.{name}": [f"algo.{name}"] for name in SIZES}
+FOLLOWING["data.epochs"] = ["algo.ppo_epochs", "algo.num_epochs"]
+"""Options of data that repeat one of the algorithm."""
+
+
+class Facade:
+    """A module, the folder of its run, and options of ``lightning.Trainer``."""
+
+    env: Environment | None = None
+    reward_fn: Callable[..., Sequence[float]] | None = None
+
+    def __init__(
+        self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
+    ) -> None:
+        self.module, self.config, self.trainer_options = module, module.config, options
+        self.output_dir = Path(output_dir or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+
+    def fit(
+        self,
+        data_class: type,
+        num_epochs: int,
+        ckpt_path: str | Path | None,
+        resume_allow: Sequence[str],
+        **data_options: Any,
+    ) -> Metrics:
+        """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
+        c, extra = self.config, self.trainer_options
+        accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
+        data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
+        if isinstance(self.module, OnlineModule):
+            report, bar = RunReport(self.output_dir), IterationBar
+            save = {"every_n_epochs": c.save_every, "save_on_train_epoch_end": True}
+            evaluate = {"check_val_every_n_epoch": c.eval_every}
+        else:
+            report, bar = PreferenceReport(self.output_dir), StepBar
+            save = {"every_n_train_steps": c.save_every}
+            interval = c.eval_every * accumulate  # Lightning counts batches
+            evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
+        last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, **save)
+        record = RunRecord(self._settings(data_options), FOLLOWING, resume_allow)
+        callbacks = [record, report, last, SaveOnStop(checkpoints)]
+        if extra.get("enable_progress_bar", True):
+            callbacks.append(bar())
+        options = {  # those of conf/trainer
+            "max_epochs": num_epochs,
+            "gradient_clip_val": c.max_grad_norm,
+            "accumulate_grad_batches": accumulate,
+            **evaluate,
+            "limit_val_batches": 1.0 if data.eval_size else 0,  # 0 spares Lightning's warning
+            "precision": resolve_precision("auto"),
+            "logger": CSVLogger(self.output_dir, name="", version=""),
+            "plugins": [AtomicCheckpointIO()],
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "inference_mode": False,
+            "enable_model_summary": False,
+            **device_options(c.device),
+            **extra,
+            "callbacks": [*callbacks, *extra.get("callbacks", [])],
+        }
+        trainer, algorithm = L.Trainer(**options), type(self.module).__name__
+        path = record.find(ckpt_path, [self.output_dir.parent], trainer, algorithm)
+        trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
+        return report.metrics()
+
+    def _settings(self, data_options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the run is held against when it goes on; objects go by their names."""
+        plain = {k: v for k, v in data_options.items() if isinstance(v, bool | int | float | str)}
+        groups = {
+            "data": plain,
+            "env": {"_target_": name_of(self.env)},
+            "reward": {"_target_": name_of(self.reward_fn)},
+            "trainer": self.trainer_options,
+        }
+        return dict(flatten(groups)) | settings_of(self.module) | {"started_by": "trainers"}
+
+
+def name_of(given: Any) -> str | None:
+    """What a function is called, or the class of an object."""
+    return None if given is None else getattr(given, "__qualname__", type(given).__qualname__)

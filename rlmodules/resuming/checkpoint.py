@@ -1,0 +1,158 @@
+"""Checkpoint files: which one is meant, whether it is one, and how far it is."""
+
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+"""Of what is written; a higher one than this is from a later version."""
+LISTED = 5
+"""Runs that a message lists at most."""
+
+
+def checkpoint_of(ckpt_path: str | Path) -> Path:
+    """The file that ``ckpt_path`` means: itself, or the ``last.ckpt`` of a run's folder.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: a folder that is no run's.
+    """
+    path = Path(ckpt_path)
+    if path.is_file():
+        return path
+    for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if inside.is_file():
+            return inside
+    given = f"ckpt_path={str(ckpt_path)!r}"
+    if not path.exists():
+        raise FileNotFoundError(f"{given}: there is no such file ({path.absolute()})")
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        raise ValueError(f"{given} is a model's folder: start a run from it by model.name={path}")
+    raise ValueError(f"{given} is a folder without checkpoints/last.ckpt: no run has saved there")
+
+
+def read_file(path: str | Path, map_location: Any = None, *, mmap: bool = False) -> Any:
+    """What a torch file holds, if that is tensors and plain values.
+
+    Raises:
+        ValueError: it is something else; a pickle is never opened.
+    """
+    refused = f"ckpt_path={str(path)!r} is no checkpoint of ours: "
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+    if head[:2] == b"PK" and not zipfile.is_zipfile(path):
+        size = Path(path).stat().st_size
+        raise ValueError(f"{refused}its end is missing ({size} bytes are there); use an older one")
+    if head[:2] != b"PK":
+        kind = "empty" if not head else "no torch file"
+        if Path(path).suffix == ".safetensors" or head[8:9] == b"{":
+            kind = "a safetensors file, weights alone; start from its folder by model.name=FOLDER"
+        elif head[:1] == b"\x80":
+            kind = "a pickle, which could run programs, and is not opened"
+        raise ValueError(f"{refused}it is {kind}")
+    try:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{refused}it holds more than tensors and plain values, and is not opened ({error})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{refused}it is damaged; use an older one ({error})") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint that an algorithm of ours wrote; tensors are read when they are used.
+
+    Raises:
+        ValueError: it is none, or of a later version.
+    """
+    found, given = read_file(path, mmap=True), f"ckpt_path={str(path)!r}"
+    refused = f"{given} is no checkpoint of ours: it holds"
+    if not isinstance(found, dict) or not {"state_dict", "loops"} <= found.keys():
+        what = type(found).__name__
+        if isinstance(found, dict):
+            what = f"{', '.join(map(str, list(found)[:3])) or 'nothing'}, as a file of weights may"
+        raise ValueError(f"{refused} {what}; a run writes checkpoints/last.ckpt")
+    if "iteration_state" not in found:
+        raise ValueError(f"{refused} another program's Lightning checkpoint")
+    if found.get("format", 1) > FORMAT:
+        raise ValueError(
+            f"{given} is of format {found['format']}, and this version reads {FORMAT}: it was"
+            " written by a later one; install that"
+        )
+    return found
+
+
+def require_state(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """
+    Raises:
+        ValueError: it holds weights, and nothing for a run to go on from.
+    """
+    if not checkpoint.get("optimizer_states"):
+        last = path.with_name("last.ckpt")
+        instead = str(last) if last != path and last.is_file() else "a run's last.ckpt"
+        raise ValueError(
+            f"ckpt_path={str(path)!r} holds weights only, no optimizer's state: no run goes on from"
+            f" it; use {instead} (task=evaluate takes weights alone)"
+        )
+
+
+def require_algorithm(checkpoint: Mapping[str, Any], name: str) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint is of another algorithm than ``name``.
+    """
+    made_by = checkpoint.get("algorithm", name)
+    if made_by != name:
+        raise ValueError(
+            f"the checkpoint is of {made_by}, this run is of {name}: repeat the command that it was"
+            " made with (algo=...), and add ckpt_path"
+        )
+
+
+def how_far(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """``iteration 6, written 2026-11-25 18:40:12``"""
+    online = "num_iterations" in checkpoint.get("hyper_parameters", {}).get("config", {})
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    far = f"iteration {done}" if online else f"step {checkpoint['global_step']}"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+    return f"{far}, written {when}"
+
+
+def newest(
+    roots: Iterable[str | Path], obstacles: Callable[[Mapping[str, Any], Path], list[str]]
+) -> tuple[Path, dict[str, Any]]:
+    """The ``last.ckpt`` below ``roots`` that was written last, of those without ``obstacles``.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists the others, and what is in their way.
+    """
+    roots = [Path(root).absolute() for root in roots]
+    found = {path for root in roots for path in root.glob("**/checkpoints/last.ckpt")}
+    others = []
+    for path in sorted(found, key=lambda path: -path.stat().st_mtime):
+        try:
+            checkpoint = read(path)
+            problems = obstacles(checkpoint, path)
+        except (OSError, ValueError) as error:
+            others.append(f"\n  {path}: {error}")
+            continue
+        if not problems:
+            return path, checkpoint
+        shown = "; ".join(problems[:3]) + (" ..." if len(problems) > 3 else "")
+        others.append(f"\n  {path} ({how_far(checkpoint, path)}): {shown}")
+    where = " and ".join(dict.fromkeys(map(str, roots)))
+    if not others:
+        raise FileNotFoundError(
+            f"ckpt_path=last: no checkpoints/last.ckpt below {where}; give the path of a checkpoint"
+        )
+    more = f"\n  and {len(others) - LISTED} more" if len(others) > LISTED else ""
+    raise FileNotFoundError(
+        f"ckpt_path=last: no run of this command has saved a checkpoint below {where}. Others:"
+        f"{''.join(others[:LISTED])}{more}\nName the one to go on with: ckpt_path=PATH"
+    )
