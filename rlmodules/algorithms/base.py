@@ -214,6 +214,12 @@ def load_policy(
             check_finite(model)
         policy = kind(model)
     freeze_unreached(policy.base_model)
+    if getattr(policy.base_model.config.get_text_config(), "output_router_logits", False):
+        warnings.warn(
+            "config.json asks for the routers' auxiliary loss (output_router_logits): no loss here"
+            " has it",
+            stacklevel=2,
+        )
     tokenizer = tokenizer or load_tokenizer(model_config)
     match_tokenizer(policy.base_model, tokenizer)
     return policy, tokenizer, model_config

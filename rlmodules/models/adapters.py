@@ -9,7 +9,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from torch import nn
 
-from rlmodules.models.media import unreached_pattern
+from rlmodules.models.targets import LoraTargets
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LoraConfig:
     dropout: float = 0.0
     """Dropout on the adapters' input, in [0, 1)."""
     target_modules: Any = "all-linear"
-    """Names of the layers to adapt, or ``all-linear``."""
+    """Names of the layers to adapt, or ``all-linear``, experts included."""
 
     def __post_init__(self) -> None:
         if self.r < 0:
@@ -42,18 +42,20 @@ def add_lora(model: nn.Module, config: LoraConfig, task: str) -> nn.Module:
         ValueError: no layer has the name of a target.
     """
     targets = config.target_modules
+    chosen = LoraTargets(model, targets, config.dropout)
     adapters = PeftLoraConfig(
         task_type=task,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=unreached_pattern(model),
+        **chosen.options,
     )
     try:
-        return get_peft_model(model, adapters)  # adapters in float32, whatever the base's type
+        adapted = get_peft_model(model, adapters)  # in float32, whatever the base's type
     except ValueError as error:
         raise ValueError(f"model.lora.target_modules={targets!r} fits no layer: {error}") from error
+    chosen.say_what_is_left_out()
+    return adapted
 
 
 @contextlib.contextmanager

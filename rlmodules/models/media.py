@@ -24,6 +24,8 @@ from transformers.utils import cached_file
 
 from rlmodules.models.heads import backbone, unwrapped
 
+OTHER_MEDIA = re.compile(r"vision|visual|image|video|audio|speech")
+"""Names of parts for them, which some backbones have inside (Phi-4-multimodal)."""
 PROCESSORS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -58,11 +60,13 @@ def unreached(model: nn.Module) -> list[str]:
     inner = unwrapped(model)
     parts = [backbone(inner), inner.get_output_embeddings(), inner.get_input_embeddings()]
     reached = {id(p) for part in parts if part is not None for p in part.parameters()}
+    words = {id(p) for part in parts[1:] if part is not None for p in part.parameters()}
     names: list[str] = []
     for name, module in inner.named_modules():
         own = [id(p) for p in module.parameters()]
         inside = any(name.startswith(f"{outer}.") for outer in names)
-        if name and own and not inside and reached.isdisjoint(own):
+        alien = OTHER_MEDIA.search(name.rpartition(".")[2]) and words.isdisjoint(own)
+        if name and own and not inside and (alien or reached.isdisjoint(own)):
             names.append(name)
     return names
 

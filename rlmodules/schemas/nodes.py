@@ -146,7 +146,7 @@ class LoraConfig:
     r: int = option(0, 'Rank of the adapters; 0 trains all weights of the model instead.')
     alpha: int = option(32, "The adapters' output is scaled by alpha / r.")
     dropout: float = option(0.0, "Dropout on the adapters' input, in [0, 1).")
-    target_modules: Any = option('all-linear', 'Names of the layers to adapt, or ``all-linear``.')
+    target_modules: Any = option('all-linear', 'Names of the layers to adapt, or ``all-linear``, experts included.')
 
 
 @dataclass

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from architectures import build_seeing
+from architectures import build, build_seeing
 from helpers import run
 from torch.testing import assert_close
 from transformers import (
@@ -164,6 +164,17 @@ def test_a_text_classifier_comes_out_of_a_model_of_images_and_text(folders, tmp_
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     found = classifier(input_ids=torch.tensor([TEXTS[0]])).logits[0].tolist()
     assert found == pytest.approx(model.predict_ids(TEXTS[:1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("git", ["git.image_encoder", "git.visual_projection"]),
+        ("phi4_multimodal", ["model.embed_tokens_extend.image_embed", "model.embed_tokens_extend"]),
+    ],
+)
+def test_towers_inside_of_a_backbone_are_found(name, parts):
+    assert set(unreached(build(name))) & set(parts)
 
 
 def test_a_model_of_text_alone_is_reached_whole():
