@@ -35,7 +35,8 @@ MAY_IMPORT = {
     f"{D}.text": f"{TYPES} {D}.atomic",
     f"{D}.rewards": f"{TYPES} {D}.text {D}.guard",
     f"{D}.environments": f"{TYPES} {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",
-    f"{D}.rollouts": f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.guard {D}.seeding",
+    f"{D}.rollouts": f"{TYPES} {D}.atomic {D}.text {D}.rewards {D}.environments {D}.guard"
+    f" {D}.seeding",
     f"{D}.preferences": f"{TYPES} {D}.text {D}.guard {D}.seeding",
     f"{R}.__init__": f"{R}.checks",
     f"{R}.checks": "",
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
     f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {D}.atomic",
-    f"{R}.schemas": f"{R}.checks {D}.environments",
+    f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
     f"{R}.tasks": PARTS,

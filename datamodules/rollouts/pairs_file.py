@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.atomic import appending
+
 
 class PairsFile:
     """Rows of one collection. A row names its starting state in ``index``, and in ``source`` what
@@ -35,8 +37,7 @@ class PairsFile:
         """Write all rows of one starting state, at once and to the disk."""
         added = [{**row, "source": self.source} for row in rows]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in added)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        appending(self.path, text.encode())
         self.rows += added
 
     def _continue(self) -> None:

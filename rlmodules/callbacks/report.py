@@ -88,8 +88,9 @@ class Report(Checkpoint):
         report = existing(report | {"history": self.history})
         with replacing(self.dirpath / "report.json") as partial:
             partial.write_text(json.dumps(report, indent=1, allow_nan=False))
-        self.plot(self.dirpath / "curves.png")
-        with (self.dirpath / "report.txt").open("w") as file:
+        with replacing(self.dirpath / "curves.png") as partial:
+            self.plot(partial)
+        with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
             for console in (Console(), Console(file=file, width=110)):
                 self._print(console, seconds, trainer)
 

@@ -26,8 +26,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        with replacing(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        needs = size_in_memory(checkpoint)
+        # Opened here: of a file that torch opens itself, it keeps hold when the disk is full.
+        with replacing(Path(path), needs=needs) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -52,6 +54,15 @@ def newest_checkpoint(root: str | Path) -> Path:
             " give the path of a checkpoint"
         )
     return max(checkpoints, key=lambda path: path.stat().st_mtime)
+
+
+def size_in_memory(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(size_in_memory, value.values()))
+    return sum(map(size_in_memory, value)) if isinstance(value, list | tuple) else 0
 
 
 class StoppedBySignal(SystemExit):
