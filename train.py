@@ -18,16 +18,18 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_original_cwd, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
+from datamodules.atomic import explained, remove_leftovers, write_text
 from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
 from rlmodules.checks import warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten, references
+from rlmodules.resuming.folder import ForeignFolderError, held, require_own
 
 schemas.register()
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
@@ -44,11 +46,7 @@ def train(cfg: DictConfig) -> float | None:
     """One run; returns ``optimized_metric``, or None where there is no such metric."""
     L.seed_everything(cfg.seed, verbose=False)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    record = RunRecord(
-        dict(flatten(settings | {"started_by": "train.py"})),
-        references(OmegaConf.to_container(cfg)),
-        cfg.resume.allow,
-    )
+    record = record_of(cfg, settings)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     trainer = instantiate(
         cfg.trainer,
@@ -58,12 +56,13 @@ def train(cfg: DictConfig) -> float | None:
         plugins=[AtomicCheckpointIO()],
     )
     algorithm = get_class(cfg.module)
-    roots = (cfg.paths.output_root, "multirun")
+    roots = (cfg.paths.output_root, cfg.paths.sweep_root)
     ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    require_own(Path(cfg.paths.output_dir), ckpt_path)
     module = algorithm(settings["algo"], settings["model"])
     datamodule = instantiate(cfg.data)
     if trainer.is_global_zero:
-        OmegaConf.save(settings, Path(cfg.paths.output_dir) / "config.yaml")
+        write_text(Path(cfg.paths.output_dir) / "config.yaml", OmegaConf.to_yaml(settings))
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
@@ -74,18 +73,32 @@ def train(cfg: DictConfig) -> float | None:
     return None if metric is None else float(metric)
 
 
+def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
+    """What the run is, for itself to go on another time."""
+    named = references(OmegaConf.to_container(cfg))
+    known = dict(flatten(settings | {"started_by": "train.py"}))
+    return RunRecord(known, named, cfg.resume.allow)
+
+
 def run_task(cfg: DictConfig) -> None:
     """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    module = get_class(cfg.module)(settings["algo"], settings["model"])
-    datamodule = instantiate(cfg.data)
     trainer = instantiate(
         cfg.trainer,
         precision=resolve_precision(cfg.trainer.precision),
         logger=False,
         enable_progress_bar=False,
     )
+    algorithm = get_class(cfg.module)
+    roots = (cfg.paths.output_root, cfg.paths.sweep_root)
+    record = record_of(cfg, settings)
+    weights = record.find_weights(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    module = algorithm(settings["algo"], settings["model"])
+    if weights is not None:
+        settings["ckpt_path"] = str(weights[0])
+        module.load_weights(weights[1])
+    datamodule = instantiate(cfg.data)
     print(instantiate(cfg.task)(module, datamodule, trainer, settings))
 
 
@@ -126,19 +139,35 @@ def check_groups(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def composed(cfg: DictConfig) -> float | None:
     """What Hydra calls with the config of one run."""
-    warn_of_hidden_datamodules(Path.cwd())
-    sys.path.append(str(Path.cwd()))  # for reward.path=my_module:my_fn, as a user would expect
+    start, folder = Path(get_original_cwd()), Path(cfg.paths.output_dir)
+    warn_of_hidden_datamodules(start)
+    sys.path.append(str(start))  # for reward.path=my_module:my_fn, as a user would expect
     try:
         schemas.refuse_unknown(cfg, TRAINER)
         check_groups(cfg)
-        return run_task(cfg) if cfg.task else train(cfg)
+        schemas.take_files_from(start, cfg)
+        if removed := remove_leftovers(Path(cfg.paths.output_root).absolute(), below=True):
+            print(f"Removed what was half written: {', '.join(map(str, removed))}")
+        with held(folder):
+            return run_task(cfg) if cfg.task else train(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        log = Path(cfg.paths.output_dir) / "error.txt"
-        log.write_text(traceback.format_exc())
-        sys.exit(f"\n{type(cause).__name__}: {cause}\n(the traceback is in {log})")
+        sys.exit(f"\n{told(cause, folder)}")
+
+
+def told(error: BaseException, folder: Path) -> str:
+    """What ended a run, in a sentence; the traceback goes to its folder, if that is its own."""
+    full = explained(error, folder)
+    said, log = full or f"{type(error).__name__}: {error}", folder / "error.txt"
+    if isinstance(error, ForeignFolderError):
+        return said
+    try:
+        write_text(log, traceback.format_exc())
+    except OSError:
+        return full or f"{traceback.format_exc()}\n{said}"
+    return f"{said}\n(the traceback is in {log})"
 
 
 def main() -> None:

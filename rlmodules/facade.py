@@ -20,6 +20,7 @@ from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
 from rlmodules.checks import device_options
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten
+from rlmodules.resuming.folder import held, require_own, run_folder
 
 Metrics = dict[str, list[float]]
 """Every metric -> its values by iteration or optimizer step; held-out ones by evaluation."""
@@ -39,7 +40,15 @@ class Facade:
         self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
     ) -> None:
         self.module, self.config, self.trainer_options = module, module.config, options
-        self.output_dir = Path(output_dir or datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._is_mine = False
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder; where none was given, one that is made when it is first asked for."""
+        if self._output_dir is None:
+            self._output_dir = run_folder(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+        return self._output_dir
 
     def fit(
         self,
@@ -87,7 +96,11 @@ class Facade:
         }
         trainer, algorithm = L.Trainer(**options), type(self.module).__name__
         path = record.find(ckpt_path, [self.output_dir.parent], trainer, algorithm)
-        trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
+        if not self._is_mine:
+            require_own(self.output_dir, path)
+            self._is_mine = True
+        with held(self.output_dir):
+            trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
         return report.metrics()
 
     def _settings(self, data_options: Mapping[str, Any]) -> dict[str, Any]:

@@ -224,3 +224,63 @@ def test_the_last_run_is_the_newest_of_the_same_command(finished, command, tmp_p
 def test_no_run_at_all_is_said_with_the_folders(command, tmp_path):
     said = command(*QUICK, "ckpt_path=last", status=1)
     assert f"no checkpoints/last.ckpt below {tmp_path}/outputs and {tmp_path}/multirun" in said
+
+
+# ------------------------------------------------------------------ tasks on a checkpoint
+
+
+def figures(said):
+    return [line for line in said.splitlines() if line.startswith("  val/")]
+
+
+@pytest.mark.parametrize("name", ["best", "last", "folder"])
+def test_a_task_takes_the_checkpoints_weights(name, once, command):
+    """The figures are those that the run itself had at that checkpoint."""
+    run = once.with_name("fast")
+    if not run.exists():
+        fast = ["algo.learning_rate=1e-2", "algo.value_warmup_iterations=0"]
+        command(*QUICK, *fast, f"hydra.run.dir={run}")
+    report = json.loads((run / "report.json").read_text())
+    given = run if name == "folder" else run / "checkpoints" / f"{name}.ckpt"
+    said = command(*QUICK, "task=evaluate", f"ckpt_path={given}")
+    path = run / "checkpoints" / "last.ckpt" if name == "folder" else given
+    assert f"Weights of {path} (iteration " in said and f"{path} on held-out data:" in said
+    rows = [row for row in report["history"] if "val/reward" in row]
+    row = max(rows, key=lambda row: row["val/reward"]) if name == "best" else rows[-1]
+    expected = [f"  {key}  {row[key]:.4f}" for key in row if key.startswith("val/")]
+    assert set(expected) == set(figures(said))
+    assert figures(said) != figures(command(*QUICK, "task=evaluate"))
+
+
+def test_a_task_refuses_weights_of_another_model_or_algorithm(finished, command):
+    task = ["task=evaluate", f"ckpt_path={finished}"]
+    said = command(*QUICK, *task, "model.dtype=bfloat16", status=1)
+    assert "model.dtype: auto -> bfloat16" in said and not figures(said)
+    said = command(*QUICK[:-1], *task, "algo=grpo", "env=text", status=1)
+    assert "the checkpoint is of PPO, this run is of GRPO" in said and not figures(said)
+    command(*QUICK, *task, "algo.temperature=1.0", "data.eval_size=2", "seed=3")
+
+
+def test_pairs_of_two_checkpoints_do_not_come_into_one_file(finished, command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def fn(prompts, texts, metadata=None): return [1.0 * sum(map(ord, t)) for t in texts]"
+    )
+    task = ["task=collect_preferences", "out=pairs.jsonl", "task.truncated=keep"]
+    task += ["task.num_prompts=2", "reward=function", "reward.path=mine:fn"]
+    command(*QUICK, *task, f"ckpt_path={finished}")
+    assert "digest_of_checkpoint" in (tmp_path / "pairs.jsonl").read_text()
+    for other in ([], [f"ckpt_path={finished}/checkpoints/best.ckpt"]):
+        assert "holds pairs of other settings" in command(*QUICK, *task, *other, status=1)
+
+
+def test_relative_names_are_those_of_the_folder_one_started_in(finished, command, tmp_path):
+    (tmp_path / "prompts.txt").write_text("One\nTwo\nThree\n")
+    (tmp_path / "mine.py").write_text(
+        "def fn(prompts, responses, metadata=None): return [float(len(r)) for r in responses]"
+    )
+    options = [*QUICK, "data.path=prompts.txt", "data.eval_size=1", "reward=function"]
+    options += ["reward.path=mine:fn", "hydra.job.chdir=true"]
+    command(*options)
+    said = command(*options, "ckpt_path=last", "algo.num_iterations=3")
+    assert "(iteration 2" in said
+    assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 2

@@ -117,6 +117,15 @@ class AlgorithmModule(L.LightningModule):
         checkpoint["state_dict"] = {names[saved]: weight for saved, weight in state.items()}
         self.load_iteration_state(checkpoint["iteration_state"])
 
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Take what was trained from a checkpoint, be it of weights alone; go on with nothing.
+
+        Raises:
+            ValueError: as ``on_load_checkpoint``.
+        """
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"], strict=False)
+
     def settings_changed(self, names: Collection[str]) -> None:
         """Take over fields of ``config`` that a run changes where it goes on.
 

@@ -20,11 +20,8 @@ from rlmodules.resuming.changes import (
     too_late,
 )
 from rlmodules.resuming.checkpoint import (
-    checkpoint_of,
+    found,
     how_far,
-    newest,
-    read,
-    require_algorithm,
     require_state,
 )
 from rlmodules.resuming.contents import with_contents
@@ -102,23 +99,47 @@ class RunRecord(Callback):
             return None
 
         def obstacles(checkpoint: Mapping[str, Any], path: Path) -> list[str]:
-            if (made_by := checkpoint.get("algorithm")) != algorithm:
-                return [f"it is of {made_by}"]
             require_state(checkpoint, path)
             changes = self.changes(checkpoint, trainer)
             return list(map(str, refused(changes, self.allow, middle_of(checkpoint))))
 
-        if ckpt_path == "last":
-            path, checkpoint = newest(roots, obstacles)
-        else:
-            path = checkpoint_of(ckpt_path)
-            checkpoint = read(path)
-            require_algorithm(checkpoint, algorithm)
-            require_state(checkpoint, path)
-            self.require_same(checkpoint, path, trainer)
+        path, checkpoint = found(ckpt_path, roots, algorithm, obstacles)
+        require_state(checkpoint, path)
+        self.require_same(checkpoint, path, trainer)
         if trainer.is_global_zero:
             print(f"Resuming from {path} ({how_far(checkpoint, path)})", flush=True)
         return path
+
+    def find_weights(
+        self,
+        ckpt_path: str | Path | None,
+        roots: Iterable[str | Path],
+        trainer: L.Trainer,
+        algorithm: str,
+    ) -> tuple[Path, dict[str, Any]] | None:
+        """A checkpoint to take the weights of, whatever the run does with them; as ``find``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is of another model.
+        """
+        if ckpt_path is None:
+            return None
+
+        def others(checkpoint: Mapping[str, Any], path: Path | None = None) -> list[Change]:
+            online = "algo.num_iterations" in self.settings  # how it samples is up to this run
+            groups = ("model.", "module") if online else ("model.", "module", "algo.")
+            changes = refused(self.changes(checkpoint, trainer), self.allow, None)
+            return [change for change in changes if change.option.startswith(groups)]
+
+        path, checkpoint = found(
+            ckpt_path, roots, algorithm, lambda *args: list(map(str, others(*args)))
+        )
+        if differing := others(checkpoint):
+            raise ValueError(refusal(path, differing))
+        if trainer.is_global_zero:
+            print(f"Weights of {path} ({how_far(checkpoint, path)})", flush=True)
+        return path, checkpoint
 
     def require_same(
         self,

@@ -124,6 +124,31 @@ def how_far(checkpoint: Mapping[str, Any], path: Path) -> str:
     return f"{far}, written {when}"
 
 
+def found(
+    ckpt_path: str | Path,
+    roots: Iterable[str | Path],
+    algorithm: str,
+    obstacles: Callable[[Mapping[str, Any], Path], list[str]],
+) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that ``ckpt_path`` means, and what it holds; ``last`` as ``newest``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no checkpoint of ``algorithm``, or has no end.
+    """
+
+    def in_the_way(checkpoint: Mapping[str, Any], path: Path) -> list[str]:
+        made_by = checkpoint.get("algorithm", algorithm)
+        return obstacles(checkpoint, path) if made_by == algorithm else [f"it is of {made_by}"]
+
+    if ckpt_path == "last":
+        return newest(roots, in_the_way)
+    path = checkpoint_of(ckpt_path)
+    checkpoint = read(path)
+    require_algorithm(checkpoint, algorithm)
+    return path, checkpoint
+
+
 def newest(
     roots: Iterable[str | Path], obstacles: Callable[[Mapping[str, Any], Path], list[str]]
 ) -> tuple[Path, dict[str, Any]]:

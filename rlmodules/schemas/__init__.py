@@ -4,15 +4,22 @@
 imported here.
 """
 
+import re
+from pathlib import Path
+
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rlmodules.checks import device_options
+from rlmodules.resuming.changes import flatten
+from rlmodules.resuming.folder import new_folder
 from rlmodules.schemas.names import explain as explain
 from rlmodules.schemas.names import refuse_unknown as refuse_unknown
 
 REQUIRED = "${required:}"
 """In YAML: has to be given. (``???`` says so too, but leaves the default of a schema in place.)"""
+NAMES_A_FILE = re.compile(r"^ckpt_path$|^model\.name$|\.(eval_)?path$")
+"""Options that may."""
 
 
 def register() -> None:
@@ -27,6 +34,8 @@ def register() -> None:
         OmegaConf.register_new_resolver(
             name, lambda device, name=name: device_options(device)[name], replace=True
         )
+    OmegaConf.register_new_resolver("own_folder", own_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_root", sweep_root, replace=True)
     OmegaConf.register_new_resolver("required", required, replace=True)
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)
@@ -38,6 +47,31 @@ def required() -> None:
         ValueError: always; ``train.py`` names the value before.
     """
     raise ValueError("a value that has to be given was left open")
+
+
+def own_folder(path: str) -> str:
+    """A folder that is made for this run alone: ``path``, or ``path-2`` and so on."""
+    return str(new_folder(path))
+
+
+def sweep_root(output_root: str) -> str:
+    """Where sweeps go."""
+    return "multirun" if output_root == "outputs" else f"{output_root}/multirun"
+
+
+def take_files_from(start: Path, cfg: DictConfig) -> None:
+    """Have relative names of files mean those in ``start``, wherever the run works.
+
+    (``hydra.job.chdir=true`` has it work in its own folder.)
+    """
+    if start == Path.cwd():
+        return
+    for name, value in flatten(OmegaConf.to_container(cfg)):
+        if not isinstance(value, str) or not value or "${" in value:
+            continue
+        written = name in ("out", "paths.output_root")
+        if written or (NAMES_A_FILE.search(name) and (start / value).exists()):
+            OmegaConf.update(cfg, name, str(start / value))
 
 
 def carried_heldout(path: str | None) -> str | None:

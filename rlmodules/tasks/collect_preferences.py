@@ -1,6 +1,7 @@
 """``task=collect_preferences``: the policy of a run answers prompts, instead of being trained."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from datamodules.rollouts.collector import Collected, PreferenceCollector
 from datamodules.rollouts.pairs_file import PairsFile
 from datamodules.text.cache import digest
 from rlmodules.algorithms.online import OnlineModule
+from rlmodules.resuming import contents
 
 PROMPTS = ("prompts", "path", "prompt_column", "split", "chat")
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p")
@@ -62,5 +64,7 @@ def source_of(settings: Mapping[str, Any], module: OnlineModule) -> dict[str, An
     env, model, data = (settings[group] for group in ("env", "model", "data"))
     parts = {name: data[name] for name in (*PROMPTS, *HELD_OUT)}
     named = {"model": model["name"], "env": env["_target_"]}
+    if settings.get("ckpt_path"):
+        named["digest_of_checkpoint"] = contents.digest(Path(settings["ckpt_path"]))
     sampling = {name: getattr(module.sampling, name) for name in SAMPLING}
     return named | {"digest_of_env_model_data": digest(env, model, parts)} | sampling

@@ -12,7 +12,7 @@ def evaluate(
     trainer: L.Trainer,
     settings: Mapping[str, Any],
 ) -> str:
-    """Every ``val/`` metric of the model that ``settings`` name, as lines of text.
+    """Every ``val/`` metric of ``module``, which ``settings`` name, as lines of text.
 
     Raises:
         ValueError: nothing is held out.
@@ -20,5 +20,5 @@ def evaluate(
     found = trainer.validate(module, data, verbose=False)
     if not found or not found[0]:
         raise ValueError("nothing is held out to evaluate on: see data.eval_size, data.eval_path")
-    lines = [f"{settings['model']['name']} on held-out data:"]
+    lines = [f"{settings['ckpt_path'] or settings['model']['name']} on held-out data:"]
     return "\n".join([*lines, *(f"  {name}  {value:.4f}" for name, value in found[0].items())])

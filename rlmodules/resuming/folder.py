@@ -1,0 +1,95 @@
+"""A folder belongs to one run."""
+
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TAKEN = "RLMODULES_FOLDERS"
+"""Environment variable: the folders that a process took, for those that Lightning starts of it."""
+TRACES = ("checkpoints", "config.yaml", "report.json")
+"""What a run leaves in its folder."""
+_taken: list[str] = []
+
+
+class ForeignFolderError(ValueError):
+    """The folder belongs to another run; nothing was written there."""
+
+
+def is_follower() -> bool:
+    """Whether another process of the same run, which has the folders, has started this one."""
+    return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def new_folder(path: str | Path) -> Path:
+    """``path``, made for whoever asks; where it is there already, ``path-2``, ``path-3`` and so on.
+
+    Of several processes that ask at once, each has one of its own.
+    """
+    path = Path(path)
+    if is_follower():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")
+
+
+def run_folder(path: str | Path) -> Path:
+    """As ``new_folder``, for scripts, which Lightning starts again for each process of a run: there
+    the n-th folder that is asked for is the n-th of the process that began."""
+    begun = json.loads(os.environ.get(TAKEN, "[]")) if is_follower() else []
+    folder = Path(begun[len(_taken)]) if len(_taken) < len(begun) else new_folder(path)
+    _taken.append(str(folder.absolute()))
+    if not is_follower():
+        os.environ[TAKEN] = json.dumps(_taken)
+    return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of ``folder`` while the block runs; the kernel ends it with the process.
+
+    Raises:
+        ForeignFolderError: another run is in it.
+    """
+    if is_follower():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ForeignFolderError(
+                f"another run is going on in {folder}: wait for it, or give this one a folder of"
+                " its own"
+            ) from error
+        yield
+
+
+def require_own(folder: Path, ckpt_path: Path | None) -> None:
+    """
+    Args:
+        ckpt_path: the checkpoint that the run goes on from.
+
+    Raises:
+        ForeignFolderError: ``folder`` holds another run.
+    """
+    if is_follower():
+        return
+    goes_on = ckpt_path is not None and folder.resolve() in ckpt_path.resolve().parents
+    found = [name for name in TRACES if (folder / name).exists()]
+    if found and not goes_on:
+        raise ForeignFolderError(
+            f"{folder} holds another run ({', '.join(found)}): choose another folder, or go on with"
+            f" that run by ckpt_path={folder}"
+        )
