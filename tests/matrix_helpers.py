@@ -69,21 +69,33 @@ def check_row(name: str, folder: Path) -> dict[str, str]:
         save(build_encoder(kind), folder / "model")
         return {"reward": cell(lambda: reward_model(folder / "model"), check_reward, folder)}
     save(build(name), folder / "model")
-    checks: dict[str, tuple[Callable, Callable]] = {
-        "sample": (policy_of, check_sample),
-        "score": (policy_of, check_score),
-        "pack": (packing_policy_of, check_pack),
-        "ppo": (ppo, check_ppo),
-        "grpo": (grpo, check_grpo),
-        "dpo": (dpo, check_dpo),
-        "reload": (dpo, check_reload),
-        "lora": (lora, check_lora),
-        "reward": (reward_model, check_reward),
-    }
+    _kept.clear()
+    makers = (ppo, ppo, grpo, ppo, grpo, dpo, dpo, lora, reward_model)
+    checks = (check_sample, check_score, check_pack, check_ppo, check_grpo, check_dpo,
+              check_reload, check_lora, check_reward)  # fmt: skip
     return {
-        column: cell(lambda make=make: make(folder / "model"), run, folder)
-        for column, (make, run) in checks.items()
+        column: cell(lambda make=make: make(folder / "model"), check, folder)
+        for column, make, check in zip(COLUMNS, makers, checks, strict=True)
     }
+
+
+_kept: dict[Any, Any] = {}
+
+
+def once(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """What ``make`` gives is made once a row: it is slow, and what it refuses it refuses again."""
+
+    def kept(folder: Path) -> Any:
+        if (make, folder) not in _kept:
+            try:
+                _kept[make, folder] = make(folder)
+            except Exception as error:
+                _kept[make, folder] = error
+        if isinstance(_kept[make, folder], Exception):
+            raise _kept[make, folder]
+        return _kept[make, folder]
+
+    return kept
 
 
 def names() -> list[str]:
@@ -92,8 +104,8 @@ def names() -> list[str]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    for part in (model, tiny_tokenizer()):
+        part.save_pretrained(folder)
 
 
 def cell(make: Callable[[], Any], run: Callable[[Any, Path], str | None], folder: Path) -> str:
@@ -147,6 +159,11 @@ class Plain:
         return -(all_logprobs.exp() * all_logprobs).sum(-1)
 
 
+@once
+def plain_in(folder: Path) -> Plain:
+    return Plain(folder)
+
+
 def plain_logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids[None], use_cache=False).logits[0].float()
 
@@ -167,26 +184,16 @@ def random_texts(lengths: tuple[int, ...], seed: int) -> list[Tensor]:
 # ------------------------------------------------------- sample, score and pack
 
 
-def policy_of(folder: Path, pack: bool = False) -> tuple[PolicyModel, Path]:
-    """As GRPO makes it, which packs, or as PPO does."""
-    module = grpo(folder)[0] if pack else ppo(folder)[0]
-    return module.policy.eval(), folder
-
-
-def packing_policy_of(folder: Path) -> tuple[PolicyModel, Path]:
-    return policy_of(folder, pack=True)
-
-
 @torch.no_grad()
-def check_sample(made: tuple[PolicyModel, Path], _: Path) -> None:
+def check_sample(module: PPO, folder: Path) -> None:
     """Rows of several lengths, two of one prompt, of which some leave early; then the likeliest."""
-    (policy, source), plain = made, Plain(made[1])
+    policy, plain = module.policy.eval(), plain_in(folder / "model")
     first, second, third = random_texts((9, 5, 13), seed=1)
     prompts = [first, second, first, third, first, second]
     params = SamplingParams(max_new_tokens=12, stop_token_ids=tuple(range(3, 60)))
     responses = sample(policy, tiny_tokenizer(), prompts, params, range(6))
     if len({len(response.tokens) for response in responses}) < 3:
-        raise Wrong(f"all rows left together in {source}: the check checks little")
+        raise Wrong("all rows left together: the check checks little")
     for prompt, response in zip(prompts, responses, strict=True):
         ids = torch.cat([prompt, torch.tensor(response.tokens)])
         expected = plain.of(ids, torch.arange(len(prompt), len(ids)))
@@ -202,9 +209,9 @@ def check_sample(made: tuple[PolicyModel, Path], _: Path) -> None:
 
 
 @torch.no_grad()
-def check_score(made: tuple[PolicyModel, Path], _: Path) -> None:
+def check_score(module: PPO, folder: Path) -> None:
     """Alone, and in the company of longer and shorter texts."""
-    policy, plain = made[0], Plain(made[1])
+    policy, plain = module.policy.eval(), plain_in(folder / "model")
     texts = random_texts((7, 21, 12), seed=2)
     batches = [[text] for text in texts] + [texts, texts[::-1]]
     for batch in batches:
@@ -212,9 +219,9 @@ def check_score(made: tuple[PolicyModel, Path], _: Path) -> None:
 
 
 @torch.no_grad()
-def check_pack(made: tuple[PolicyModel, Path], _: Path) -> str:
+def check_pack(module: GRPO, folder: Path) -> str:
     """Groups that share their prompts, packed if the model can."""
-    policy, plain = made[0], Plain(made[1])
+    policy, plain = module.policy.eval(), plain_in(folder / "model")
     first, second = random_texts((9, 4), seed=3)
     ends = random_texts((6, 11, 3, 12), seed=4)
     texts = [torch.cat(both) for both in zip([first, first, second, second], ends, strict=True)]
@@ -315,7 +322,7 @@ def _online(folder: Path) -> dict[str, Any]:
     }
 
 
-def _rollouts(module: Any, **options: Any) -> RolloutDataModule:
+def _rollouts(**options: Any) -> RolloutDataModule:
     def env(tokenizer, prompts):
         return TextGenerationEnv(tokenizer, prompts, reward_fn=any_letter)
 
@@ -323,14 +330,14 @@ def _rollouts(module: Any, **options: Any) -> RolloutDataModule:
     return RolloutDataModule(env, **settings | options)
 
 
-def ppo(folder: Path) -> tuple[PPO, Path]:
-    return PPO(PPOConfig(**_online(folder), ppo_epochs=2)), folder
+@once
+def ppo(folder: Path) -> PPO:
+    return PPO(PPOConfig(**_online(folder), ppo_epochs=2))
 
 
-def check_ppo(made: tuple[PPO, Path], _: Path) -> None:
-    (module, source), c = made, made[0].config
-    step, plain = train(module, _rollouts(module, epochs=2)), Plain(source)
-    batch: Minibatch = step.batch
+def check_ppo(module: PPO, folder: Path) -> None:
+    c, plain = module.config, plain_in(folder / "model")
+    batch: Minibatch = (step := train(module, _rollouts(epochs=2))).batch
     new, mask = plain.of_batch(batch.tokens), batch.tokens.mask
     require_close(batch.old_logprobs[mask], new, "the old log-probabilities")
     surrogate = -((new - batch.old_logprobs[mask]).exp() * batch.advantages[mask]).sum()
@@ -339,15 +346,14 @@ def check_ppo(made: tuple[PPO, Path], _: Path) -> None:
     require_step(module, step, loss / mask.sum(), plain.model, "policy.base_model.")
 
 
-def grpo(folder: Path) -> tuple[GRPO, Path]:
-    c = GRPOConfig(**_online(folder), num_generations=2, num_epochs=2, beta=0.1)
-    return GRPO(c), folder
+@once
+def grpo(folder: Path) -> GRPO:
+    return GRPO(GRPOConfig(**_online(folder), num_generations=2, num_epochs=2, beta=0.1))
 
 
-def check_grpo(made: tuple[GRPO, Path], _: Path) -> None:
-    (module, source), c = made, made[0].config
-    step = train(module, _rollouts(module, epochs=2, num_generations=2))
-    plain, batch = Plain(source), step.batch
+def check_grpo(module: GRPO, folder: Path) -> None:
+    c, plain = module.config, plain_in(folder / "model")
+    batch = (step := train(module, _rollouts(epochs=2, num_generations=2))).batch
     new, mask = plain.of_batch(batch.tokens), batch.tokens.mask
     require_close(batch.old_logprobs[mask], new, "the old log-probabilities")
     require_close(batch.ref_logprobs[mask], new, "the reference's log-probabilities")
@@ -362,20 +368,25 @@ def _pairs(module: Any) -> PreferenceDataModule:
     return PreferenceDataModule(train_dataset=data, batch_size=module.config.batch_size)
 
 
-def dpo(folder: Path, rank: int = 0) -> tuple[DPO, Path]:
+@once
+def dpo(folder: Path) -> DPO:
+    return _dpo(folder, rank=0)
+
+
+@once
+def lora(folder: Path) -> DPO:
+    return _dpo(folder, rank=4)
+
+
+def _dpo(folder: Path, rank: int) -> DPO:
     settings = {"batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
     c = DPOConfig(str(folder), **settings, max_length=64, max_prompt_length=32, device="cpu")
-    return DPO(c, ModelConfig(str(folder), dtype="float32", lora=LoraConfig(r=rank))), folder
+    return DPO(c, ModelConfig(str(folder), dtype="float32", lora=LoraConfig(r=rank)))
 
 
-def lora(folder: Path) -> tuple[DPO, Path]:
-    return dpo(folder, rank=4)
-
-
-def check_dpo(made: tuple[DPO, Path], _: Path) -> None:
-    (module, source), step = made, train(made[0], _pairs(made[0]))
+def check_dpo(module: DPO, folder: Path) -> None:
+    step, plain = train(module, _pairs(module)), plain_in(folder / "model")
     require_close(step.loss, torch.tensor(2.0).log(), "the first loss (ln 2)", 1e-6)
-    plain = Plain(source)
     sums = _response_sums(plain, step.batch)
     margins = (sums - sums.detach()) @ torch.tensor([1.0, -1.0])
     loss = -logsigmoid(module.config.beta * margins).mean()
@@ -393,38 +404,36 @@ def _response_sums(plain: Plain, batch: PreferenceBatch) -> Tensor:
 # ----------------------------------------------------------------------- files
 
 
-def check_reload(made: tuple[DPO, Path], folder: Path) -> None:
-    """What was trained, from its folder: the same logits, to the bit."""
-    module = made[0]
-    train(module, _pairs(module))
+def check_reload(module: DPO, folder: Path) -> None:
+    """What ``check_dpo`` has trained, from its folder: the same logits, to the bit."""
     module.export(folder / "export")
     (text,) = random_texts((17,), seed=5)
     with evaluating(module.base_model):
         ours = plain_logits(module.base_model, text)
         reloaded = Plain(folder / "export")
         require_close(plain_logits(reloaded.model, text), ours, "logits of the export", 1e-6)
-        moved = (plain_logits(Plain(made[1]).model, text) - ours).abs().max()
+        before = plain_in(folder / "model").model
+        moved = (plain_logits(before, text) - ours).abs().max()
     if not moved > 1e-4:
         raise Wrong("training changed nothing that the export could lose")
 
 
-def check_lora(made: tuple[DPO, Path], folder: Path) -> None:
+def check_lora(module: DPO, folder: Path) -> None:
     """Trains, is the reference with adapters off, and comes back with and without its base."""
-    module, source = made
     step, (text,) = train(module, _pairs(module)), random_texts((17,), seed=6)
     require_close(step.loss, torch.tensor(2.0).log(), "the first loss (ln 2)", 1e-6)
     stuck = [n for n, p in trained(module).items() if "lora_B" in n and not p.any()]
     reached = [n for n, g in step.gradients.items() if "lora_B" in n and g is not None and g.any()]
     if not reached or set(reached) & set(stuck):
         raise Wrong(f"adapters did not move: {stuck[:3]}")
-    model, base = module.base_model, Plain(source)
+    model, base = module.base_model, plain_in(folder / "model")
     with evaluating(model):
         adapted = plain_logits(model, text)
         with model.disable_adapter():
             require_close(plain_logits(model, text), plain_logits(base.model, text), "adapters off")
         if not (adapted - plain_logits(base.model, text)).abs().max() > 1e-4:
             raise Wrong("the adapters change nothing")
-        _require_exports(module, base, folder, text, adapted)
+        _require_exports(module, folder, text, adapted)
     policy, prompt = module.policy.eval(), text[:9]
     responses = sample(policy, tiny_tokenizer(), [prompt, text], SamplingParams(6), [1, 2])
     for start, response in zip([prompt, text], responses, strict=True):
@@ -435,37 +444,36 @@ def check_lora(made: tuple[DPO, Path], folder: Path) -> None:
         require_close(torch.tensor(response.logprobs), expected, "a sample's log-probabilities")
 
 
-def _require_exports(module: DPO, base: Plain, folder: Path, text: Tensor, adapted: Tensor) -> None:
+def _require_exports(module: DPO, folder: Path, text: Tensor, adapted: Tensor) -> None:
     module.export(folder / "adapter", merge=False)
     module.export(folder / "merged", merge=True)
     merged = Plain(folder / "merged").model
     require_close(plain_logits(merged, text), adapted, "logits of the merged export")
-    again = PeftModel.from_pretrained(base.model, folder / "adapter").eval()
+    again = PeftModel.from_pretrained(Plain(folder / "model").model, folder / "adapter").eval()
     require_close(plain_logits(again, text), adapted, "logits of the adapter's export", 1e-5)
 
 
 # --------------------------------------------------------------- reward models
 
 
-def reward_model(folder: Path) -> tuple[RewardModel, Path]:
+def reward_model(folder: Path) -> RewardModel:
     settings = {"batch_size": 2, "learning_rate": 1e-3, "dropout_prob": 0.0, "warmup_steps": 0}
     c = RewardModelConfig(str(folder), **settings, max_length=64, max_prompt_length=32)
     module = RewardModel(c, ModelConfig(str(folder), dtype="float32"))
-    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():  # from 0 no gradient would reach the backbone
         weight = module.head.linear.weight
-        weight.copy_(torch.randn(weight.shape, generator=generator))
-    return module, folder
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
+    return module
 
 
-def check_reward(made: tuple[RewardModel, Path], folder: Path) -> None:
-    module, source = made
+def check_reward(module: RewardModel, folder: Path) -> None:
     head = module.head.linear.weight.detach().clone()[0]
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    plain = AutoModel.from_pretrained(source, **options).eval()
+    plain = AutoModel.from_pretrained(folder / "model", **options).eval()
 
     def score(ids: Tensor) -> Tensor:
-        return plain(input_ids=ids[None])[0][0, -1].float() @ head
+        uses = {} if module.is_causal is False else {"use_cache": False}
+        return plain(input_ids=ids[None], **uses)[0][0, -1].float() @ head
 
     texts = random_texts((7, 21, 12), seed=8)
     with torch.no_grad():
