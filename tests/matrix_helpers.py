@@ -55,7 +55,7 @@ OWN = ("/rlmodules/", "/datamodules/")
 
 
 class Wrong(AssertionError):
-    """A number is not what transformers gives."""
+    """A number is not transformers' own."""
 
 
 def check_row(name: str, folder: Path) -> dict[str, str]:
@@ -127,8 +127,7 @@ def cell(make: Callable[[], Any], run: Callable[[Any, Path], str | None], folder
 
 def _where(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())[:200]
-    return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+    return f"{' '.join(str(error).split())[:200]} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 # ---------------------------------------------------------------- transformers
@@ -291,8 +290,9 @@ def require_step(
     expected = {prefix + name: weight.grad for name, weight in plain.named_parameters()}
     norm = max(float(g.norm()) for g in expected.values() if g is not None)
     for name, gradient in step.gradients.items():
-        right = expected.get(name)
-        if name.startswith(prefix):
+        if name.startswith(prefix):  # a reward model takes the part that reads text
+            whole = f"{prefix}language_model.{name.removeprefix(prefix)}"
+            right = expected.get(name, expected.get(whole))
             nothing = torch.zeros_like(step.before[name])
             error = float(((nothing if gradient is None else gradient)
                            - (nothing if right is None else right)).norm())  # fmt: skip

@@ -4,6 +4,8 @@ Shapes: B sequences, T tokens, H hidden size, V vocabulary, N chosen positions.
 """
 
 import inspect
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +16,12 @@ from torch import Tensor, nn
 from rlmodules.functional.logprobs import Projection
 from rlmodules.models.modes import evaluating
 
+MULTIPLIED = ("logit_scale", "lm_head_multiplier")
+DIVIDED = ("logits_scaling", "logits_mup_width_multiplier")
+"""What configs call the scale of their logits."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configs call the cap of their logits."""
+REMEDY = "choose a decoder whose logits are one linear layer over its own hidden states"
 
 
 def unwrapped(model: Any) -> Any:
@@ -42,72 +48,109 @@ def _reads_tokens(module: nn.Module) -> bool:
     return "input_ids" in inspect.signature(module.forward).parameters
 
 
-def projection(model: nn.Module) -> Projection:
+@dataclass(frozen=True)
+class LogitShape:
+    """What a model does with the logits that its vocabulary projection gives."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    size: int | None = None
+    """How many of them it keeps; None for all."""
+
+
+def projection(model: nn.Module, shape: LogitShape | None = None) -> Projection:
     """How ``model`` turns its last hidden state into logits.
 
+    Args:
+        shape: what ``logit_shape`` finds, which is the default.
+
     Raises:
-        ValueError: adapters sit on the vocabulary projection.
+        ValueError: adapters sit on the vocabulary projection, or see ``logit_shape``.
     """
-    inner = unwrapped(model)
-    head = inner.get_output_embeddings()
+    shape = logit_shape(model) if shape is None else shape
+    head = unwrapped(model).get_output_embeddings()
     if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
         raise ValueError(
             "LoRA on the vocabulary projection is not supported: take it out of"
             " model.lora.target_modules (all-linear leaves it alone)"
         )
-    config = inner.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    if scale is None:
-        scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if shape.size is not None:
+        weight, bias = weight[: shape.size], None if bias is None else bias[: shape.size]
     return Projection(
-        weight=head.weight,
-        bias=getattr(head, "bias", None),
-        scale=float(scale),
-        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
+        weight=weight,
+        bias=bias,
+        scale=shape.scale,
+        softcap=shape.softcap,
     )
 
 
-def check_projection(model: nn.Module) -> None:
-    """Compare ``projection`` over ``backbone`` with the model's own logits on three tokens.
+def logit_shape(model: nn.Module) -> LogitShape:
+    """How ``projection`` over ``backbone`` gives the model's own logits, by trying on three tokens.
 
-    Ours are computed beside a longer text: no row may depend on its company.
+    Configs name a number, and architectures multiply by it, divide by it, or ignore it. Ours are
+    computed beside a longer text: no row may depend on its company.
 
     Raises:
-        ValueError: they differ, so the architecture treats its logits in a way not known here, or
-            lets its tokens look at what follows them, or at other rows.
+        ValueError: nothing gives them, so the architecture treats its logits in a way not known
+            here, or lets its tokens look at what follows them, or at other rows.
     """
+    inner = unwrapped(model)
+    name, config = type(inner).__name__, inner.config.get_text_config()
+    with evaluating(model):
+        plain, theirs = _plain_and_own(model, name)
+    size = theirs.shape[-1]
+    if plain.shape != theirs.shape:
+        raise ValueError(
+            f"{name} gives logits of {size} tokens, its vocabulary projection of"
+            f" {plain.shape[-1]}, so it is not supported: {REMEDY}"
+        )
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    for scale, cap in itertools.product(_scales(config), _caps(config)):
+        if torch.allclose(_shaped(plain, scale, cap), theirs, rtol=tolerance, atol=tolerance):
+            rows = len(inner.get_output_embeddings().weight)
+            return LogitShape(scale, cap, size if size < rows else None)
+    raise ValueError(
+        f"{name}: logits computed from the hidden states of a batch differ from those of a text"
+        f" alone by up to {(plain - theirs).abs().max():.3g}, so it is not supported: {REMEDY}"
+    )
+
+
+def _plain_and_own(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """[1, 3, V] of the projection alone, and the model's own."""
     device = next(model.parameters()).device
     ids = torch.tensor([[3, 5, 7, 4, 8], [4, 3, 6, 5, 9]], device=device)
-    name = type(model).__name__
-    with evaluating(model):
-        try:
-            theirs = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} does not continue text by itself ({error}): give a causal language model"
-            ) from error
-        try:
-            hidden = backbone(model)(input_ids=ids, use_cache=False)[0][:1, :3]
-            ours = projection(model).logits(hidden)
-        except (AttributeError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{name}: its logits cannot be computed from its hidden states ({error}); this"
-                " architecture is not supported yet"
-            ) from error
-    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
-    if ours.shape != theirs.shape or not torch.allclose(
-        ours, theirs, rtol=tolerance, atol=tolerance
-    ):
+    try:
+        own = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{name}: logits computed from the hidden states of a batch differ from those of a text"
-            f" alone{_by(ours, theirs)}; this architecture is not supported yet"
-        )
+            f"{name} does not continue text by itself ({error}): give a causal language model"
+        ) from error
+    try:
+        hidden = backbone(model)(input_ids=ids, use_cache=False)[0][:1, :3]
+        return projection(model, LogitShape(size=own.shape[-1])).logits(hidden), own
+    except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name}: its logits cannot be computed from its hidden states"
+            f" ({type(error).__name__}: {error}), so it is not supported: {REMEDY}"
+        ) from error
 
 
-def _by(ours: Tensor, theirs: Tensor) -> str:
-    if ours.shape != theirs.shape:
-        return f" in their number ({ours.shape[-1]} and {theirs.shape[-1]} tokens)"
-    return f" by up to {(ours - theirs).abs().max():.3g}"
+def _scales(config: Any) -> list[float]:
+    """What logits might be multiplied by, the likeliest first."""
+    numbers = [float(getattr(config, name, None) or 1.0) for name in MULTIPLIED]
+    numbers += [1.0 / float(getattr(config, name, None) or 1.0) for name in DIVIDED]
+    found = [number for number in numbers if number != 1.0]
+    return [*found, 1.0, *(1.0 / number for number in found)]
+
+
+def _caps(config: Any) -> list[float | None]:
+    found = [getattr(config, name, None) for name in SOFTCAPS]
+    return [*(float(cap) for cap in found if cap), None]
+
+
+def _shaped(plain: Tensor, scale: float, cap: float | None) -> Tensor:
+    return plain * scale if cap is None else torch.tanh(plain * scale / cap) * cap
 
 
 class ValueHead(nn.Module):

@@ -14,6 +14,7 @@ Shapes: S sequences, N tokens in the packed row, T tokens of the longest, H hidd
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,3 +143,35 @@ def is_causal(body: nn.Module) -> bool:
     with evaluating(body):
         hidden = body(input_ids=ids)[0][:, :2]
     return torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3)
+
+
+def look_at(body: Any) -> tuple[int, bool]:
+    """``(H, is_causal)`` of ``body``, found out by trying on texts of three tokens.
+
+    Raises:
+        ValueError: the hidden states of a text are others when it stands beside a longer one, or it
+            is no transformer that reads tokens alone.
+    """
+    name, device = type(body).__name__, next(body.parameters()).device
+    if body.config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder and a decoder: choose a model that is one of them")
+    short, long = torch.tensor([3, 5, 7]), torch.tensor([4, 3, 6, 5, 9])
+    try:
+        causal = is_causal(body)
+        with evaluating(body):
+            alone, beside = (
+                flat_hidden(body, pad([texts], with_mask=not causal).to(device))[:3].float()
+                for texts in ([short], [short, long])
+            )
+    except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} does not read a text of three tokens ({type(error).__name__}: {error}):"
+            " choose another model"
+        ) from error
+    tolerance = 1e-3 if next(body.parameters()).dtype == torch.float32 else 0.05
+    if not torch.allclose(alone, beside, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"{name}: the hidden states of a text differ by {(alone - beside).abs().max():.3g} when"
+            " it stands beside a longer one, so its scores would: choose another model"
+        )
+    return alone.shape[-1], causal

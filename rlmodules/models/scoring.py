@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datamodules.experience import TokenBatch
 from datamodules.positions import Positions, positions_of
 from rlmodules.functional.logprobs import Projection, token_logprobs
-from rlmodules.models.heads import ValueHead, backbone, check_projection, hidden_states, projection
+from rlmodules.models.heads import ValueHead, backbone, hidden_states, logit_shape, projection
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, takes_packed
 from rlmodules.models.quirks import even_out
@@ -61,7 +61,7 @@ class PolicyModel(nn.Module):
     def __init__(self, base_model: Any) -> None:
         super().__init__()
         even_out(base_model)
-        check_projection(base_model)
+        self._logit_shape = logit_shape(base_model)
         self.base_model = base_model
         self.value_head: ValueHead | None = None
         self.packs = False
@@ -187,7 +187,7 @@ class PolicyModel(nn.Module):
 
     @property
     def _projection(self) -> Projection:
-        return projection(self.base_model)
+        return projection(self.base_model, self._logit_shape)
 
     @cached_property
     def _takes(self) -> frozenset[str]:
@@ -220,7 +220,7 @@ class PPOModel(PolicyModel):
 
     def __init__(self, base_model: Any) -> None:
         super().__init__(base_model)
-        self.value_head = ValueHead(base_model.config.get_text_config().hidden_size)
+        self.value_head = ValueHead(self._projection.weight.shape[1])  # configs name another
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None

@@ -27,10 +27,11 @@ from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
 from rlmodules.models.checkpoint import check_finite
-from rlmodules.models.layout import Layout, flat_hidden, is_causal, pack, pad, unpad
+from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unpad
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.quirks import even_out
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
 from rlmodules.reward_models import files
 from rlmodules.reward_models.config import RewardModelConfig, with_lora
@@ -78,13 +79,13 @@ class RewardModel(OfflineModule):
                 if wanted.lora.r:
                     base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
             self.base_model = base_model
-            hidden_size = self.base_model.config.get_text_config().hidden_size
-            self.head = RewardHead(hidden_size, c.num_labels, c.dropout_prob)
+            even_out(self.body)
+            self.hidden_size, self.is_causal = look_at(self.body)
+            self.head = RewardHead(self.hidden_size, c.num_labels, c.dropout_prob)
         require_room(self.positions, c.max_length)
         if tokenizer is not None:
             match_tokenizer(self.base_model, tokenizer)
-        self.config, self.hidden_size = c, hidden_size
-        self.is_causal = is_causal(self.body)
+        self.config = c
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
         self.packs = may_pack and takes_packed(self.body)
         if self.packs:

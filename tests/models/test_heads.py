@@ -1,9 +1,8 @@
 """Backbone and projection against the models' own logits, and PPO's model with its value head."""
 
-import dataclasses
-
 import pytest
 import torch
+from architectures import VARIANTS, build
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
@@ -30,13 +29,12 @@ from rlmodules.models import (
     PPOModel,
     ValueHead,
     backbone,
-    heads,
     hidden_states,
     load_model,
     projection,
 )
 from rlmodules.models.embedded import tiny_model
-from rlmodules.models.heads import check_projection
+from rlmodules.models.heads import LogitShape, logit_shape
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 SMALL = {
@@ -108,7 +106,6 @@ def test_logits_from_hidden_states_are_the_models_own(name):
     hidden = backbone(model)(input_ids=ids)[0]
     assert_close(projection(model).logits(hidden), theirs, **EXACT)
     assert_close(projection(model).logits(hidden[1, 4]), theirs[1, 4], **EXACT)
-    check_projection(model)
 
 
 def test_softcap_scale_and_bias_are_read_from_the_model():
@@ -122,21 +119,32 @@ def test_softcap_scale_and_bias_are_read_from_the_model():
 
 
 @pytest.mark.parametrize(
-    ("name", "lost"),
+    ("name", "changes", "expected"),
     [
-        ("gemma2", {"softcap": None}),
-        ("cohere", {"scale": 1.0}),
-        ("granite", {"scale": 1.0}),
-        ("phi", {"bias": None}),
+        ("hyperclovax", {"logits_scaling": 4.0}, LogitShape(4.0)),  # Granite divides
+        ("granite", {"logits_scaling": 4.0}, LogitShape(0.25)),
+        ("inkling_text", {"logits_mup_width_multiplier": 4.0}, LogitShape(0.25)),
+        ("inkling_text", {"unpadded_vocab_size": 200}, LogitShape(0.5, size=200)),
+        ("mpt", {"logit_scale": 4.0}, LogitShape()),  # it does not read it
+        ("falcon_h1", {"lm_head_multiplier": 4.0}, LogitShape(4.0)),
+        ("gemma3", {"text_config": {"final_logit_softcapping": 1.0}}, LogitShape()),
+        ("gemma3_text", {"final_logit_softcapping": 1.0}, LogitShape(softcap=1.0)),
+        ("recurrent_gemma", {"logits_soft_cap": 1.0}, LogitShape(softcap=1.0)),
+        ("xlstm", {"output_logit_soft_cap": 1.0}, LogitShape(softcap=1.0)),
     ],
 )
-def test_the_check_notices_a_projection_that_lacks_something(name, lost, monkeypatch):
-    model = make(name)
-    check_projection(model)
-    incomplete = dataclasses.replace(projection(model), **lost)
-    monkeypatch.setattr(heads, "projection", lambda model: incomplete)
-    with pytest.raises(ValueError, match="not supported"):
-        check_projection(model)
+def test_what_is_done_with_logits_is_found_out_by_trying(name, changes, expected, monkeypatch):
+    monkeypatch.setitem(VARIANTS, f"{name}:changed", changes)
+    model = build(f"{name}:changed")
+    assert logit_shape(model) == expected
+
+
+@torch.no_grad()
+def test_logits_that_a_model_leaves_out_are_left_out(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "inkling_text:cut", {"unpadded_vocab_size": 200})
+    model, ids = build("inkling_text:cut"), torch.arange(3, 12)[None]
+    hidden = backbone(model)(input_ids=ids)[0]
+    assert_close(projection(model).logits(hidden), model(input_ids=ids).logits, **EXACT)
 
 
 class Unknown(LlamaForCausalLM):
@@ -150,8 +158,8 @@ class Unknown(LlamaForCausalLM):
 
 def test_an_architecture_that_treats_its_logits_in_an_unknown_way_is_refused():
     model = Unknown(tiny_model()[0].config)
-    for use in (check_projection, PPOModel):
-        with pytest.raises(ValueError, match=r"Unknown: logits .* not supported"):
+    for use in (logit_shape, PPOModel):
+        with pytest.raises(ValueError, match=r"Unknown: logits .* not supported: choose"):
             use(model)
 
 
@@ -292,6 +300,12 @@ def test_the_value_head_is_a_relu_layer_and_one_output():
         head.output.bias.fill_(1.0)
     values = head(torch.tensor([[[1.0, 3.0], [1.0, -3.0], [-2.0, -1.0]]]))
     assert values.tolist() == [[34.0, 4.0, 1.0]]
+
+
+def test_the_value_head_is_as_wide_as_the_hidden_states():
+    model = PPOModel(build("opt:post-norm"))  # 16, of which its config says 32
+    assert model.value_head.hidden.in_features == 16
+    assert model(ids_of(1, 4))[1].shape == (1, 4)
 
 
 def test_the_value_head_starts_at_zero_and_can_still_learn():

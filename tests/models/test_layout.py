@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import build, build_encoder
 from torch.testing import assert_close
 from transformers import (
     AutoModel,
@@ -18,6 +19,7 @@ from transformers import (
 from rlmodules.models.layout import (
     flat_hidden,
     is_causal,
+    look_at,
     pack,
     pad,
     shared_prefix,
@@ -141,6 +143,25 @@ def test_encoders_and_models_without_attention_are_told_apart():
     mamba = AutoModel.from_config(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2))
     assert is_causal(mamba.eval())
     assert not takes_packed(mamba)
+
+
+def test_a_body_is_looked_at():
+    assert look_at(build_encoder("roberta")) == (32, False)
+    assert look_at(build("mamba").backbone) == (32, True)
+    assert look_at(build("opt:post-norm").model) == (16, True)  # of which its config says 32
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda: build_encoder("bart"), "BartModel is an encoder and a decoder"),
+        (lambda: build_encoder("whisper"), "WhisperModel is an encoder and a decoder"),
+        (lambda: build("cpmant").cpmant, "CpmAntModel: the hidden states .* beside a longer one"),
+    ],
+)
+def test_a_body_whose_texts_have_no_states_of_their_own_is_refused(body, message):
+    with pytest.raises(ValueError, match=message):
+        look_at(body().eval())
 
 
 def test_a_model_that_does_not_pack_keeps_its_attention():

@@ -5,8 +5,10 @@ import warnings
 
 import pytest
 import torch
+from architectures import build, config_of
 from torch.testing import assert_close
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -164,3 +166,25 @@ def test_a_model_that_cannot_be_asked_in_float32_is_padded_and_stays_whole():
     assert attention_of(model) == "eager"
     for key, weight in model.state_dict().items():
         assert weight.dtype == torch.bfloat16 and torch.equal(weight, weights[key])
+
+
+def test_parts_of_a_model_keep_their_own_kinds_of_attention():
+    """Its audio tower has no sdpa."""
+    body = AutoModel.from_config(config_of("gemma4")).eval()
+    before = [
+        part.config._attn_implementation for part in body.children() if hasattr(part, "config")
+    ]
+    assert {"sdpa", "eager"} <= set(before)
+    assert takes_packed(body)
+    after = [
+        part.config._attn_implementation for part in body.children() if hasattr(part, "config")
+    ]
+    assert after == before
+    enable_packing(body)
+    assert body.language_model.config._attn_implementation == PACKED["sdpa"]
+    assert body.audio_tower.config._attn_implementation == PACKED["eager"]
+
+
+def test_whatever_an_architecture_makes_of_packed_rows_it_is_padded():
+    with pytest.warns(UserWarning, match=r"does not take packed rows \(IndexError"):
+        assert not takes_packed(backbone(build("qwen4_exp_text")))
