@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +48,31 @@ def vocabulary_size(model: Any) -> int:
     inner = unwrapped(model)
     ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
     return min(len(end.weight) for end in ends if end is not None)
+
+
+def absent_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Tensor | None:
+    """Ids that ``model`` predicts and no text holds; None where there are none.
+
+    Vocabularies are padded to round sizes, and tokenizers have gaps. Such ids are never drawn, but
+    count in log-probabilities: what is scored is then the distribution that other engines compute
+    of the same weights, and a given text may hold any id.
+    """
+    head = unwrapped(model).get_output_embeddings().weight
+    known = vocabulary_size(model)
+    ends = match_ends(model, tokenizer)
+    missing = frozenset(range(known, len(head)))
+    if tokenizer is not None:
+        missing = _gaps(tokenizer, len(tokenizer), known, len(head)) - ends
+    absent = sorted(missing)
+    return torch.tensor(absent, device=head.device) if absent else None
+
+
+@lru_cache(maxsize=8)
+def _gaps(
+    tokenizer: PreTrainedTokenizerBase, size: int, known: int, predicted: int
+) -> frozenset[int]:
+    """Ids below ``predicted`` that the tokenizer, of that many tokens, or the model cannot read."""
+    return frozenset(range(predicted)) - {i for i in tokenizer.get_vocab().values() if i < known}
 
 
 def check_ids(ids: Sequence[Tensor], known: int) -> None:

@@ -78,6 +78,7 @@ class RewardModel(OfflineModule):
                 base_model = language_model(base_model)
                 if wanted.lora.r:
                     base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
+            even_out(base_model)
             self.base_model = base_model
             even_out(self.body)
             self.hidden_size, self.is_causal = look_at(self.body)

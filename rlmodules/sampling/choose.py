@@ -1,8 +1,8 @@
 """Drawing tokens: how a row of logits becomes one, as ``SamplingParams`` say.
 
 The log-probabilities are those of ``softmax(logits / temperature)``, the distribution that ratios
-and KL are computed of; top-k and top-p narrow the choice below that, and ``kept_mass`` says by how
-much.
+and KL are computed of; top-k, top-p and ids that no text can hold narrow the choice below that, and
+``kept_mass`` says by how much.
 
 Shapes: B rows, V vocabulary, K candidates.
 """
@@ -16,45 +16,60 @@ CANDIDATES = 256
 """The nucleus is looked for among this many tokens first; rows it does not fit sort everything."""
 
 
-def choose(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> tuple[Tensor, ...]:
+def choose(
+    logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, absent: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Draw a token a row by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
 
     Top-k is applied first, then top-p to what it left (as in transformers).
+
+    Args:
+        absent: ids that are never drawn; their mass is cut like that below top-k.
 
     Returns:
         ``(tokens_B, logprobs_B, kept_mass_B)``.
     """
     if params.temperature == 0:
         log_z = logits_BV.logsumexp(-1)
-        best, tokens = logits_BV.max(-1)
+        drawable = logits_BV
+        if absent is not None:
+            drawable = logits_BV.index_fill(1, absent, float("-inf"))
+        best, tokens = drawable.max(-1)
         return tokens, best - log_z, (best - log_z).exp()
     logits = logits_BV / params.temperature
     log_z = logits.logsumexp(-1, keepdim=True)
-    vocabulary = logits.shape[1]
+    vocabulary, mass = logits.shape[1], torch.ones_like(log_z)
+    if absent is not None:
+        mass = 1 - (logits[:, absent] - log_z).exp().sum(-1, keepdim=True)
+        logits.index_fill_(1, absent, float("-inf"))
     if params.top_p == 1 and not 0 < params.top_k < vocabulary:
         probs = (logits - log_z).exp_()
         tokens = _invert(probs, uniform_B)
-        kept = torch.ones_like(uniform_B)
+        kept = mass.squeeze(1)
     else:
         width = min(vocabulary, params.top_k or CANDIDATES)
-        tokens, kept = _from_nucleus(logits, log_z, uniform_B, width, params)
+        tokens, kept = _from_nucleus(logits, log_z, mass, uniform_B, width, params)
         # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
         wide = (kept < 0).nonzero().squeeze(1)
         if len(wide):
             tokens[wide], kept[wide] = _from_nucleus(
-                logits[wide], log_z[wide], uniform_B[wide], vocabulary, params
+                logits[wide], log_z[wide], mass[wide], uniform_B[wide], vocabulary, params
             )
     logprobs = (logits.gather(1, tokens[:, None]) - log_z).squeeze(1)
     return tokens, logprobs, kept
 
 
 def _from_nucleus(
-    logits: Tensor, log_z: Tensor, uniform: Tensor, width: int, params: SamplingParams
+    logits: Tensor, log_z: Tensor, mass: Tensor, uniform: Tensor, width: int, params: SamplingParams
 ) -> tuple[Tensor, Tensor]:
-    """Tokens and kept mass, from the ``width`` likeliest; kept is -1 where that is too few."""
+    """Tokens and kept mass, from the ``width`` likeliest; kept is -1 where that is too few.
+
+    Args:
+        mass: [B, 1], of all that may be drawn.
+    """
     top, order = logits.topk(width)
     probs = (top - log_z).exp_()
-    total = probs.sum(-1, keepdim=True) if params.top_k else torch.ones_like(log_z)
+    total = probs.sum(-1, keepdim=True) if params.top_k else mass
     before = probs.cumsum(-1) - probs
     inside = before < params.top_p * total  # the token that crosses the threshold is in
     probs = probs * inside

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.types import Response, SamplingParams
 from rlmodules.models.scoring import PolicyModel
-from rlmodules.models.vocabulary import check_ids, match_ends, vocabulary_size
+from rlmodules.models.vocabulary import absent_ids, check_ids, match_ends, vocabulary_size
 from rlmodules.sampling.choose import choose, stream
 from rlmodules.sampling.reading import Reading
 from rlmodules.sampling.ways import way_of
@@ -81,6 +81,7 @@ class Decoding:
     def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.end_ids = match_ends(model.base_model, tokenizer)
+        self.absent = absent_ids(model.base_model, tokenizer)
         self.rows: list[Row] = []
         self.reading = Reading(model, way_of(model))
         self.tokens = torch.empty(0)
@@ -129,12 +130,12 @@ class Decoding:
         uniform = torch.tensor(at, device=self.device)
         shapes = {row.shape for row in rows}
         if len(shapes) == 1:
-            drawn = choose(logits, uniform, rows[0].params)
+            drawn = choose(logits, uniform, rows[0].params, self.absent)
         else:
             drawn = tuple(torch.empty_like(uniform, dtype=t) for t in (torch.long, None, None))
             for shape in shapes:
                 mine = [i for i, row in enumerate(rows) if row.shape == shape]
-                some = choose(logits[mine], uniform[mine], rows[mine[0]].params)
+                some = choose(logits[mine], uniform[mine], rows[mine[0]].params, self.absent)
                 for whole, part in zip(drawn, some, strict=True):
                     whole[mine] = part
         # float32 holds the ids of a vocabulary below 2^24 exactly, and not every device has more.

@@ -91,6 +91,38 @@ def test_top_p_after_top_k_is_of_the_mass_that_top_k_left():
     assert choose(logits[None], torch.tensor([0.9]), params)[2].item() == pytest.approx(0.7)
 
 
+SHAPES = [{}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 4, "top_p": 0.8}, {"temperature": 1.7}]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_absent_ids_are_never_drawn_and_count_in_log_probabilities(shape):
+    logits = torch.tensor([0.3, 5.0, 1.5, 0.0, 2.2, -0.7, 4.0])
+    absent = torch.tensor([1, 6])  # the two likeliest
+    params = SamplingParams(**shape)
+    whole = (logits / params.temperature).softmax(-1)
+    left = logits.clone()
+    left[absent] = -math.inf
+    expected = warped(left[None], params)[0].softmax(-1)
+    tokens, logprobs, kept = choose(logits.expand(GRID, -1), uniform_grid(), params, absent)
+    assert_close(torch.bincount(tokens, minlength=7) / GRID, expected, **WITHIN_GRID)
+    assert_close(logprobs, whole.log()[tokens])
+    assert_close(kept, whole[expected > 0].sum().expand(GRID))
+    token, logprob, _ = choose(
+        logits[None], torch.tensor([0.5]), SamplingParams(temperature=0), absent
+    )
+    assert token.item() == 4
+    assert_close(logprob, logits.log_softmax(-1)[4:5])
+
+
+def test_a_nucleus_of_what_may_be_drawn_is_wider_than_the_candidates(monkeypatch):
+    monkeypatch.setattr(drawing, "CANDIDATES", 3)
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    absent, params = torch.arange(30, 40), SamplingParams(top_p=0.9)
+    tokens, _, kept = choose(logits, torch.rand(50), params, absent)
+    mass = logits.softmax(-1)[:, :30].sum(-1)
+    assert (tokens < 30).all() and (kept >= 0.8999 * mass).all() and (kept < mass).all()
+
+
 def test_kept_mass_is_one_where_nothing_is_cut():
     logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     for params in (SamplingParams(), SamplingParams(top_k=20), SamplingParams(top_k=99)):

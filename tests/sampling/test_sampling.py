@@ -10,6 +10,7 @@ from sampling_helpers import (
     POSITIONS,
     PROMPTS,
     SEEDS,
+    SMALL,
     encode,
     every_shape,
     greedy,
@@ -18,10 +19,12 @@ from sampling_helpers import (
     reciter,
 )
 from torch.testing import assert_close
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from datamodules.types import SamplingParams
 from rlmodules.models import PolicyModel, backbone
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
+from rlmodules.models.vocabulary import absent_ids
 from rlmodules.sampling import choose as drawing
 from rlmodules.sampling.choose import choose
 from rlmodules.sampling.decoding import sample
@@ -271,6 +274,44 @@ def test_a_finished_row_costs_no_more_work():
     sample(policy, tokenizer, prompts[:3], greedy(50), [0] * 3)
     hook.remove()
     assert len(rows) == 5  # none is left: no pass after the last row's end
+
+
+# ------------------------------------------------------------- padded vocabularies
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_ids_that_the_tokenizer_lacks_are_not_said_and_what_is_said_is_scored_alike(temperature):
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    model = make_sharp(Qwen2ForCausalLM(Qwen2Config(**SMALL | {"vocab_size": 320})))
+    policy, prompts = PolicyModel(model), encode(tokenizer, "ab", "a longer one") * 4
+    params = SamplingParams(max_new_tokens=12, temperature=temperature)
+    responses = sample(policy, tokenizer, prompts, params, range(8))
+    if temperature:  # the likeliest happen to be known ones
+        free = sample(policy, None, prompts, params, range(8))
+        assert max(token for r in free for token in r.tokens) >= len(tokenizer)
+    for prompt, response in zip(prompts, responses, strict=True):
+        assert max(response.tokens) < len(tokenizer)
+        own = own_logprobs(model, prompt, response.tokens, temperature or 1.0)
+        assert_close(torch.tensor(response.logprobs), own, rtol=0, atol=1e-4)
+        ids = torch.cat([prompt, torch.tensor(response.tokens)])
+        if temperature:
+            logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1].detach()
+            mass = (logits / temperature).softmax(-1)[:, : len(tokenizer)].sum(-1)
+            assert_close(torch.tensor(response.kept_mass), mass, rtol=0, atol=1e-5)
+
+
+def test_a_gap_in_the_tokenizer_is_absent_and_an_end_token_is_not():
+    tokenizer = tiny_tokenizer()
+    model = Qwen2ForCausalLM(Qwen2Config(**SMALL | {"vocab_size": 264}))
+    assert absent_ids(model, tokenizer).tolist() == [259, 260, 261, 262, 263]
+    tokenizer.add_tokens(["<more>"])
+    assert absent_ids(model, tokenizer).tolist() == [260, 261, 262, 263]
+    tokenizer.get_vocab = lambda: {"a": 0, "b": 5}
+    tokenizer.add_tokens(["<again>"])
+    assert absent_ids(model, tokenizer).tolist() == [i for i in range(264) if i not in (0, 2, 5)]
+    assert absent_ids(tiny_model()[0], tiny_tokenizer()) is None
+    assert absent_ids(model, None) is None
 
 
 # ---------------------------------------------------------------- user mistakes
