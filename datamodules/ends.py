@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.templates import render_chat
+
 _RESPONSE = "The response stands here."
 """Stands for the assistant's words."""
 _MODEL_ENDS = "_model_ends"
@@ -73,7 +75,7 @@ def _found_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     said = {"role": "assistant", "content": _RESPONSE}
     for messages in ([asked, said], [asked, said, asked]):
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            text = render_chat(tokenizer, messages)
         except Exception:  # templates raise what they like
             return None
         _, found, rest = text.rpartition(_RESPONSE)

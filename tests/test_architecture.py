@@ -16,7 +16,7 @@ from reading_helpers import (
 )
 
 D, R = "datamodules", "rlmodules"
-TYPES = f"{D}.types {D}.experience {D}.ends {D}.positions"
+TYPES = f"{D}.types {D}.experience {D}.ends {D}.templates {D}.positions"
 BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     # room: the rooms below it (a room is a folder or a file of a package)
     f"{D}.__init__": "",
     f"{D}.experience": "",
-    f"{D}.ends": "",
+    f"{D}.templates": "",
+    f"{D}.ends": f"{D}.templates",
     f"{D}.positions": "",
     f"{D}.types": f"{D}.experience",
     f"{D}.atomic": "",

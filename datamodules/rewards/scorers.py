@@ -208,10 +208,11 @@ def model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True
+            path, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        if loaded["missing_keys"]:
-            raise ValueError(f"it has no weights for {sorted(loaded['missing_keys'])}")
+        absent = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
+        if absent:
+            raise ValueError(f"it has no weights, or of other shapes, for {sorted(absent)}")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"reward.path={path!r} is no sequence-classification checkpoint: {error}"

@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import end_ids
+from datamodules.templates import render_chat
 from datamodules.text.prompts import Prompt, encode_prompt
 
 Message = Mapping[str, Any]
@@ -116,8 +117,8 @@ def _render(
 ) -> str | None:
     """The template's text, ready for the assistant; None where the template refuses."""
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        return render_chat(
+            tokenizer, messages, tools=list(tools) or None, add_generation_prompt=True
         )
     except TemplateError:
         return None

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import closing_id, end_ids
+from datamodules.templates import render_chat
 from datamodules.text.prompts import Content, Prompt, prompt_text
 
 
@@ -85,10 +86,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content
     plain = isinstance(response, str)
     try:
         start = prompt_text(tokenizer, prompt) if prompt.content else ""
-        if plain:
-            whole = start + response
-        else:
-            whole = tokenizer.apply_chat_template([*prompt.content, *response], tokenize=False)
+        whole = start + response if plain else _render_answer(tokenizer, prompt, response)
     except ValueError:
         raise
     except Exception as error:  # templates raise what they like
@@ -104,6 +102,10 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content
     except UnicodeEncodeError as error:
         raise ValueError(f"the text holds half a character: {error.reason}") from error
     return Rendered(start, whole, plain)
+
+
+def _render_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Content) -> str:
+    return render_chat(tokenizer, [*prompt.content, *answer])
 
 
 def encode(

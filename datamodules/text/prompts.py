@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.templates import render_chat
 from datamodules.text.tables import read_rows
 
 Content = str | list[dict[str, str]]
@@ -55,7 +56,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
             "the prompts are conversations, but the tokenizer has no chat template:"
             " use an instruction-tuned model or plain text prompts"
         )
-    return tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True)
+    return render_chat(tokenizer, prompt.content, add_generation_prompt=True)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:

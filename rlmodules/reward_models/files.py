@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from datamodules.ends import end_ids
+from rlmodules.models.checkpoint import load_whole
 from rlmodules.models.saving import merged
 
 SETTINGS = "reward_model.json"
@@ -145,7 +146,7 @@ def from_pretrained(cls: type, path: Path) -> Any:
     if settings is None or settings["class"] != cls.__name__:
         found = f"a {settings['class']}" if settings else f"no {SETTINGS}"
         raise ValueError(f"{path} has {found}, so it is no exported {cls.__name__}")
-    body = AutoModel.from_pretrained(path)
+    body: Any = load_whole(AutoModel, str(path))
     if getattr(body, "pooler", None) is not None:
         body.pooler = None
     config = settings["config"] | {"use_lora": False}  # merged

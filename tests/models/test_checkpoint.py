@@ -15,6 +15,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from datamodules import rewards
 from rlmodules import PPO, PPOConfig, RewardModel, RewardModelConfig
 from rlmodules.models import ModelConfig, load_backbone, load_model
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
@@ -194,3 +195,21 @@ def test_large_weights_are_finite(tmp_path):
     model.lm_head.weight.data.fill_(3e38)
     model.save_pretrained(tmp_path)
     load_model(ModelConfig(name=str(tmp_path)))
+
+
+def test_an_exported_reward_model_is_loaded_whole_too(tmp_path):
+    config = RewardModelConfig(model_name="given", max_length=64, max_prompt_length=32)
+    model = RewardModel(config, base_model=untied().model, tokenizer=tiny_tokenizer())
+    model.export(tmp_path)
+    edit(tmp_path, num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"lacks 9 weights"):
+        RewardModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("said", [{"num_hidden_layers": 3}, {"hidden_size": 32}])
+def test_a_classifier_that_rewards_has_all_of_its_weights(tmp_path, said):
+    LlamaForSequenceClassification(untied().config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    edit(tmp_path, **said)
+    with pytest.raises(ValueError, match=r"reward\.path=.*it has no weights.*layers\.\d"):
+        rewards.model(str(tmp_path))

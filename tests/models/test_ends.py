@@ -166,7 +166,8 @@ def test_an_environments_own_tokenizer_learns_the_ends_that_the_model_names():
     config = PPOConfig(model_name="given")
     module = PPO(config, model=family.model(), tokenizer=family.tokenizer())
     data = RolloutDataModule(env, eval_size=0)
-    data.trainer = SimpleNamespace(lightning_module=module)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(lightning_module=module, strategy=strategy)
     data.setup()
     assert as_tokens(env.tokenizer, end_ids(env.tokenizer)) == family.ends
 
