@@ -65,7 +65,7 @@ def replacing(
                 written = size_of(partial) if partial.exists() else 0
             flush(path.parent)
     except Exception as error:
-        if (reason := _reason(error, path.parent)) is None:
+        if (reason := _reason(error)) is None:
             raise
         raise StorageError(_message(path, reason, needs, written)) from error
 
@@ -91,7 +91,7 @@ def appending(path: Path, data: bytes) -> None:
     except OSError as error:
         if path.exists():
             os.truncate(path, size)
-        if (reason := _reason(error, path.parent)) is None:
+        if (reason := _reason(error)) is None:
             raise
         raise StorageError(_message(path, reason, len(data), 0)) from error
 
@@ -126,12 +126,12 @@ def explained(error: BaseException, folder: Path) -> str | None:
     """Why a file in ``folder`` could not be written, and the room there; None: another error."""
     if isinstance(error, StorageError):
         return str(error)
-    reason = _reason(error, folder) if isinstance(error, OSError) else None
+    reason = _reason(error)
     named = getattr(error, "filename", None) or f"a file in {folder}"
     return None if reason is None else _message(Path(named), reason, None, 0, folder)
 
 
-def _reason(error: BaseException, folder: Path) -> str | None:
+def _reason(error: BaseException) -> str | None:
     """Why the disk did not take what was written; None if that is not what ``error`` is about."""
     if isinstance(error, OSError) and error.errno is not None:
         return REASONS.get(error.errno)

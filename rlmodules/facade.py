@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -33,6 +33,8 @@ FOLLOWING["data.epochs"] = ["algo.ppo_epochs", "algo.num_epochs"]
 class Facade:
     """A module, the folder of its run, and options of ``lightning.Trainer``."""
 
+    folders: ClassVar[set[Path]] = set()
+    """Those that this process has trained in."""
     env: Environment | None = None
     reward_fn: Callable[..., Sequence[float]] | None = None
 
@@ -41,7 +43,6 @@ class Facade:
     ) -> None:
         self.module, self.config, self.trainer_options = module, module.config, options
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._is_mine = False
 
     @property
     def output_dir(self) -> Path:
@@ -96,9 +97,9 @@ class Facade:
         }
         trainer, algorithm = L.Trainer(**options), type(self.module).__name__
         path = record.find(ckpt_path, [self.output_dir.parent], trainer, algorithm)
-        if not self._is_mine:
+        if self.output_dir.absolute() not in self.folders:  # a notebook may run a cell again
             require_own(self.output_dir, path)
-            self._is_mine = True
+        self.folders.add(self.output_dir.absolute())
         with held(self.output_dir):
             trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
         return report.metrics()

@@ -135,6 +135,7 @@ def test_facades_made_in_one_second_train_in_two_folders(tmp_path, monkeypatch):
     places = [Path("outputs/2026-01-02") / name for name in ("12-00-00", "12-00-00-2")]
     assert [trainer.output_dir for trainer in made] == places
     assert all((place / "checkpoints" / "last.ckpt").is_file() for place in places)
+    monkeypatch.setattr(facade.Facade, "folders", set())  # as in another process
     again = PPOTrainer(PPOConfig(**c), output_dir=places[0], enable_progress_bar=False)
     with pytest.raises(ForeignFolderError, match="holds another run"):
         again.train(["One", "Two"])

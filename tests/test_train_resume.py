@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlmodules.resuming.checkpoint import FORMAT
+from rlmodules.resuming.checkpoint import FORMAT, LAST, found
 
 QUICK = [
     "experiment=smoke",
@@ -219,6 +219,22 @@ def test_the_last_run_is_the_newest_of_the_same_command(finished, command, tmp_p
     assert "no run of this command has saved a checkpoint below" in said
     for text in ("day/grpo", "it is of GRPO", "day/seed", "temperature: 0.8 -> 1.3; seed: 7 -> 0"):
         assert text in said
+
+
+def test_the_processes_of_a_run_take_the_same_last_one(tmp_path, finished, monkeypatch):
+    runs = [tmp_path / name / "checkpoints" / "last.ckpt" for name in "ab"]
+    monkeypatch.delenv(LAST, raising=False)
+    for age, path in enumerate(runs):
+        path.parent.mkdir(parents=True)
+        path.write_bytes((finished / "checkpoints" / "last.ckpt").read_bytes())
+        os.utime(path, (10_000 - age, 10_000 - age))
+    of_all = ("last", [tmp_path], "PPO", lambda *_: [])
+    assert found(*of_all)[0] == runs[0]
+    os.utime(runs[1])  # another run saves before the next process looks
+    assert found(*of_all)[0] == runs[1]
+    monkeypatch.setenv(LAST, str(runs[0]))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert found(*of_all)[0] == runs[0]
 
 
 def test_no_run_at_all_is_said_with_the_folders(command, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoint files: which one is meant, whether it is one, and how far it is."""
 
+import os
 import pickle
 import time
 import zipfile
@@ -9,8 +10,12 @@ from typing import Any
 
 import torch
 
+from rlmodules.resuming.folder import is_follower
+
 FORMAT = 1
 """Of what is written; a higher one than this is from a later version."""
+LAST = "RLMODULES_LAST"
+"""Environment variable: what ``last`` was, for the processes that Lightning starts of this one."""
 LISTED = 5
 """Runs that a message lists at most."""
 
@@ -141,8 +146,12 @@ def found(
         made_by = checkpoint.get("algorithm", algorithm)
         return obstacles(checkpoint, path) if made_by == algorithm else [f"it is of {made_by}"]
 
+    if ckpt_path == "last" and is_follower() and LAST in os.environ:
+        ckpt_path = os.environ[LAST]  # another run may have saved since
     if ckpt_path == "last":
-        return newest(roots, in_the_way)
+        path, checkpoint = newest(roots, in_the_way)
+        os.environ[LAST] = str(path)
+        return path, checkpoint
     path = checkpoint_of(ckpt_path)
     checkpoint = read(path)
     require_algorithm(checkpoint, algorithm)

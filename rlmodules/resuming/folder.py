@@ -65,7 +65,8 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -74,6 +75,8 @@ def held(folder: Path) -> Iterator[None]:
                 " its own"
             ) from error
         yield
+    finally:
+        os.close(lock)
 
 
 def require_own(folder: Path, ckpt_path: Path | None) -> None:

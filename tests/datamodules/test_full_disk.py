@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from datamodules.atomic import (
@@ -113,6 +114,10 @@ def test_errors_of_the_disk_are_told_from_others(number, tmp_path):
         raise OSError(number, os.strerror(number))
     assert "/nowhere/x could not be written" in explained(
         OSError(number, os.strerror(number), "/nowhere/x"), tmp_path
+    )
+    outside = SafetensorError("I/O error: No space left on device (os error 28)")
+    assert f"a file in {tmp_path} could not be written: the disk is full" in explained(
+        outside, tmp_path
     )
     for error in (FileNotFoundError(errno.ENOENT, "gone", "data.jsonl"), ValueError("wrong")):
         with pytest.raises(type(error)) as same, replacing(tmp_path / "file"):
