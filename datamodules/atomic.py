@@ -58,7 +58,9 @@ def replacing(
             partial = Path(folder) / path.name
             try:
                 yield partial
-                for part in (*partial.rglob("*"), partial):
+                parts = [*partial.rglob("*"), partial]
+                ordinary_mode(*(part for part in parts if part.suffix == ".safetensors"))
+                for part in parts:
                     flush(part)
                 exchange(partial, path)
             finally:
@@ -180,3 +182,11 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def ordinary_mode(*files: Path) -> None:
+    """Let others read what was written, as far as the umask does: safetensors lets nobody."""
+    mask = os.umask(0o022)  # it can be read by setting it alone
+    os.umask(mask)
+    for path in files:
+        path.chmod(0o666 & ~mask)

@@ -102,7 +102,7 @@ class OnlineTrainer(Facade):
             **{name: getattr(c, name) for name in self.sizes},
         )
 
-    def save_model(self, path: str | Path, merge: bool = False) -> None:
+    def save_model(self, path: str | Path, merge: bool | None = None) -> None:
         """Write the trained model and tokenizer (PPO: and value head) in Hugging Face format."""
         self.module.export(Path(path), merge=merge)
 
@@ -162,7 +162,7 @@ class DPOTrainer(Facade):
         data = _pairs(dataset, eval_dataset, c.batch_size)
         return self.fit(PreferenceDataModule, c.num_epochs, ckpt_path, resume_allow, **data)
 
-    def save_model(self, path: str | Path, merge: bool = False) -> None:
+    def save_model(self, path: str | Path, merge: bool | None = None) -> None:
         """Write the trained model and its tokenizer in Hugging Face format."""
         self.module.export(Path(path), merge=merge)
 

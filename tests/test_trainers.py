@@ -144,7 +144,7 @@ def test_the_saved_model_loads_with_transformers(local_model, tmp_path, rank):
         torch.testing.assert_close(loaded(input_ids=ids).logits, ours, rtol=0, atol=1e-5)
         base = AutoModelForCausalLM.from_pretrained(local_model, dtype=torch.float32)
         assert not torch.allclose(base(input_ids=ids).logits, ours, atol=1e-4)
-    head = load_file(tmp_path / "out" / "value_head.safetensors")
+    head = load_file(tmp_path / "out" / "value_head" / "value_head.safetensors")
     trained = trainer.module.policy.value_head.state_dict()
     assert all(torch.equal(head[name], trained[name].float()) for name in trained)
 

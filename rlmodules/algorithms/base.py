@@ -19,9 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from rlmodules.algorithms.metrics import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.run_record import RunRecord
-from rlmodules.models import ModelConfig, PolicyModel, load_model, load_tokenizer
-from rlmodules.models.checkpoint import check_finite
+from rlmodules.models import (
+    ModelConfig,
+    PolicyModel,
+    disable_dropout,
+    load_model,
+    load_tokenizer,
+    prepare_given,
+)
 from rlmodules.models.media import freeze_unreached
+from rlmodules.models.saving import require_exportable
 from rlmodules.models.vocabulary import match_tokenizer
 from rlmodules.resuming.checkpoint import FORMAT, require_algorithm
 
@@ -154,16 +161,12 @@ class AlgorithmModule(L.LightningModule):
             names |= {n: saved + n.removeprefix(here) for n in trained if n.startswith(here)}
         return names
 
-    def require_export(self, *, merge: bool | None) -> None:
+    def require_export(self, *, merge: bool | None, dtype: str | None = None) -> None:
         """
         Raises:
             ValueError: what is trained cannot be exported like that.
         """
-        if merge and not hasattr(self.base_model, "merge_and_unload"):
-            raise ValueError(
-                "export.merge=true: there are no adapters to merge; leave it out, or train some"
-                " (model.lora.r=16)"
-            )
+        require_exportable(self.base_model, merge, dtype)
 
     # ---------------------------------------------------------------- metrics
 
@@ -212,15 +215,25 @@ def load_policy(
         model, tokenizer: used instead of loading what ``model_config`` names.
 
     Raises:
-        ValueError: ``config.model_name`` and ``model_config.name`` differ.
+        ValueError: ``config.model_name`` and ``model_config.name`` differ, ``model`` would not be
+            trained as it looks, or ``model.lora.dropout`` is asked for in vain.
     """
     model_config = ModelConfig.of(model_config, config.model_name, given=model is not None)
+    if model_config.lora.dropout:
+        raise ValueError(
+            f"model.lora.dropout={model_config.lora.dropout}: a policy is trained as it is"
+            " evaluated, for dropout would be noise in every ratio and KL: set it to 0 (reward"
+            " models may have it)"
+        )
     with torch.random.fork_rng():  # new adapters and heads are a function of the seed
         torch.manual_seed(config.seed)
-        if model is None:
-            model = load_model(model_config)
-        else:
-            check_finite(model)
+        model = load_model(model_config) if model is None else prepare_given(model, model_config)
+        if rates := {rate for *_, rate in disable_dropout(model)}:
+            warnings.warn(
+                f"the model came with dropout ({sorted(rates)}), which is off now: it would be"
+                " noise in every ratio and KL",
+                stacklevel=3,
+            )
         policy = kind(model)
     freeze_unreached(policy.base_model)
     if getattr(policy.base_model.config.get_text_config(), "output_router_logits", False):

@@ -264,9 +264,9 @@ class OnlineModule(AlgorithmModule):
 
     # ------------------------------------------------------------ checkpoints
 
-    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None, dtype: str | None = None) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
-        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
+        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge, dtype=dtype)
 
     def iteration_state(self) -> dict[str, Any]:
         return super().iteration_state() | {

@@ -82,10 +82,10 @@ class PairPolicy(OfflineModule):
         """The policy's causal language model, adapters included."""
         return self.policy.base_model
 
-    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None, dtype: str | None = None) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
         assert self.tokenizer is not None  # load_policy has seen to it
-        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge)
+        save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge, dtype=dtype)
 
     def warmup_steps(self, total: int) -> int:
         return math.ceil(self.config.warmup_ratio * total)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.experience import Experience, Minibatch
@@ -36,6 +35,7 @@ from rlmodules.functional import (
 from rlmodules.functional.kl import LARGEST_ERROR
 from rlmodules.functional.policy_losses import Loss
 from rlmodules.models import PPOModel
+from rlmodules.models.saving import save_value_head
 
 
 @dataclass
@@ -263,11 +263,11 @@ class PPO(OnlineModule):
         if "kl_penalty_coef" in names:  # the steered one was steered from another start
             self.kl_controller.value = self.config.kl_penalty_coef
 
-    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
-        """Policy, tokenizer and value head in ``dirpath``."""
-        super().export(dirpath, merge=merge)
-        head = {k: v.cpu().float() for k, v in self.policy.value_head.state_dict().items()}
-        save_file(head, dirpath / "value_head.safetensors")
+    def export(self, dirpath: Path, *, merge: bool | None = None, dtype: str | None = None) -> None:
+        """Policy and tokenizer in ``dirpath``, the value head in a folder within: who serves the
+        model loads all weights beside it."""
+        super().export(dirpath, merge=merge, dtype=dtype)
+        save_value_head(self.policy.value_head, dirpath)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         c = self.config

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch
 from datamodules.preferences.streams import collate
 from datamodules.text.cache import cached, digest, load_cached
+from rlmodules.models.adapters import weights_in_use
 
 
 class ReferenceTable:
@@ -75,11 +76,9 @@ class ReferenceTable:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Changes with any frozen or trained weight that is no adapter's."""
+    """Changes with any weight that ``model`` computes with as it is, adapters included if on."""
     state = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if "lora_" in name:
-            continue
+    for name, weight in sorted(weights_in_use(model).items()):
         state.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        state.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        state.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()[:32]

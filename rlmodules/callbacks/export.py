@@ -11,16 +11,17 @@ class ExportModel(Callback):
 
     Args:
         dirpath: where to.
-        merge: under LoRA, write the merged model instead of the adapter; None leaves it to what is
-            exported: a language model's adapter, a merged reward model.
+        merge: under LoRA, write the merged model instead of the adapter; None: as the algorithm
+            thinks best.
+        dtype: of the weights; None: what they were trained in.
     """
 
-    def __init__(self, dirpath: str, merge: bool | None = False) -> None:
-        self.dirpath, self.merge = Path(dirpath), merge
+    def __init__(self, dirpath: str, merge: bool | None = None, dtype: str | None = None) -> None:
+        self.dirpath, self.options = Path(dirpath), {"merge": merge, "dtype": dtype}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        pl_module.require_export(merge=self.merge)  # before the work, not after it
+        pl_module.require_export(**self.options)  # before the work, not after it
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            pl_module.export(self.dirpath, merge=self.merge)
+            pl_module.export(self.dirpath, **self.options)

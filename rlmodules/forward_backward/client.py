@@ -20,8 +20,9 @@ from rlmodules.forward_backward.tokens import snapshot, tokens_of
 class AsyncTrainingClient(TrainingClient):
     """Trains a model beside its frozen reference; every call returns a future at once.
 
-    A reference model has a thread of its own, so its forward passes overlap the policy's training;
-    LoRA adapters need none, for without them the model is its own reference.
+    A reference model has a thread of its own, so its forward passes overlap the policy's training.
+    LoRA adapters need none: the model with its adapters off, or with a frozen copy of those that it
+    came with, is its own reference.
 
     Args:
         model, device, max_workers, gradient_accumulation_steps, tokenizer, precision,

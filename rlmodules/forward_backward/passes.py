@@ -1,6 +1,7 @@
 """Forward and backward passes over one model: what a pipeline's operations compute."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,12 @@ from datamodules.experience import TokenBatch
 from rlmodules.forward_backward.gradients import NonFiniteLossError
 from rlmodules.forward_backward.results import ForwardBackwardResult, ForwardResult
 from rlmodules.forward_backward.tokens import PaddedBatch
-from rlmodules.models import PolicyModel
-from rlmodules.models.adapters import adapters_off
-from rlmodules.models.modes import evaluating
+from rlmodules.models import PolicyModel, Reference
+from rlmodules.models.adapters import trains_adapters_alone
+from rlmodules.models.modes import evaluating, without_dropout
+
+OLD = ("old_logprobs", "old_log_probs")
+"""Arguments of losses of ratios."""
 
 
 class Model:
@@ -32,6 +36,9 @@ class Model:
             raise ValueError(f"{type(module).__name__} is no causal language model of transformers")
         self.policy = PolicyModel.of(module)
         self.policy.enable_packing()
+        base = self.policy.base_model
+        starts = any(p.requires_grad for p in base.parameters()) and trains_adapters_alone(base)
+        self.reference = Reference(self.policy) if starts else None
 
     def forward(
         self, batch: PaddedBatch, *, temperature: float, with_logits: bool
@@ -68,7 +75,9 @@ class Model:
             weight: that the loss is multiplied with for its gradient.
         """
         trains_critic = arguments.get("returns") is not None and self.policy.value_head is not None
-        with self.fabric.autocast():
+        has_ratios = any(name in arguments for name in OLD)  # which are 1 until a step is taken
+        dropout = without_dropout(self.policy.base_model) if has_ratios else nullcontext()
+        with dropout, self.fabric.autocast():
             scores = self.policy.score(
                 self._tokens(batch),
                 temperature=temperature,
@@ -152,17 +161,17 @@ class Model:
         self.fabric.backward(loss if weight == 1.0 else loss * weight)
 
     def reference_forward(self, batch: PaddedBatch, **options: Any) -> ForwardResult:
-        """``forward`` of the model that LoRA started from.
+        """``forward`` of the model as it was when the client began, if it trains adapters alone.
 
         Raises:
-            ValueError: there are no adapters.
+            ValueError: it does not.
         """
-        if not hasattr(self.policy.base_model, "disable_adapter"):
+        if self.reference is None:
             raise ValueError(
-                "there is no reference: give the client a reference_model, or train LoRA adapters,"
-                " without which the model is its own reference"
+                "there is no reference: give the client a reference_model, or train LoRA adapters"
+                " alone, of which a copy is the reference"
             )
-        with adapters_off(self.policy.base_model):
+        with self.reference.of(self.policy):
             return self.forward(batch, **options)
 
 

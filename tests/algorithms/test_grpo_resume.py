@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from adapter_helpers import adapter_folder
 from grpo_helpers import PROMPTS, config, data, half_dull
 from helpers import SignalAt, assert_same_run, weights
 from lightning.pytorch.callbacks import Callback
@@ -22,11 +23,11 @@ SETTINGS = {
 }
 
 
-def fit(folder, iterations, *, lora=0, ckpt_path=None, callbacks=(), **changes):
+def fit(folder, iterations, *, name="random:tiny", lora=0, ckpt_path=None, callbacks=(), **changes):
     """Train with everything that keeps state switched on; returns the final checkpoint."""
-    changes = {"mini_batch_size": 2, "gradient_accumulation_steps": 2} | changes
+    changes = {"model_name": name, "mini_batch_size": 2, "gradient_accumulation_steps": 2} | changes
     c = config(num_iterations=iterations, learning_rate=1e-2, max_new_tokens=8, **changes)
-    module = GRPO(c, ModelConfig(name="random:tiny", lora=LoraConfig(r=lora, dropout=0.1)))
+    module = GRPO(c, ModelConfig(name=name, lora=LoraConfig(r=lora)))
     trainer = L.Trainer(
         max_epochs=iterations,
         accelerator="cpu",
@@ -45,9 +46,12 @@ def fit(folder, iterations, *, lora=0, ckpt_path=None, callbacks=(), **changes):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize(("name", "lora"), [("epochs", 4), ("resampling", 0)])
+@pytest.mark.parametrize(
+    ("name", "lora"), [("epochs", 4), ("resampling", 0), ("kl in reward", "adapter")]
+)
 def test_n_plus_m_iterations_equal_n_then_a_resumed_m(tmp_path, name, lora):
-    settings = SETTINGS[name] | {"lora": lora}
+    start = {"name": adapter_folder(tmp_path / "a")} if lora == "adapter" else {"lora": lora}
+    settings = SETTINGS[name] | start
     straight = fit(tmp_path / "straight", 4, **settings)
     fit(tmp_path / "first", 2, **settings)
     last = newest_checkpoint(tmp_path / "first")

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from adapter_helpers import adapter_folder
 from helpers import assert_same
 from lightning.pytorch.callbacks import Callback
 from pair_helpers import data, dataset, fit
@@ -22,10 +23,11 @@ SHARED = {
     "eval_every": 2,
     "device": "cpu",
 }
-LORA = ModelConfig(name="random:tiny", lora=LoraConfig(r=4, dropout=0.2))
+LORA = ModelConfig(name="random:tiny", lora=LoraConfig(r=4))
 RUNS = {
     "dpo": lambda: DPO(DPOConfig(**SHARED)),
     "dpo-lora": lambda: DPO(DPOConfig(**SHARED), LORA),
+    "dpo-adapter": lambda: DPO(DPOConfig(**SHARED | {"model_name": "adapter"})),
     "reward": lambda: RewardModel(RewardModelConfig(**SHARED, dropout_prob=0.3)),
 }
 
@@ -51,7 +53,9 @@ def run(name, folder, **options):
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("batch", [0, 1, 3, 5, 9])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(name, batch, tmp_path):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(name, batch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adapter_folder("adapter")
     straight = run(name, tmp_path / "straight")
     with pytest.raises(StoppedBySignal):
         run(name, tmp_path / "stopped", callbacks=[StopAt(batch)])

@@ -6,6 +6,7 @@ import signal
 import lightning as L
 import pytest
 import torch
+from adapter_helpers import adapter_folder
 from helpers import PROMPTS, SignalAt, assert_same_run, config, count_e, data
 
 from datamodules import RewardError
@@ -20,9 +21,20 @@ def trained_weights(checkpoint):
     return checkpoint["state_dict"]
 
 
-def fit(folder, iterations, *, lora=0, ckpt_path=None, reward=count_e, callbacks=(), **changes):
+def fit(
+    folder,
+    iterations,
+    *,
+    name="random:tiny",
+    lora=0,
+    ckpt_path=None,
+    reward=count_e,
+    callbacks=(),
+    **changes,
+):
     """Train with everything that keeps state switched on; returns the final checkpoint."""
     c = config(
+        model_name=name,
         num_iterations=iterations,
         learning_rate=1e-2,
         batch_size=8,
@@ -30,7 +42,7 @@ def fit(folder, iterations, *, lora=0, ckpt_path=None, reward=count_e, callbacks
         value_warmup_iterations=1,
         **changes,
     )
-    module = PPO(c, ModelConfig(name="random:tiny", lora=LoraConfig(r=lora, dropout=0.1)))
+    module = PPO(c, ModelConfig(name=name, lora=LoraConfig(r=lora)))
     report = RunReport(folder)
     trainer = L.Trainer(
         max_epochs=iterations,
@@ -54,12 +66,15 @@ def fit(folder, iterations, *, lora=0, ckpt_path=None, reward=count_e, callbacks
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
-def test_n_plus_m_iterations_equal_n_then_a_resumed_m(tmp_path, lora):
-    straight = fit(tmp_path / "straight", 5, lora=lora)
-    fit(tmp_path / "first", 2, lora=lora)
+@pytest.mark.parametrize("start", ["full", "lora", "adapter"])
+def test_n_plus_m_iterations_equal_n_then_a_resumed_m(tmp_path, start):
+    """(Of an adapter the reference is the folder's, not the checkpoint's.)"""
+    name = adapter_folder(tmp_path / "a") if start == "adapter" else "random:tiny"
+    options = {"name": name, "lora": 4 if start == "lora" else 0}
+    straight = fit(tmp_path / "straight", 5, **options)
+    fit(tmp_path / "first", 2, **options)
     last = newest_checkpoint(tmp_path / "first")
-    resumed = fit(tmp_path / "second", 5, lora=lora, ckpt_path=last)
+    resumed = fit(tmp_path / "second", 5, **options, ckpt_path=last)
     assert_same_run(straight, resumed)
     assert straight["state_dict"]["kl_controller._extra_state"] != config().kl_penalty_coef
     assert len(straight["callbacks"]["RunReport"]["history"]) == 5

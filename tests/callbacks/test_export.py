@@ -13,12 +13,12 @@ class Module:
     def __init__(self):
         self.exports = []
 
-    def require_export(self, *, merge):
+    def require_export(self, *, merge, dtype):
         if merge:
             raise ValueError("there is nothing to merge")
 
-    def export(self, dirpath, *, merge):
-        self.exports.append((dirpath, merge))
+    def export(self, dirpath, *, merge, dtype):
+        self.exports.append((dirpath, merge, dtype))
 
 
 def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
@@ -30,5 +30,7 @@ def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
 @pytest.mark.parametrize("zero", [True, False])
 def test_one_process_exports(tmp_path, zero):
     module = Module()
-    ExportModel(str(tmp_path)).on_train_end(SimpleNamespace(is_global_zero=zero), module)
-    assert module.exports == ([(tmp_path, False)] if zero else [])
+    ExportModel(str(tmp_path), dtype="float16").on_train_end(
+        SimpleNamespace(is_global_zero=zero), module
+    )
+    assert module.exports == ([(tmp_path, None, "float16")] if zero else [])
