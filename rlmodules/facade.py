@@ -17,7 +17,7 @@ from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.run_record import RunRecord, settings_of
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
-from rlmodules.checks import device_options
+from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.folder import held, require_own, run_folder
@@ -61,6 +61,7 @@ class Facade:
     ) -> Metrics:
         """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
         c, extra = self.config, self.trainer_options
+        require_device(c.device)
         accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
         data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
         if isinstance(self.module, OnlineModule):
