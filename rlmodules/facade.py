@@ -20,6 +20,7 @@ from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
 from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten
+from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
 
 Metrics = dict[str, list[float]]
@@ -110,13 +111,9 @@ class Facade:
         plain = {k: v for k, v in data_options.items() if isinstance(v, bool | int | float | str)}
         groups = {
             "data": plain,
-            "env": {"_target_": name_of(self.env)},
-            "reward": {"_target_": name_of(self.reward_fn)},
             "trainer": self.trainer_options,
         }
-        return dict(flatten(groups)) | settings_of(self.module) | {"started_by": "trainers"}
-
-
-def name_of(given: Any) -> str | None:
-    """What a function is called, or the class of an object."""
-    return None if given is None else getattr(given, "__qualname__", type(given).__qualname__)
+        objects = {"env._target_": self.env, "reward._target_": self.reward_fn}
+        code = {name: code_of(given) for name, given in objects.items()}
+        here = {"started_by": "trainers"}
+        return dict(flatten(groups)) | code | settings_of(self.module) | here
