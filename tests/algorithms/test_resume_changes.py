@@ -304,6 +304,7 @@ def test_a_typo_in_what_is_allowed_is_refused_with_the_name_it_resembles():
     with pytest.raises(ValueError, match=r"no option 'algo.temprature'.*mean 'algo.temperature'"):
         RunRecord(allow=["algo.temprature"])
     RunRecord(allow=["algo", "model.lora", "data.rows", "env.reward_weights", "seed"])
+    assert RunRecord(allow="seed").allow == ["seed"] and RunRecord(allow=None).allow == []
 
 
 def test_other_rows_are_noticed_whatever_they_are_called(tmp_path, stopped, capsys):
@@ -352,7 +353,7 @@ def test_another_precision_is_refused(tmp_path, stopped):
 
 
 def test_a_checkpoint_of_before_there_were_records_is_held_against_its_own_settings(
-    tmp_path, stopped
+    tmp_path, stopped, capsys
 ):
     old = torch.load(stopped("dpo"), weights_only=True)
     del old["run"]
@@ -360,6 +361,7 @@ def test_a_checkpoint_of_before_there_were_records_is_held_against_its_own_setti
     with pytest.raises(ValueError, match=r"algo\.loss_type: sigmoid -> hinge"):
         fit("dpo", tmp_path, settings("dpo", loss_type="hinge"), 3, tmp_path / "old.ckpt")
     fit("dpo", tmp_path, settings("dpo"), 3, tmp_path / "old.ckpt")
+    assert "does not say what data, reward and environment it is of" in capsys.readouterr().out
 
 
 def by_words(prompts, responses, metadata=None):
