@@ -86,6 +86,11 @@ class PolicyModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.base_model.parameters()).device
 
+    @property
+    def num_logits(self) -> int:
+        """How many ids are predicted."""
+        return len(self._projection.weight)
+
     @cached_property
     def positions(self) -> Positions:
         """How many tokens a text may have."""

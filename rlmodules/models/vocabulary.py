@@ -50,21 +50,20 @@ def vocabulary_size(model: Any) -> int:
     return min(len(end.weight) for end in ends if end is not None)
 
 
-def absent_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Tensor | None:
-    """Ids that ``model`` predicts and no text holds; None where there are none.
+def absent_ids(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, predicted: int
+) -> Tensor | None:
+    """Those of the ``predicted`` ids of ``model`` that no text holds; None where there are none.
 
     Vocabularies are padded to round sizes, and tokenizers have gaps. Such ids are never drawn, but
     count in log-probabilities: what is scored is then the distribution that other engines compute
     of the same weights, and a given text may hold any id.
     """
-    head = unwrapped(model).get_output_embeddings().weight
-    known = vocabulary_size(model)
-    ends = match_ends(model, tokenizer)
-    missing = frozenset(range(known, len(head)))
+    known, ends = vocabulary_size(model), match_ends(model, tokenizer)
+    missing = frozenset(range(known, predicted))
     if tokenizer is not None:
-        missing = _gaps(tokenizer, len(tokenizer), known, len(head)) - ends
-    absent = sorted(missing)
-    return torch.tensor(absent, device=head.device) if absent else None
+        missing = _gaps(tokenizer, len(tokenizer), known, predicted) - ends
+    return torch.tensor(sorted(missing)) if missing else None
 
 
 @lru_cache(maxsize=8)

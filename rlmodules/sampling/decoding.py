@@ -81,7 +81,8 @@ class Decoding:
     def __init__(self, model: PolicyModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.end_ids = match_ends(model.base_model, tokenizer)
-        self.absent = absent_ids(model.base_model, tokenizer)
+        absent = absent_ids(model.base_model, tokenizer, model.num_logits)
+        self.absent = None if absent is None else absent.to(self.device)
         self.rows: list[Row] = []
         self.reading = Reading(model, way_of(model))
         self.tokens = torch.empty(0)

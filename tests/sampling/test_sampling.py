@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from architectures import VARIANTS, build
 from peft import LoraConfig, get_peft_model
 from sampling_helpers import (
     ARCHITECTURES,
@@ -301,17 +302,27 @@ def test_ids_that_the_tokenizer_lacks_are_not_said_and_what_is_said_is_scored_al
             assert_close(torch.tensor(response.kept_mass), mass, rtol=0, atol=1e-5)
 
 
+def test_a_model_that_cuts_its_logits_says_what_is_left(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "inkling_text:cut", {"unpadded_vocab_size": 200})
+    policy = PolicyModel(build("inkling_text:cut"))
+    (response,) = sample(policy, tiny_tokenizer(), [torch.arange(3, 9)], SamplingParams(12), [0])
+    assert max(response.tokens) < 200 and response.kept_mass == [1.0] * len(response.tokens)
+
+
 def test_a_gap_in_the_tokenizer_is_absent_and_an_end_token_is_not():
     tokenizer = tiny_tokenizer()
     model = Qwen2ForCausalLM(Qwen2Config(**SMALL | {"vocab_size": 264}))
-    assert absent_ids(model, tokenizer).tolist() == [259, 260, 261, 262, 263]
+    assert absent_ids(model, tokenizer, 264).tolist() == [259, 260, 261, 262, 263]
     tokenizer.add_tokens(["<more>"])
-    assert absent_ids(model, tokenizer).tolist() == [260, 261, 262, 263]
+    assert absent_ids(model, tokenizer, 264).tolist() == [260, 261, 262, 263]
     tokenizer.get_vocab = lambda: {"a": 0, "b": 5}
     tokenizer.add_tokens(["<again>"])
-    assert absent_ids(model, tokenizer).tolist() == [i for i in range(264) if i not in (0, 2, 5)]
-    assert absent_ids(tiny_model()[0], tiny_tokenizer()) is None
-    assert absent_ids(model, None) is None
+    assert absent_ids(model, tokenizer, 264).tolist() == [
+        i for i in range(264) if i not in (0, 2, 5)
+    ]
+    assert absent_ids(model, tokenizer, 4).tolist() == [1, 3]  # logits that the model cuts off
+    assert absent_ids(tiny_model()[0], tiny_tokenizer(), 259) is None
+    assert absent_ids(model, None, 264) is None
 
 
 # ---------------------------------------------------------------- user mistakes
