@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python benchmarks/model_matrix.py                         # all rows, and the table
     PYTHONPATH=. python benchmarks/model_matrix.py llama "bert (encoder)"  # these, and no table
+    PYTHONPATH=. python benchmarks/model_matrix.py --write                # newest result of each
 
 What a column demands is in ``tests/matrix_helpers.py``. Rows are computed one after another in a
 process of their own, which is ended after ``SECONDS`` and started again after a crash. They are
@@ -13,9 +14,11 @@ import importlib.metadata
 import json
 import logging
 import multiprocessing
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -28,6 +31,8 @@ RESULTS = ROOT / "benchmarks/.cache/model_matrix.jsonl"
 TABLE = ROOT / "docs/models.md"
 SECONDS = 300
 """Most that one row may take."""
+LONGEST = 300
+"""Characters of a reason that the table shows."""
 
 Row = dict[str, str]
 """Column -> ``right``, ``refused: sentence`` or ``WRONG: what``."""
@@ -97,15 +102,13 @@ def compute(names: list[str], commit: str) -> None:
     worker.close()
 
 
-def computed(commit: str) -> dict[str, Row]:
-    """Rows at ``commit``."""
-    if not RESULTS.is_file():
-        return {}
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return {line["name"]: line["row"] for line in lines if line["commit"] == commit}
+def computed() -> dict[str, tuple[str, Row]]:
+    """Each row's newest result, and the commit that it is of."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    return {line["name"]: (line["commit"], line["row"]) for line in map(json.loads, lines)}
 
 
-def table(rows: dict[str, Row], not_built: dict[str, str]) -> str:
+def table(rows: dict[str, Row], not_built: dict[str, str], commits: str) -> str:
     """``docs/models.md``."""
     from matrix_helpers import COLUMNS
 
@@ -122,6 +125,7 @@ def table(rows: dict[str, Row], not_built: dict[str, str]) -> str:
     )
     text = _INTRODUCTION.format(
         versions=versions,
+        commits=commits,
         rows=len(rows),
         right=kinds["right"],
         partly=kinds["partly"],
@@ -149,14 +153,15 @@ def _kind(row: Row) -> str:
 def _cell(cell: str, reasons: dict[str, int]) -> str:
     kind, _, text = cell.partition(": ")
     if kind in ("refused", "WRONG"):
-        text = text.replace("\n", " ").replace("|", "/")
+        text = re.sub(r"'/\S+/model'", "DIR", " ".join(text.replace("|", "/").split()))
+        text = textwrap.shorten(text, LONGEST, placeholder=" ...")
         return f"{kind} [{reasons.setdefault(text, len(reasons) + 1)}]"
     return text or kind
 
 
 _INTRODUCTION = """# Models
 
-Written by `PYTHONPATH=. python benchmarks/model_matrix.py` with {versions}.
+Written by `PYTHONPATH=. python benchmarks/model_matrix.py` with {versions}, at {commits}.
 
 Every causal language model of transformers is built tiny, with random weights, and taken through
 the columns; variants follow `:`. **{rows} rows: {right} right in every column, {partly} refused in
@@ -180,19 +185,29 @@ All numbers are compared with transformers' own forward pass over one unpadded t
 
 
 def main() -> None:
-    from architectures import NOT_BUILT
     from matrix_helpers import names
 
+    if sys.argv[1:] == ["--write"]:
+        return write()
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     if sys.argv[1:]:
-        compute(sys.argv[1:], commit)
-        return
-    done = computed(commit)
+        return compute(sys.argv[1:], commit)
+    done = {name for name, (at, _) in computed().items() if at == commit}
     compute([name for name in names() if name not in done], commit)
-    rows = computed(commit)
+    write()
+
+
+def write() -> None:
+    """Write the table of each row's newest result."""
+    from architectures import NOT_BUILT
+    from matrix_helpers import names
+
+    found = computed()
+    commits = Counter(found[name][0] for name in names())
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(table({name: rows[name] for name in names()}, NOT_BUILT))
+    rows = {name: found[name][1] for name in names()}
+    TABLE.write_text(table(rows, NOT_BUILT, ", ".join(commits)))
     print(f"{TABLE}: {dict(Counter(map(_kind, rows.values())))}")
 
 

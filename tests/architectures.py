@@ -28,6 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rlmodules.models.embedded import tiny_tokenizer
 
 HIDDEN, HEADS, LAYERS, WINDOW, POSITIONS = 32, 4, 2, 8, 512
+ORIGINAL = 40
+"""Positions below which frequencies that follow the longest row are the same for all rows."""
 
 SIZES: dict[str, Any] = {
     # a decoder where the type has both
@@ -140,6 +142,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 4},
     "mamba2": {"head_dim": 16},
+    "minicpm3": {"dim_model_base": 16},
     "qwen2_vl_text": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
     "qwen2_vl_vision": {"depth": 2, "embed_dim": HIDDEN},
     "qwen2_5_vl_text": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
@@ -159,9 +162,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What a type needs beside ``SIZES``."""
 
 LONGROPE = {
-    "max_position_embeddings": POSITIONS, "original_max_position_embeddings": 16,
-    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 32.0,
-                        "original_max_position_embeddings": 16,
+    "max_position_embeddings": POSITIONS, "original_max_position_embeddings": ORIGINAL,
+    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 12.8,
+                        "original_max_position_embeddings": ORIGINAL,
                         "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]},
 }  # fmt: skip
 
@@ -174,7 +177,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama:tied": {"tie_word_embeddings": True},
     "llama:bias": {"attention_bias": True, "mlp_bias": True},
     "llama:linear": _rope("linear", factor=4.0),
-    "llama:dynamic": _rope("dynamic", factor=4.0) | {"max_position_embeddings": 16},
+    "llama:dynamic": _rope("dynamic", factor=4.0) | {"max_position_embeddings": ORIGINAL},
     "llama:yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
     "llama:llama3": _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                           original_max_position_embeddings=16),

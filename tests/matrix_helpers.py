@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from architectures import CAUSAL, ENCODERS, VARIANTS, build, build_encoder
+from architectures import CAUSAL, ENCODERS, ORIGINAL, VARIANTS, build, build_encoder
 from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from torch import Tensor, nn
@@ -380,7 +380,7 @@ def lora(folder: Path) -> DPO:
 
 def _dpo(folder: Path, rank: int) -> DPO:
     settings = {"batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
-    c = DPOConfig(str(folder), **settings, max_length=64, max_prompt_length=32, device="cpu")
+    c = DPOConfig(str(folder), **settings, max_length=ORIGINAL, max_prompt_length=20, device="cpu")
     return DPO(c, ModelConfig(str(folder), dtype="float32", lora=LoraConfig(r=rank)))
 
 
@@ -458,7 +458,7 @@ def _require_exports(module: DPO, folder: Path, text: Tensor, adapted: Tensor) -
 
 def reward_model(folder: Path) -> RewardModel:
     settings = {"batch_size": 2, "learning_rate": 1e-3, "dropout_prob": 0.0, "warmup_steps": 0}
-    c = RewardModelConfig(str(folder), **settings, max_length=64, max_prompt_length=32)
+    c = RewardModelConfig(str(folder), **settings, max_length=ORIGINAL, max_prompt_length=20)
     module = RewardModel(c, ModelConfig(str(folder), dtype="float32"))
     with torch.no_grad():  # from 0 no gradient would reach the backbone
         weight = module.head.linear.weight

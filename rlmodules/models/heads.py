@@ -118,8 +118,11 @@ def logit_shape(model: nn.Module) -> LogitShape:
 
 def _plain_and_own(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """[1, 3, V] of the projection alone, and the model's own."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([[3, 5, 7, 4, 8], [4, 3, 6, 5, 9]], device=device)
+    inner, device = unwrapped(model), next(model.parameters()).device
+    pad = getattr(inner.config.get_text_config(), "pad_token_id", None)
+    known = isinstance(pad, int) and 0 <= pad < len(inner.get_input_embeddings().weight)
+    # A text may hold the padding token: XLM counts it to tell how long a text is.
+    ids = torch.tensor([[3, pad if known else 5, 7, 4, 8], [4, 3, 6, 5, 9]], device=device)
     try:
         own = model(input_ids=ids[:1, :3], use_cache=False).logits.float()
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """What some architectures compute otherwise while they write than while a whole text is scored.
 
-Both must be one distribution: the ratio of a policy to itself is 1.
+Both must be one distribution: the ratio of a policy to itself is 1. And what one of them loses when
+it is loaded: a trained model must come back.
 """
 
 from functools import partial
@@ -50,3 +51,25 @@ def _stay_unscaled(module: Any) -> None:
 
 def _nothing() -> None:
     pass
+
+
+def require_kept(model: Any) -> None:
+    """
+    Raises:
+        ValueError: the embedding of the padding token is trained, being the row of the vocabulary
+            projection too, and the class sets it to zero whenever it is loaded (Youtu).
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = embeddings.weight
+    if weight is not head.weight or not weight.requires_grad or embeddings.padding_idx is None:
+        return
+    loaded: Any = nn.Embedding(2, 1, padding_idx=0)
+    nn.init.ones_(loaded.weight)
+    loaded.weight._is_hf_initialized = True  # how transformers marks what a file gave
+    model._init_weights(loaded)
+    if not bool(loaded.weight.all()):
+        raise ValueError(
+            f"{type(model).__name__} sets the embedding of its padding token to zero whenever it is"
+            " loaded, so that what is exported would come back as another model: train adapters"
+            " (model.lora.r=16)"
+        )

@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from datamodules.experience import TokenBatch
 from datamodules.positions import Positions, positions_of
 from rlmodules.functional.logprobs import Projection, token_logprobs
-from rlmodules.models.heads import ValueHead, backbone, hidden_states, logit_shape, projection
+from rlmodules.models.heads import (
+    ValueHead,
+    backbone,
+    hidden_states,
+    logit_shape,
+    projection,
+    unwrapped,
+)
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, takes_packed
-from rlmodules.models.quirks import even_out
+from rlmodules.models.quirks import even_out, require_kept
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -62,6 +69,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         even_out(base_model)
         self._logit_shape = logit_shape(base_model)
+        require_kept(unwrapped(base_model))
         self.base_model = base_model
         self.value_head: ValueHead | None = None
         self.packs = False

@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -18,7 +17,7 @@ from transformers import (
 
 from datamodules.atomic import ordinary_mode
 from datamodules.ends import end_ids
-from rlmodules.models.checkpoint import load_whole
+from rlmodules.models import ModelConfig, load_backbone
 from rlmodules.models.heads import unwrapped
 from rlmodules.models.saving import Weights, dtype_of, plain_weights, save_plain
 
@@ -146,9 +145,7 @@ def from_pretrained(cls: type, path: Path) -> Any:
     if settings is None or settings["class"] != cls.__name__:
         found = f"a {settings['class']}" if settings else f"no {SETTINGS}"
         raise ValueError(f"{path} has {found}, so it is no exported {cls.__name__}")
-    body: Any = load_whole(AutoModel, str(path))
-    if getattr(body, "pooler", None) is not None:
-        body.pooler = None
+    body = load_backbone(ModelConfig(str(path)))  # with the attention it was trained with
     config = settings["config"] | {"use_lora": False}  # merged
     tokenizer = None
     if (path / "tokenizer_config.json").is_file():

@@ -7,8 +7,9 @@ from matrix_helpers import COLUMNS, check_row
 
 from benchmarks.model_matrix import table
 
-RIGHT = ("gemma2", "bloom", "qwen2_moe:window", "llama:tied")
-"""Of different kinds: capped and windowed, alibi, experts, tied."""
+RIGHT = ("gemma2", "falcon:alibi", "qwen2_moe:window", "llama:longrope", "qwen3_5:tied", "jamba",
+         "rwkv", "opt:post-norm", "inkling_text")  # fmt: skip
+"""Of different kinds: caps, windows, alibi, experts, linear attention, recurrence, other widths."""
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_the_table_counts_and_numbers_its_reasons():
         "c": dict.fromkeys(COLUMNS, "right") | {"ppo": "WRONG: off by 1"},
         "d (encoder)": {"reward": "right"},
     }
-    text = table(rows, {"e": "it cannot be built"})
+    text = table(rows, {"e": "it cannot be built"}, "1234abc")
     assert "4 rows: 2 right in every column, 0 refused in\nsome, 1 refused in all, 1 wrong" in text
     assert "Cells: 18 right, 9 refused, 1 wrong" in text
     assert f"| b |{' refused [1] |' * len(COLUMNS)}" in text
