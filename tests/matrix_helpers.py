@@ -49,8 +49,8 @@ COLUMNS = ("sample", "score", "pack", "ppo", "grpo", "dpo", "reload", "lora", "r
 CLOSE = 1e-4
 """Nats, or logits: what the order of sums in float32 explains."""
 PROMPTS = ["One", "Two words", "A third prompt", "And four"]
-CHOSEN = [" It is red, yes.", " Blue", " A long way to say so.", " x"]
-REJECTED = [" No", " No idea at all.", " Who?", " black and white"]
+CHOSEN = [" It is red, yes.", "Blue", " A long way to say so.", "x"]
+REJECTED = ["No", " No idea at all.", "Who?", " black and white"]
 OWN = ("/rlmodules/", "/datamodules/")
 
 
