@@ -91,16 +91,19 @@ def test_rows_depend_on_their_company_beyond_the_positions_alone(name):
     model = build(name)
     positions = positions_of(model)
     kind = name.partition(":")[2]
-    assert positions.count == 16 and f"its {kind} scaling changes all" in str(positions)
-    text, other = torch.arange(3, 13), torch.arange(40, 57)
+    rope = model.config.rope_parameters
+    original = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
+    assert positions.count == original < 64
+    assert f"its {kind} scaling changes all" in str(positions)
+    text, other = torch.arange(3, 13), torch.arange(40, 41 + original)
     alone = model(input_ids=text[None], use_cache=False).logits[0]
 
     def beside(length):
         rows = torch.nn.utils.rnn.pad_sequence([text, other[:length]], batch_first=True)
         return model(input_ids=rows, use_cache=False).logits[0, :10]
 
-    assert_close(beside(16), alone, rtol=0, atol=2e-5)
-    assert (beside(17) - alone).abs().max() > 1e-3
+    assert_close(beside(original), alone, rtol=0, atol=2e-5)
+    assert (beside(original + 1) - alone).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama:linear", "llama:yarn", "llama:llama3"])
@@ -125,17 +128,20 @@ def test_a_kind_of_layer_may_have_a_scaling_of_its_own():
 def test_longer_texts_are_refused_by_the_reason_wherever_they_come_from(tmp_path):
     model, tokenizer = build("phi3:longrope"), tiny_tokenizer()
     policy = PolicyModel(model)
-    refusal = "16 positions of the model .*longrope scaling"
-    with pytest.raises(ValueError, match=f"10 tokens and max_new_tokens=7 exceed the {refusal}"):
-        sample(policy, tokenizer, [torch.arange(3, 13)], SamplingParams(7), [0])
-    assert len(sample(policy, None, [torch.arange(3, 13)], SamplingParams(6), [0])[0].tokens) <= 6
-    batch = TokenBatch.collate([torch.arange(3, 21)], [torch.arange(1, 18)])
-    with pytest.raises(ValueError, match=f"17 tokens exceeds the {refusal}"):
-        policy.score(batch)
+    count, text = policy.positions.count, torch.arange(3, 13)
+    refusal = f"{count} positions of the model .*longrope scaling"
+    too_long = f"10 tokens and max_new_tokens={count} exceed the {refusal}"
+    with pytest.raises(ValueError, match=too_long):
+        sample(policy, tokenizer, [text], SamplingParams(count), [0])
+    (response,) = sample(policy, None, [text], SamplingParams(count - 10), [0])
+    assert len(response.tokens) <= count - 10
+    long = torch.arange(3, count + 5)
+    with pytest.raises(ValueError, match=f"{count + 1} tokens exceeds the {refusal}"):
+        policy.score(TokenBatch.collate([long], [torch.arange(1, len(long))]))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    c = {"max_length": 17, "max_prompt_length": 8, "device": "cpu"}
-    with pytest.raises(ValueError, match=f"algo.max_length=17 exceeds the {refusal}"):
+    c = {"max_length": count + 1, "max_prompt_length": 8, "device": "cpu"}
+    with pytest.raises(ValueError, match=f"algo.max_length={count + 1} exceeds the {refusal}"):
         DPO(DPOConfig(str(tmp_path), **c), ModelConfig(str(tmp_path)))
 
 
