@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.checks import require_whole
 from datamodules.positions import positions_of
 from datamodules.rewards.devices import follow, place
 from datamodules.rewards.functions import Metadata, RewardFunction
@@ -67,9 +67,6 @@ def reward_of(
     Raises:
         ValueError: ``max_length`` holds no prompt and response.
     """
-    require_whole("reward", 1, batch_size=batch_size)
-    if max_length is not None:
-        require_whole("reward", 2, max_length=max_length)
     tokenizer = tokenizer or scorer.tokenizer
     limits = scorer.limits if max_length is None else scorer.limits.scaled(max_length)
 
@@ -125,8 +122,6 @@ class Classifier:
         max_length: int | None = None,
         name: str = "the model",
     ) -> None:
-        if max_length is not None:
-            require_whole("reward", 2, max_length=max_length)
         self.model, self.tokenizer, self.label = model, tokenizer, label
         config = getattr(model, "config", None)
         self.labels = getattr(config, "num_labels", 0)
@@ -207,8 +202,13 @@ def model(
         timeout_s: see ``RewardFunction``.
 
     Raises:
-        ValueError: there is no such checkpoint; see ``Classifier``.
+        ValueError: there is no such checkpoint, or it is an adapter; see ``Classifier``.
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"reward.path={path!r} is an adapter: rlmodules.reward_models.serving.model, which"
+            " reward=model calls, finds its base"
+        )
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:

@@ -85,12 +85,7 @@ def gather_prompts(
 
 
 def load_prompts(
-    path: str,
-    *,
-    column: str | None = None,
-    split: str | None = None,
-    chat: bool = False,
-    option: str = "data.path",
+    path: str, *, column: str | None = None, split: str | None = None, chat: bool = False
 ) -> list[Prompt]:
     """Read prompts from a file or a Hugging Face dataset.
 
@@ -100,14 +95,13 @@ def load_prompts(
         column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
         split: of a Hugging Face dataset; default ``train``.
         chat: make each plain text the user's message of a conversation.
-        option: which one gave ``path``, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
     """
     prompts = []
-    for where, row in read_rows(path, split, option=option):
+    for where, row in read_rows(path, split):
         if not isinstance(row, Mapping):
             row = {"prompt": row}
         key = _column(row, column, where)
@@ -122,7 +116,7 @@ def load_prompts(
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if not prompts:
-        raise ValueError(f"{option}={path!r} holds no prompts")
+        raise ValueError(f"{path} holds no prompts")
     return prompts
 
 

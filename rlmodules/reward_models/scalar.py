@@ -32,8 +32,10 @@ from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
 from rlmodules.models.quirks import even_out
+from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
 from rlmodules.reward_models import files
+from rlmodules.reward_models.adapted import adopt_head
 from rlmodules.reward_models.config import RewardModelConfig, with_lora
 from rlmodules.reward_models.heads import RewardHead
 
@@ -79,10 +81,13 @@ class RewardModel(OfflineModule):
             even_out(self.body)
             self.hidden_size, self.is_causal = look_at(self.body)
             self.head = RewardHead(self.hidden_size, c.num_labels, c.dropout_prob)
+        self.config = c
+        saved = saved_adapter(wanted.name, wanted.revision) if base_model is None else None
+        if saved is not None:
+            adopt_head(self, saved)
         require_room(self.positions, c.max_length)
         if tokenizer is not None:
             match_tokenizer(self.base_model, tokenizer)
-        self.config = c
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
         self.packs = may_pack and takes_packed(self.body)
         if self.packs:

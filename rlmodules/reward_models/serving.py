@@ -11,9 +11,11 @@ from datamodules import rewards
 from datamodules.environments.base import Options
 from datamodules.environments.preference import PreferenceComparisonEnv
 from datamodules.rewards.devices import place
-from datamodules.rewards.scorers import BATCH, reward_of
+from datamodules.rewards.scorers import BATCH, Classifier, reward_of
 from rlmodules.algorithms.offline import require_room
+from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.reward_models import files
+from rlmodules.reward_models.adapted import load_classifier
 from rlmodules.reward_models.multi_objective import MultiObjectiveRewardModel
 from rlmodules.reward_models.pairwise import PairwiseRewardModel
 from rlmodules.reward_models.scalar import RewardModel
@@ -45,7 +47,7 @@ def model(
     """``reward=model``: by a model of ours, else by ``datamodules.rewards.model``.
 
     Args:
-        path: folder, or the hub id of a sequence classifier.
+        path: folder or hub id of a sequence classifier, or of an adapter with a head.
         batch_size, timeout_s: see ``reward_of``.
         max_length: most tokens of prompt and response; default: as the model was trained. The
             prompt keeps its share of it and is cut on the left, the response on the right.
@@ -57,6 +59,12 @@ def model(
     """
     options = {"batch_size": batch_size, "max_length": max_length, "timeout_s": timeout_s}
     scorer = load(path, device)
+    if scorer is None and (saved := saved_adapter(path)) is not None:
+        classifier, tokenizer = load_classifier(saved)
+        name = f"reward.path={path!r}"
+        adapted = Classifier(classifier, tokenizer, label=label, max_length=max_length, name=name)
+        adapted = place(adapted, device)
+        return reward_of(adapted, batch_size=batch_size, timeout_s=timeout_s, name=f"model {path}")
     if scorer is None:
         return rewards.model(path, label=label, device=device, **options)
     if label is not None:
@@ -78,7 +86,7 @@ def preference_env(
     whatever ``reward=model`` takes."""
     if isinstance(preference_model, str):
         scorer = load(preference_model)
-        preference_model = rewards.model(preference_model) if scorer is None else scorer
+        preference_model = model(preference_model) if scorer is None else scorer
     return PreferenceComparisonEnv(
         tokenizer, prompts, preference_model, human_feedback_fn, **options
     )
