@@ -12,15 +12,15 @@ from lightning.pytorch.loggers import CSVLogger
 from datamodules import Environment
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.online import OnlineModule
+from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
-from rlmodules.callbacks.report import RunReport
+from rlmodules.callbacks.report import Report, RunReport
 from rlmodules.callbacks.run_record import RunRecord, settings_of
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
-from rlmodules.checks import device_options, require_device
+from rlmodules.checks import device_options
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten
-from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
 
 Metrics = dict[str, list[float]]
@@ -37,6 +37,8 @@ class Facade:
     folders: ClassVar[set[Path]] = set()
     """Those that this process has trained in."""
     env: Environment | None = None
+    report: Report | None = None
+    """Of the last run."""
     reward_fn: Callable[..., Sequence[float]] | None = None
 
     def __init__(
@@ -52,6 +54,11 @@ class Facade:
             self._output_dir = run_folder(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
         return self._output_dir
 
+    def export(self, path: str | Path, merge: bool | None) -> None:
+        """Write the trained model, its tokenizer and its model card."""
+        self.module.export(Path(path), merge=merge)  # type: ignore[attr-defined]  # all but rewards
+        write_card(self.module, Path(path), self.report)
+
     def fit(
         self,
         data_class: type,
@@ -62,7 +69,6 @@ class Facade:
     ) -> Metrics:
         """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
         c, extra = self.config, self.trainer_options
-        require_device(c.device)
         accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
         data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
         if isinstance(self.module, OnlineModule):
@@ -104,6 +110,7 @@ class Facade:
         self.folders.add(self.output_dir.absolute())
         with held(self.output_dir):
             trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
+        self.report = report
         return report.metrics()
 
     def _settings(self, data_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,9 +118,13 @@ class Facade:
         plain = {k: v for k, v in data_options.items() if isinstance(v, bool | int | float | str)}
         groups = {
             "data": plain,
+            "env": {"_target_": name_of(self.env)},
+            "reward": {"_target_": name_of(self.reward_fn)},
             "trainer": self.trainer_options,
         }
-        objects = {"env._target_": self.env, "reward._target_": self.reward_fn}
-        code = {name: code_of(given) for name, given in objects.items()}
-        here = {"started_by": "trainers"}
-        return dict(flatten(groups)) | code | settings_of(self.module) | here
+        return dict(flatten(groups)) | settings_of(self.module) | {"started_by": "trainers"}
+
+
+def name_of(given: Any) -> str | None:
+    """What a function is called, or the class of an object."""
+    return None if given is None else getattr(given, "__qualname__", type(given).__qualname__)

@@ -104,7 +104,7 @@ class OnlineTrainer(Facade):
 
     def save_model(self, path: str | Path, merge: bool | None = None) -> None:
         """Write the trained model and tokenizer (PPO: and value head) in Hugging Face format."""
-        self.module.export(Path(path), merge=merge)
+        self.export(path, merge)
 
 
 class PPOTrainer(OnlineTrainer):
@@ -164,7 +164,7 @@ class DPOTrainer(Facade):
 
     def save_model(self, path: str | Path, merge: bool | None = None) -> None:
         """Write the trained model and its tokenizer in Hugging Face format."""
-        self.module.export(Path(path), merge=merge)
+        self.export(path, merge)
 
 
 class ORPOTrainer(DPOTrainer):

@@ -35,6 +35,9 @@ def test_dpo_then_a_reward_model_then_ppo_each_on_the_adapters_before(tmp_path, 
     assert json.loads((three / "report.json").read_text())["before"]["val/kl"] == 0.0
     output = command(*start, "task=evaluate", "algo=ppo", *reward, *POLICY)
     assert "val/reward" in output and str(one / "model") in output
+    card = (three / "model" / "README.md").read_text()
+    assert "A LoRA adapter (rank 4, alpha 32) on `random:tiny`" in card
+    assert "environment `TextGenerationEnv`" in card and "| reward | " in card
     assert not (two / "model" / "adapter_config.json").exists()  # any library loads it
 
 

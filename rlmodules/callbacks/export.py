@@ -5,6 +5,9 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from rlmodules.callbacks.card import write_card
+from rlmodules.callbacks.report import Report
+
 
 class ExportModel(Callback):
     """Has the module write what was trained; see the ``export`` of each algorithm.
@@ -25,3 +28,5 @@ class ExportModel(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             pl_module.export(self.dirpath, **self.options)
+            report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)
+            write_card(pl_module, self.dirpath, report, trainer.datamodule)

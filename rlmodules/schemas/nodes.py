@@ -352,7 +352,7 @@ class RewardSentiment:
 @dataclass
 class RewardModel:
     _target_: str = option('rlmodules.reward_models.serving.model', '')
-    path: str = option(MISSING, 'folder, or the hub id of a sequence classifier.')
+    path: str = option(MISSING, 'folder or hub id of a sequence classifier, or of an adapter with a head.')
     batch_size: int = option(16, 'see ``reward_of``.')
     max_length: int | None = option(None, 'most tokens of prompt and response; default: as the model was trained. The prompt keeps its share of it and is cut on the left, the response on the right.')
     label: int | None = option(None, 'which of several outputs of a classifier; a model of ours has one reward.')

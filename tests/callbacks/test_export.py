@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlmodules.callbacks import ExportModel
+from rlmodules.callbacks import ExportModel, RunReport
 
 
 class Module:
@@ -28,9 +28,11 @@ def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
 
 
 @pytest.mark.parametrize("zero", [True, False])
-def test_one_process_exports(tmp_path, zero):
-    module = Module()
-    ExportModel(str(tmp_path), dtype="float16").on_train_end(
-        SimpleNamespace(is_global_zero=zero), module
-    )
+def test_one_process_exports_and_writes_the_card(tmp_path, monkeypatch, zero):
+    cards = []
+    monkeypatch.setattr("rlmodules.callbacks.export.write_card", lambda *told: cards.append(told))
+    module, report = Module(), RunReport(str(tmp_path))
+    trainer = SimpleNamespace(is_global_zero=zero, callbacks=[report], datamodule="data")
+    ExportModel(str(tmp_path), dtype="float16").on_train_end(trainer, module)
     assert module.exports == ([(tmp_path, None, "float16")] if zero else [])
+    assert cards == ([(module, tmp_path, report, "data")] if zero else [])
