@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from datamodules.atomic import explained, remove_leftovers, write_text
+from datamodules.checks import require_seed
 from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
-from rlmodules.checks import warn_of_hidden_datamodules
+from rlmodules.checks import naming, require_device, warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import ForeignFolderError, held, require_own
@@ -48,9 +50,8 @@ def train(cfg: DictConfig) -> float | None:
     settings = OmegaConf.to_container(cfg, resolve=True)
     record = record_of(cfg, settings)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
-    trainer = instantiate(
+    trainer = make_trainer(
         cfg.trainer,
-        precision=resolve_precision(cfg.trainer.precision),
         callbacks=[record, *callbacks],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
@@ -84,12 +85,7 @@ def run_task(cfg: DictConfig) -> None:
     """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    trainer = instantiate(
-        cfg.trainer,
-        precision=resolve_precision(cfg.trainer.precision),
-        logger=False,
-        enable_progress_bar=False,
-    )
+    trainer = make_trainer(cfg.trainer, logger=False, enable_progress_bar=False)
     algorithm = get_class(cfg.module)
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)
     record = record_of(cfg, settings)
@@ -100,6 +96,13 @@ def run_task(cfg: DictConfig) -> None:
         module.load_weights(weights[1])
     datamodule = instantiate(cfg.data)
     print(instantiate(cfg.task)(module, datamodule, trainer, settings))
+
+
+def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:
+    """The Trainer of ``cfg.trainer``; what it refuses is named as the option that says it."""
+    given = {"precision": resolve_precision(options.precision)}
+    make = partial(instantiate, {"_target_": options._target_}, **parts)
+    return naming(make, "trainer", {k: v for k, v in options.items() if k != "_target_"} | given)
 
 
 def left_open(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -114,8 +117,11 @@ def left_open(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def check_groups(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: a value is missing, or a group is missing or was chosen though nothing reads it.
+        ValueError: a value is missing, or a group is missing or was chosen though nothing reads it;
+            a seed is none; or this machine has not the device.
     """
+    require_seed("seed", cfg.seed)
+    require_device(cfg.algo.device)
     if missing := list(left_open(OmegaConf.to_container(cfg))):
         raise ValueError(f"what was chosen leaves open: {', '.join(missing)}")
     if cfg.data.get("env") is None:
@@ -126,6 +132,11 @@ def check_groups(cfg: DictConfig) -> None:
                     " out"
                 )
         return
+    if not cfg.env:
+        raise ValueError(
+            f"{cfg.module} learns from its own episodes and needs an environment: env=text or"
+            " env=math, for example (algo=dpo and algo=reward learn from pairs)"
+        )
     env = OmegaConf.to_container(cfg.env)
     takes_reward = "${reward}" in env.values()
     if cfg.reward and not takes_reward:

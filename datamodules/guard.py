@@ -25,6 +25,20 @@ class Failure:
         return f"{type(self.error).__name__}: {self.error}{where}"
 
 
+def attempt(call: Callable[[], Any]) -> Any:
+    """The result of ``call``, or its ``Failure``, ``sys.exit`` included.
+
+    An interrupt by the user, which reaches the main thread only, goes its way.
+    """
+    try:
+        return call()
+    except BaseException as error:
+        main = threading.current_thread() is threading.main_thread()
+        if main and isinstance(error, KeyboardInterrupt):
+            raise
+        return Failure(error)
+
+
 def run_all(
     calls: Sequence[Callable[[], Any]],
     *,
@@ -102,8 +116,4 @@ class _Worker(threading.Thread):
                     self.busy = None
                     return
                 self.busy = (index, time.monotonic())
-            try:
-                result = call()
-            except BaseException as error:  # the caller's to judge
-                result = Failure(error)
-            self.finished.put((index, result))
+            self.finished.put((index, attempt(call)))

@@ -81,6 +81,43 @@ def require_known(config: Any, names: Mapping[str, Collection[str]], group: str 
             )
 
 
+def require_device(device: str | None) -> None:
+    """
+    Raises:
+        ValueError: this machine has no such device, or it is none at all.
+    """
+    import torch  # heavy: only where something is to run
+
+    kind = device_options(device)["accelerator"]
+    known, what = torch.cuda.device_count(), "GPU that torch can use by CUDA or ROCm"
+    if kind == "mps":
+        known, what = int(torch.backends.mps.is_available()), "GPU of Apple's"
+    index = int((device or "").partition(":")[2] or 0)
+    if kind in ("gpu", "mps") and index >= known:
+        raise ValueError(
+            f"algo.device={device!r}: this machine has {known or 'no'} {what}: use cpu, or null"
+        )
+
+
+def naming(make: Callable[..., Any], group: str, options: Mapping[str, Any]) -> Any:
+    """What ``make`` makes of ``options``.
+
+    Raises:
+        ValueError: it raised something, and does not without the option that is named.
+    """
+    try:
+        return make(**options)
+    except Exception as error:
+        for name, value in options.items():
+            try:
+                make(**{k: v for k, v in options.items() if k != name})
+            except Exception:
+                continue
+            cause = error.__cause__ or error
+            raise ValueError(f"{group}.{name}={value!r}: {cause}") from error
+        raise
+
+
 def device_options(device: str | None) -> dict[str, Any]:
     """Lightning's ``accelerator`` and ``devices`` for cpu, cuda, cuda:INDEX, mps or None.
 

@@ -18,9 +18,10 @@ from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import Report, RunReport
 from rlmodules.callbacks.run_record import RunRecord, settings_of
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
-from rlmodules.checks import device_options
+from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision
 from rlmodules.resuming.changes import flatten
+from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
 
 Metrics = dict[str, list[float]]
@@ -69,6 +70,7 @@ class Facade:
     ) -> Metrics:
         """Train as ``train.py`` does; where the algorithm is online, an epoch is an iteration."""
         c, extra = self.config, self.trainer_options
+        require_device(c.device)
         accumulate, checkpoints = c.gradient_accumulation_steps, self.output_dir / "checkpoints"
         data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
         if isinstance(self.module, OnlineModule):
@@ -118,13 +120,9 @@ class Facade:
         plain = {k: v for k, v in data_options.items() if isinstance(v, bool | int | float | str)}
         groups = {
             "data": plain,
-            "env": {"_target_": name_of(self.env)},
-            "reward": {"_target_": name_of(self.reward_fn)},
             "trainer": self.trainer_options,
         }
-        return dict(flatten(groups)) | settings_of(self.module) | {"started_by": "trainers"}
-
-
-def name_of(given: Any) -> str | None:
-    """What a function is called, or the class of an object."""
-    return None if given is None else getattr(given, "__qualname__", type(given).__qualname__)
+        objects = {"env._target_": self.env, "reward._target_": self.reward_fn}
+        code = {name: code_of(given) for name, given in objects.items()}
+        here = {"started_by": "trainers"}
+        return dict(flatten(groups)) | code | settings_of(self.module) | here

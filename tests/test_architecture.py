@@ -16,7 +16,7 @@ from reading_helpers import (
 )
 
 D, R = "datamodules", "rlmodules"
-TYPES = f"{D}.types {D}.experience {D}.ends {D}.templates {D}.positions"
+TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {D}.templates {D}.positions"
 BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
@@ -30,9 +30,10 @@ MAY_IMPORT = {
     f"{D}.positions": "",
     f"{D}.types": f"{D}.experience",
     f"{D}.atomic": "",
+    f"{D}.checks": "",
     f"{D}.guard": "",
     f"{D}.seeding": "",
-    f"{D}.sandbox": "",
+    f"{D}.sandbox": f"{D}.checks",
     f"{D}.text": f"{TYPES} {D}.atomic",
     f"{D}.rewards": f"{TYPES} {D}.text {D}.guard",
     f"{D}.environments": f"{TYPES} {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",

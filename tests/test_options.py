@@ -79,7 +79,7 @@ def env(tokenizer, prompts=None):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"eval_size": -1, "prompts": ["a"]}, "data.eval_size=-1 must be 0"),
+        ({"eval_size": -1, "prompts": ["a"]}, "data.eval_size=-1 must be a whole number, 0"),
         ({"split": "test", "path": "a.jsonl"}, "data.split='test' names a part of a Hugging Face"),
         ({"split": "test", "path": "package:openings_train.txt"}, "data.split='test' names a part"),
         ({"split": "test", "prompts": ["a"]}, "data.split='test' has no use"),
@@ -105,7 +105,7 @@ def test_an_environment_that_is_made_already_takes_no_prompts(option):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"eval_size": -1}, "data.eval_size=-1 must be 0"),
+        ({"eval_size": -1}, "data.eval_size=-1 must be a whole number, 0"),
         ({"split": "test"}, "data.split='test' names a part"),
         ({"eval_path": "b.csv", "eval_split": "test"}, "data.eval_split='test' names a part"),
         ({"eval_split": "validation"}, "data.eval_split='validation' has no use"),

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from datamodules.environments.base import Environment, Options
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.guard import Failure
+from datamodules.guard import Failure, attempt
 from datamodules.rewards.functions import finite_number
 from datamodules.text.prompts import Prompt, as_prompt
 
@@ -118,6 +118,7 @@ def make_environment(
     made = _called(target, name, args, keywords)
     if isinstance(made, Environment):
         made.set_options(**{k: v for k, v in options.items() if k not in keywords})
+        _require_starts(made, name)
         return made
     if all(callable(getattr(made, method, None)) for method in ("build_dataset", "score_episode")):
         return ScoreEpisodeEnv(made, tokenizer, **options)
@@ -126,6 +127,19 @@ def make_environment(
         " datamodules.Environment (reset, respond, score and __len__), or give it"
         " build_dataset(tokenizer) and score_episode(model, tokenizer, completion, case_idx)"
     )
+
+
+def _require_starts(env: Environment, name: str) -> None:
+    """
+    Raises:
+        ValueError: it does not say how many starting states it has, or has none.
+    """
+    count = attempt(lambda: len(env))
+    if isinstance(count, Failure) or count < 1:
+        what = f"raised {count}" if isinstance(count, Failure) else f"returned {count}"
+        raise ValueError(
+            f"{name}.__len__ {what}: it must return the number of starting states, at least 1"
+        )
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
+from datamodules.checks import is_finite, require_whole
 from datamodules.types import Observation, StepResult
 
 
@@ -67,11 +68,13 @@ class Environment(ABC):
                 setattr(self, name, tuple(value) if name == "stop_sequences" else value)
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"env.on_error={self.on_error!r}: use raise or skip")
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        if self.max_length is not None:
+            require_whole("env", 1, max_length=self.max_length)
+        if self.timeout_s is not None and not (is_finite(self.timeout_s) and self.timeout_s > 0):
             raise ValueError(
                 f"env.timeout_s={self.timeout_s} must be positive, or null for no limit"
             )
-        if self.temperature <= 0:
+        if not (is_finite(self.temperature) and self.temperature > 0):
             raise ValueError(f"env.temperature={self.temperature} must be positive")
         if any(not stop for stop in self.stop_sequences or ()):
             raise ValueError("env.stop_sequences holds an empty string: it would end all responses")

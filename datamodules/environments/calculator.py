@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.checks import require_seed, require_whole
 from datamodules.environments.toolbox import as_call
 from datamodules.environments.tools import Scene, ToolEnv
 from datamodules.rewards.answers import is_correct
@@ -168,11 +169,9 @@ def distinct(
     Raises:
         ValueError: a count is out of range, or so many different ones are not found.
     """
-    if num_problems < 1:
-        raise ValueError(f"env.num_problems={num_problems} must be at least 1")
-    for name, count in (("num_held_out", num_held_out), ("demonstrations", demonstrations)):
-        if count < 0:
-            raise ValueError(f"env.{name}={count} must not be negative")
+    require_whole("env", 1, num_problems=num_problems)
+    require_whole("env", 0, num_held_out=num_held_out, demonstrations=demonstrations)
+    require_seed("env.seed", seed)
     generator, size = random.Random(seed), num_problems + num_held_out
     found: dict[str, Scene] = {}
     for _ in range(20 * (size + demonstrations)):

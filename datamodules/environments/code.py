@@ -196,7 +196,7 @@ def _split(
         raise ValueError(f"env.heldout={heldout} must be at least 0 and below 1")
     train = load_problems(path)
     if eval_path is not None:
-        held_out = load_problems(eval_path)
+        held_out = load_problems(eval_path, "env.eval_path")
         return train + held_out, range(len(train), len(train) + len(held_out))
     count = round(heldout * len(train))
     if count == len(train):

@@ -111,7 +111,7 @@ def same_code(left: str, right: str) -> bool:
         return False
 
 
-def load_problems(path: str) -> list[CodeProblem]:
+def load_problems(path: str, option: str = "env.path") -> list[CodeProblem]:
     """Read a file of problems (see ``read_rows`` for its formats).
 
     Rows whose tests hand objects of their own classes to the answer are left out with a warning:
@@ -122,7 +122,7 @@ def load_problems(path: str) -> list[CodeProblem]:
         ValueError: a row of no known kind, without tests, or with tests that are no Python.
     """
     problems = []
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, option=option):
         problem = _read(where, row)
         if _defines_classes(problem.setup):
             warnings.warn(
@@ -132,7 +132,7 @@ def load_problems(path: str) -> list[CodeProblem]:
         else:
             problems.append(problem)
     if not problems:
-        raise ValueError(f"{path} holds no problems")
+        raise ValueError(f"{option}={path!r} holds no problems")
     return problems
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.checks import require_seed, require_whole
 from datamodules.environments.base import Options
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
@@ -124,10 +125,10 @@ def choose(
     eval_path: str | None,
 ) -> tuple[list[QuestionAnswer], list[QuestionAnswer]]:
     """Problems to train on and held-out ones, generated or read; see ``MathEnv``."""
-    if num_problems is not None and num_problems < 1:
-        raise ValueError(f"env.num_problems={num_problems} must be positive, or null for all")
-    if num_held_out < 0:
-        raise ValueError(f"env.num_held_out={num_held_out} must be 0 (none) or positive")
+    if num_problems is not None:  # null takes all
+        require_whole("env", 1, num_problems=num_problems)
+    require_whole("env", 0, num_held_out=num_held_out)
+    require_seed("env.seed", seed)
     if path is None:
         if eval_path is not None:
             raise ValueError(f"env.eval_path={eval_path!r} without env.path: give both, or neither")
@@ -187,10 +188,7 @@ def read_problems(
 
 def _rows(path: str, option: str, rng: random.Random) -> list[QuestionAnswer]:
     """The distinct problems of a file, shuffled."""
-    try:
-        rows = list(read_rows(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"env.{option}={path!r}: there is no such file") from error
+    rows = list(read_rows(path, option=f"env.{option}"))
     problems = dict(_problem(where, row) for where, row in rows)
     if not problems:
         raise ValueError(f"env.{option}={path!r} holds no problems")

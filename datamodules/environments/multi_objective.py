@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.checks import require_finite
 from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure, run_all
@@ -52,6 +53,8 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
         for name, weight in reward_weights.items():
             if finite_number(weight) is None:
                 raise ValueError(f"reward_weights: {name!r} weighs {weight!r}, not a finite number")
+        for name, weight in reward_weights.items():
+            require_finite("env.reward_weights", **{name: weight})
         self.reward_components = dict(reward_components)
         self.reward_weights = dict(reward_weights)
         self._takes_metadata = {

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.checks import require_seed, require_whole
 from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.seeding import derive_seed
@@ -72,11 +73,9 @@ class ReasoningGymEnv(TextGenerationEnv):
     ) -> None:
         if answer_format not in INSTRUCTIONS:
             raise ValueError(f"env.answer_format={answer_format!r}: use {sorted(INSTRUCTIONS)}")
-        if num_problems < 1 or num_held_out < 0:
-            raise ValueError(
-                f"env.num_problems={num_problems} must be at least 1, and"
-                f" env.num_held_out={num_held_out} not negative"
-            )
+        require_whole("env", 1, num_problems=num_problems)
+        require_whole("env", 0, num_held_out=num_held_out)
+        require_seed("env.seed", seed)
         tasks = [task] if isinstance(task, str) else list(task)
         if not tasks or (unknown := set(config or {}) - set(tasks)):
             what = f"env.config names {sorted(unknown)}" if tasks else "env.task is empty"

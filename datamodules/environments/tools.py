@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from datamodules.checks import require_finite, require_whole
 from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
 from datamodules.environments.toolbox import Toolbox, calls_in
@@ -89,8 +90,8 @@ class ToolEnv(Environment):
         super().__init__(**options)
         if not scenes:
             raise ValueError("scenes is empty: an environment needs at least one")
-        if max_turns < 1:
-            raise ValueError(f"env.max_turns={max_turns} must be at least 1")
+        require_whole("env", 1, max_turns=max_turns)
+        require_finite("env", tool_bonus=tool_bonus, error_penalty=error_penalty)
         if error_penalty < 0:
             raise ValueError(f"env.error_penalty={error_penalty} must not be negative")
         self.tokenizer, self.scenes, self.held_out = tokenizer, scenes, held_out

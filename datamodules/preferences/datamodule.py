@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from datamodules.checks import require_seed, require_whole
 from datamodules.preferences.dataset import ExampleDataset
 from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples
@@ -59,15 +60,24 @@ class PreferenceDataModule(L.LightningDataModule):
         super().__init__()
         if (path is None) == (train_dataset is None):
             raise ValueError("give either data.path (a file) or a train_dataset, not both")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes |= {"gradient_accumulation_steps": gradient_accumulation_steps}
+        require_whole("data", 1, **sizes)
+        require_whole("data", 0, eval_size=eval_size)
+        require_seed("data.seed", seed)
         self.path, self.eval_path, self.eval_size = path, eval_path, eval_size
-        if eval_size < 0:
-            raise ValueError(f"data.eval_size={eval_size} must be 0 (evaluates nothing) or more")
         require_dataset("data.split", split, path)
         require_dataset("data.eval_split", eval_split, eval_path)
         self.splits = (split or "train", eval_split or "test")
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.objectives = list(objectives) if objectives else None
-        self.on_error, self.limits = on_error, Limits(max_length, max_prompt_length)
+        require_whole("data", 2, max_length=max_length)
+        require_whole("data", 1, max_prompt_length=max_prompt_length)
+        try:
+            self.limits = Limits(max_length, max_prompt_length)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
+        self.on_error = on_error
         self.batch_size, self.accumulate = batch_size, gradient_accumulation_steps
         self.eval_batch_size, self.seed = eval_batch_size, seed
 
@@ -83,7 +93,7 @@ class PreferenceDataModule(L.LightningDataModule):
             train = self._load(self.path, self.splits[0])
         if self.eval_size and held_out is None:
             if self.eval_path is not None:
-                held_out = self._load(self.eval_path, self.splits[1])
+                held_out = self._load(self.eval_path, self.splits[1], "data.eval_path")
                 held_out = held_out.subset(range(len(held_out))[: self.eval_size])
             elif self.train_dataset is None:
                 rows, held_out_rows = split_prompts(train, self.eval_size, self.seed)
@@ -120,18 +130,18 @@ class PreferenceDataModule(L.LightningDataModule):
             return []
         return HeldOutExamples(self.eval_dataset, self.trainer, self.eval_batch_size)
 
-    def _load(self, path: str, split: str) -> ExampleDataset:
+    def _load(self, path: str, split: str, option: str = "data.path") -> ExampleDataset:
         learner = as_preference_learner(self.trainer.lightning_module)
         problems: list[str] = []
         rows: list[tuple[str, Pair | Scored]] = []
-        for where, row in read_rows(path, split, on_bad=problems.append):
+        for where, row in read_rows(path, split, problems.append, option):
             try:
                 item = as_scored(row, self.objectives) if self.objectives else as_pair(row)
                 rows.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")
         if not rows and not problems:
-            raise ValueError(f"data.path={path!r} holds no rows")
+            raise ValueError(f"{option}={path!r} holds no rows")
         return ExampleDataset(
             rows,
             learner.tokenizer,

@@ -11,10 +11,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from datamodules.guard import Failure, run_all
+from datamodules.checks import is_finite
+from datamodules.guard import Failure, attempt, run_all
 
 Metadata = Sequence[dict[str, Any]] | None
 RawReward = Callable[..., Sequence[float]]
+
+
+NO_SIGNALS = (
+    "rewards are called in a thread of their own, where no signals can be set: use none (of"
+    " math-verify: parsing_timeout=None, timeout_seconds=None), reward.timeout_s is a time limit"
+)
 
 
 class RewardError(RuntimeError):
@@ -35,7 +42,7 @@ class RewardFunction:
     ) -> None:
         if not callable(fn):
             raise TypeError(f"a reward must be callable, not {type(fn).__name__}")
-        if timeout_s is not None and timeout_s <= 0:
+        if timeout_s is not None and not (is_finite(timeout_s) and timeout_s > 0):
             raise ValueError(f"reward.timeout_s={timeout_s} must be positive, or null for no limit")
         self.fn = fn
         self.timeout_s = timeout_s
@@ -49,12 +56,14 @@ class RewardFunction:
         Raises:
             RewardError: it raised, hung, or returned something other than one finite number each.
         """
-        try:
-            rewards = self._call_in_time(prompts, responses, metadata)
-        except Exception as error:
+        rewards = self._call_in_time(prompts, responses, metadata)
+        if isinstance(rewards, Failure):
+            error = rewards.error
             what = f"raised {type(error).__name__}: {error}"
-            if isinstance(error, _Hung):
+            if rewards.overdue:
                 what = f"did not return within reward.timeout_s={self.timeout_s:g} seconds"
+            elif "main thread" in str(error):
+                what += f" ({NO_SIGNALS})"
             index = self._culprit(prompts, responses, metadata)
             raise self._error(what, prompts, responses, index) from error
         if not isinstance(rewards, list):
@@ -80,13 +89,11 @@ class RewardFunction:
         return rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
 
     def _call_in_time(self, prompts: Any, responses: Any, metadata: Metadata) -> Any:
-        if self.timeout_s is None:
-            return self._call(prompts, responses, metadata)
+        """The raw results, or the ``Failure`` of the call."""
         call = partial(self._call, prompts, responses, metadata)
-        (outcome,) = run_all([call], timeout_s=self.timeout_s, workers=1)
-        if isinstance(outcome, Failure):
-            raise _Hung if outcome.overdue else outcome.error
-        return outcome
+        if self.timeout_s is None:
+            return attempt(call)
+        return run_all([call], timeout_s=self.timeout_s, workers=1)[0]
 
     def _culprit(self, prompts: Any, responses: Any, metadata: Metadata) -> int:
         """The first response that fails by itself too; the first of all if none does in time."""
@@ -95,11 +102,8 @@ class RewardFunction:
             if time.monotonic() - began > (self.timeout_s or 60.0):
                 break
             one = slice(index, index + 1)
-            try:
-                self._call_in_time(
-                    prompts[one], responses[one], metadata[one] if metadata else None
-                )
-            except Exception:
+            alone = prompts[one], responses[one], metadata[one] if metadata else None
+            if isinstance(self._call_in_time(*alone), Failure):
                 return index
         return 0
 
@@ -111,10 +115,6 @@ class RewardFunction:
             f"the reward function {self.name} {what}\n  at {where}\n"
             f"  prompt:   {prompts[index]!r}\n  response: {responses[index]!r}"
         )
-
-
-class _Hung(Exception):
-    """A call that did not come back in time."""
 
 
 def finite_number(reward: Any) -> float | None:

@@ -5,6 +5,7 @@ A reward model becomes a judge by Bradley and Terry (1952): P(A > B) = sigmoid(r
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.guard import Failure, attempt
 from datamodules.rewards.functions import (
     Metadata,
     RewardError,
@@ -44,12 +46,12 @@ class Judge:
             RewardError: it raised, or returned something other than a probability for each pair.
         """
         metadata = metadata or [{}] * len(prompts)
-        try:
-            found = list(self.fn(prompts, firsts, seconds, metadata))
-        except RewardError:
-            raise  # says what is wrong already
-        except Exception as error:
-            raise RewardError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        found = attempt(lambda: list(self.fn(prompts, firsts, seconds, metadata)))
+        if isinstance(found, Failure):
+            if isinstance(found.error, RewardError):
+                raise found.error  # says what is wrong already
+            what = f"{type(found.error).__name__}: {found.error}"
+            raise RewardError(f"{self.name} raised {what}") from found.error
         if len(found) != len(prompts):
             raise RewardError(f"{self.name} returned {len(found)} results for {len(prompts)} pairs")
         chances = [finite_number(value) for value in found]
@@ -163,11 +165,10 @@ def _one_by_one(ask: Callable[[str, str, str], Any], read: Callable[[Any], Any])
     def compare(prompts: Texts, firsts: Texts, seconds: Texts, metadata: Metadata) -> list[Any]:
         found = []
         for pair in zip(prompts, firsts, seconds, strict=True):
-            try:
-                answer = ask(*pair)
-            except Exception as error:
-                what = f"raised {type(error).__name__}: {error}"
-                raise _error(name, what, pair) from error
+            answer = attempt(partial(ask, *pair))
+            if isinstance(answer, Failure):
+                what = f"raised {type(answer.error).__name__}: {answer.error}"
+                raise _error(name, what, pair) from answer.error
             try:
                 found.append(read(answer))
             except ValueError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.checks import require_whole
 from datamodules.positions import positions_of
 from datamodules.rewards.devices import follow, place
 from datamodules.rewards.functions import Metadata, RewardFunction
@@ -67,6 +68,9 @@ def reward_of(
     Raises:
         ValueError: ``max_length`` holds no prompt and response.
     """
+    require_whole("reward", 1, batch_size=batch_size)
+    if max_length is not None:
+        require_whole("reward", 2, max_length=max_length)
     tokenizer = tokenizer or scorer.tokenizer
     limits = scorer.limits if max_length is None else scorer.limits.scaled(max_length)
 
@@ -122,6 +126,8 @@ class Classifier:
         max_length: int | None = None,
         name: str = "the model",
     ) -> None:
+        if max_length is not None:
+            require_whole("reward", 2, max_length=max_length)
         self.model, self.tokenizer, self.label = model, tokenizer, label
         config = getattr(model, "config", None)
         self.labels = getattr(config, "num_labels", 0)

@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.checks import require_finite, require_seed, require_whole
 from datamodules.ends import before_end
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
@@ -108,14 +109,13 @@ class PreferenceCollector:
         truncated: str = "rejected",
         seed: int = 0,
     ) -> None:
-        if num_generations < 2:
-            raise ValueError(f"task.num_generations={num_generations}: a pair takes 2 at least")
-        for name, value in (("batch_size", batch_size), ("max_pairs", max_pairs)):
-            if value < 1:
-                raise ValueError(f"task.{name}={value} must be at least 1")
-        if num_prompts is not None and num_prompts < 1:
-            raise ValueError(f"task.num_prompts={num_prompts} must be at least 1, or null for all")
-        if not 0 <= min_gap < float("inf"):
+        require_whole("task", 2, num_generations=num_generations)
+        require_whole("task", 1, batch_size=batch_size, max_pairs=max_pairs)
+        if num_prompts is not None:  # null takes all
+            require_whole("task", 1, num_prompts=num_prompts)
+        require_seed("task.seed", seed)
+        require_finite("task", min_gap=min_gap)
+        if min_gap < 0:
             raise ValueError(f"task.min_gap={min_gap} must be 0 or more")
         if truncated not in TRUNCATED:
             raise ValueError(f"task.truncated={truncated!r}: use one of {', '.join(TRUNCATED)}")

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from datamodules.checks import require_seed, require_whole
 from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
@@ -80,10 +81,15 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _refuse_unread(env, prompts, path, eval_prompts, eval_path)
-        if eval_size < 0:
-            raise ValueError(f"data.eval_size={eval_size} must be 0 (evaluates nothing) or more")
         require_path("data.prompt_column", prompt_column, path, eval_path)
         require_dataset("data.split", split, path, eval_path)
+        sizes = {"batch_size": batch_size, "mini_batch_size": mini_batch_size, "epochs": epochs}
+        sizes |= {"num_generations": num_generations, "eval_batch_size": eval_batch_size}
+        sizes |= {"eval_generations": eval_generations}
+        sizes |= {"gradient_accumulation_steps": gradient_accumulation_steps}
+        require_whole("data", 1, **sizes)
+        require_whole("data", 0, eval_size=eval_size, max_resamples=max_resamples)
+        require_seed("data.seed", seed)
         self.env, self.prompts, self.path = env, prompts, path
         self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
         self._gather = partial(gather_prompts, column=prompt_column, split=split, chat=chat)
@@ -169,7 +175,7 @@ class RolloutDataModule(L.LightningDataModule):
         train = self._gather(self.prompts, self.path)
         if not self.eval_size or (self.eval_prompts is None and self.eval_path is None):
             return train, 0
-        held_out = self._gather(self.eval_prompts, self.eval_path)
+        held_out = self._gather(self.eval_prompts, self.eval_path, option="data.eval_path")
         held_out = held_out[: self.eval_size]
         return train + held_out, len(held_out)
 

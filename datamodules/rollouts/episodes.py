@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.checks import is_finite
 from datamodules.environments.base import Environment
-from datamodules.guard import Failure, run_all
+from datamodules.guard import Failure, attempt, run_all
 from datamodules.rewards.functions import RewardError, finite_number
 from datamodules.seeding import derive_seed
 from datamodules.types import Observation, Policy, Response, Rollout, StepResult, Trajectory
@@ -51,7 +52,7 @@ def act_out(
     policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[Environment], list[Trajectory]]:
     """Episodes taken to their end, not yet scored."""
-    episodes = [env.fork() for _ in starts]
+    episodes = [_forked(env) for _ in starts]
     trajectories = [Trajectory([], [], [], [], False, 0.0) for _ in starts]
     observations = _reset(env, episodes, starts, trajectories)
     live = [i for i, trajectory in enumerate(trajectories) if not trajectory.done]
@@ -145,6 +146,20 @@ def _reset(
     return observations
 
 
+def _forked(env: Environment) -> Environment:
+    """A fork of ``env``, which is another environment."""
+    name, other = type(env).__name__, attempt(env.fork)
+    if isinstance(other, Failure):
+        raise EpisodeError(f"{name}.fork raised {other}") from other.error
+    if not isinstance(other, Environment) or other is env:
+        said = "the environment itself" if other is env else f"{other!r}"
+        raise EpisodeError(
+            f"{name}.fork returned {said}: it must return another environment of the same task,"
+            " as copy.copy(self) is"
+        )
+    return other
+
+
 def _unreached(start: int) -> Trajectory:
     """Of a starting state that ``reset`` did not bring about; its tokens mean nothing."""
     token = torch.zeros(1, dtype=torch.long)
@@ -153,26 +168,30 @@ def _unreached(start: int) -> Trajectory:
 
 
 def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
-    whole: Exception | None = None
+    whole: BaseException | None = None
     if env.timeout_s is None:
-        try:
-            scores = list(env.score(episodes))
-        except Exception as error:
-            if isinstance(error, RewardError) and env.on_error == "raise":
-                raise  # it shows the culprit already
-            whole = error
-        else:
+        scores = attempt(lambda: env.score(episodes))
+        if not isinstance(scores, Failure):
             return _only(env, scores, len(episodes))
+        whole = scores.error
+        if isinstance(whole, RewardError) and env.on_error == "raise":
+            raise whole  # it shows the culprit already
     results = _guarded([partial(env.score, [e]) for e in episodes], env.timeout_s)
     failed = any(isinstance(result, Failure) for result in results)
     if whole is not None and env.on_error == "raise" and not failed:
-        raise whole  # it does not come back, yet it was there
+        what = f"{type(env).__name__}.score raised {Failure(whole)}"
+        raise EpisodeError(f"{what}, of all episodes together alone") from whole
     return [r if isinstance(r, Failure) else _only(env, r, 1)[0] for r in results]
 
 
 def _only(env: Environment, scores: Any, count: int) -> list[Any]:
     """``scores`` as a list of ``count``."""
-    results = list(scores)
+    results = attempt(lambda: list(scores))
+    if isinstance(results, Failure):
+        raise EpisodeError(
+            f"{type(env).__name__}.score returned {scores!r}: it must return a list of (reward,"
+            " dict of metrics), one an episode"
+        )
     if len(results) != count:
         raise EpisodeError(
             f"{type(env).__name__}.score returned {len(results)} results for {count} episodes"
@@ -183,13 +202,7 @@ def _only(env: Environment, scores: Any, count: int) -> list[Any]:
 def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
     if timeout_s is not None:
         return run_all(calls, timeout_s=timeout_s)
-    results = []
-    for call in calls:
-        try:
-            results.append(call())
-        except Exception as error:  # `env.on_error` decides
-            results.append(Failure(error))
-    return results
+    return [attempt(call) for call in calls]  # `env.on_error` decides
 
 
 def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:
@@ -226,7 +239,16 @@ def _checked_score(result: Any) -> tuple[float, dict[str, Any]] | Failure:
         return Failure(TypeError(f"score gave {result!r}, expected (reward, dict of metrics)"))
     if finite_number(result[0]) is None:
         return Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
-    return result
+    return _metrics_wrong(result[1]) or result
+
+
+def _metrics_wrong(metrics: Any) -> Failure | None:
+    """A failure where a metric is no number: means are taken of them."""
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not (isinstance(value, bool) or is_finite(value)):
+            wrong = f"the metric {name!r}={value!r} is no finite number: leave it out"
+            return Failure(ValueError(wrong))
+    return None
 
 
 def _checked(result: Any) -> StepResult | Failure:
@@ -239,7 +261,7 @@ def _checked(result: Any) -> StepResult | Failure:
         return Failure(ValueError(f"the reward {result.reward!r} is no finite number"))
     if not result.done and result.next_observation is None:
         return Failure(ValueError("the episode is not done, and there is no next_observation"))
-    return result
+    return _metrics_wrong(result.metrics) or result
 
 
 def _take(trajectory: Trajectory, result: StepResult) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.checks import is_finite
 from datamodules.sandbox.backends import BACKENDS, Backend, find_backend, interpreter
 
 BOOT = """
@@ -92,7 +93,7 @@ class Sandbox:
     ) -> None:
         limits = {"time_limit_s": time_limit_s, "memory_mb": memory_mb, "output_kb": output_kb}
         for name, value in limits.items():
-            if value <= 0:
+            if not is_finite(value) or value <= 0:
                 raise ValueError(f"env.{name}={value} must be positive")
         if memory_mb < 64:
             raise ValueError(f"env.memory_mb={memory_mb}: an interpreter alone needs 64")

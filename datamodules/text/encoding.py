@@ -26,6 +26,10 @@ class Limits:
     """Of the prompt alone: it is cut on the left."""
 
     def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(
+                f"max_length={self.max_length} must be 2 or more: a token of prompt and of response"
+            )
         if not 0 < self.max_prompt_length < self.max_length:
             raise ValueError(
                 f"max_prompt_length={self.max_prompt_length} must be positive and smaller than"

@@ -85,7 +85,12 @@ def gather_prompts(
 
 
 def load_prompts(
-    path: str, *, column: str | None = None, split: str | None = None, chat: bool = False
+    path: str,
+    *,
+    column: str | None = None,
+    split: str | None = None,
+    chat: bool = False,
+    option: str = "data.path",
 ) -> list[Prompt]:
     """Read prompts from a file or a Hugging Face dataset.
 
@@ -95,13 +100,14 @@ def load_prompts(
         column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
         split: of a Hugging Face dataset; default ``train``.
         chat: make each plain text the user's message of a conversation.
+        option: which one gave ``path``, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
     """
     prompts = []
-    for where, row in read_rows(path, split):
+    for where, row in read_rows(path, split, option=option):
         if not isinstance(row, Mapping):
             row = {"prompt": row}
         key = _column(row, column, where)
@@ -116,7 +122,7 @@ def load_prompts(
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if not prompts:
-        raise ValueError(f"{path} holds no prompts")
+        raise ValueError(f"{option}={path!r} holds no prompts")
     return prompts
 
 

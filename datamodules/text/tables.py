@@ -43,7 +43,10 @@ def reader_of(path: str) -> Callable[..., Iterator[tuple[str, Any]]] | None:
 
 
 def read_rows(
-    path: str, split: str | None = None, on_bad: Callable[[str], None] | None = None
+    path: str,
+    split: str | None = None,
+    on_bad: Callable[[str], None] | None = None,
+    option: str = "data.path",
 ) -> Iterator[tuple[str, Any]]:
     """``(where, row)`` for each row; ``where`` names file and line, or file and row.
 
@@ -52,22 +55,25 @@ def read_rows(
             id of a Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
         split: of a Hugging Face dataset; default ``train``. A file has none.
         on_bad: told of a line that cannot be parsed, which is then left out; default: raise.
+        option: which one gave ``path``, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read.
     """
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError(f"{option}={path!r} names no file: give its path, or a dataset's id")
     file = ASSETS / path.removeprefix(PACKAGE) if path.startswith(PACKAGE) else Path(path)
     read = reader_of(path)
     if read is None:
-        yield from _dataset(path, split or "train")
+        yield from _dataset(path, split or "train", option)
         return
     if not file.is_file():
-        raise FileNotFoundError(f"data.path={path!r}: there is no such file ({file.absolute()})")
+        raise FileNotFoundError(f"{option}={path!r}: there is no such file ({file.absolute()})")
     try:
         yield from read(file, path, on_bad or _refuse)
     except UnicodeDecodeError as error:
-        raise ValueError(f"data.path={path!r} is not UTF-8 text: {error}") from error
+        raise ValueError(f"{option}={path!r} is not UTF-8 text: {error}") from error
 
 
 def _refuse(problem: str) -> None:
@@ -100,7 +106,21 @@ def _json(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
-    yield from _lines(_text(file), name, on_bad)
+    """One row a line; or a whole list under this name, as long as it is no conversation."""
+    text = _text(file)
+    if text.lstrip().startswith("[") and (rows := _list_of_rows(text)) is not None:
+        yield from _list(rows, name)
+    else:
+        yield from _lines(text, name, on_bad)
+
+
+def _list_of_rows(text: str) -> list[Any] | None:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    conversation = all(isinstance(row, dict) and "role" in row for row in rows)
+    return None if conversation else rows
 
 
 def _lines(text: str, name: str, on_bad: Callable) -> Iterator[tuple[str, Any]]:
@@ -168,7 +188,7 @@ def _parquet(file: Path, name: str, on_bad: Callable) -> Iterator[tuple[str, Any
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except Exception as error:
-        raise ValueError(f"data.path={name!r} could not be read: {error}") from error
+        raise ValueError(f"{name!r} could not be read: {error}") from error
     yield from _list(rows, name)
 
 
@@ -179,13 +199,13 @@ def _list(rows: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield f"{name}, row {number}", row
 
 
-def _dataset(path: str, split: str) -> Iterator[tuple[str, Any]]:
+def _dataset(path: str, split: str, option: str) -> Iterator[tuple[str, Any]]:
     import datasets  # heavy: only where it is needed
 
     try:
         rows = datasets.load_dataset(path, split=split)
     except Exception as error:
-        raise ValueError(f"data.path={path!r} could not be read: {error}") from error
+        raise ValueError(f"{option}={path!r} could not be read: {error}") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
 

@@ -5,8 +5,9 @@ A subclass declares a field again where its default is another.
 
 from dataclasses import dataclass
 
+from datamodules.checks import require_seed, require_types
 from datamodules.text.encoding import Limits
-from rlmodules.checks import require, require_known
+from rlmodules.checks import device_options, require, require_known
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -31,6 +32,9 @@ class TrainingConfig:
     """Of everything random."""
 
     def __post_init__(self) -> None:
+        require_types(self, infinite=("max_grad_norm",))
+        require_seed("algo.seed", self.seed)
+        device_options(self.device)
         require(self, ("gradient_accumulation_steps",), lambda x: x >= 1, "at least 1")
         require(self, ("learning_rate", "max_grad_norm"), lambda x: x > 0, "positive")
         require(self, ("weight_decay",), lambda x: x >= 0, "0 or more")
@@ -60,4 +64,7 @@ class OfflineConfig(TrainingConfig):
         at_least_1 = ("batch_size", "num_epochs", "eval_every", "save_every")
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
         require_known(self, {"lr_scheduler_type": SCHEDULES})
-        Limits(self.max_length, self.max_prompt_length)
+        try:
+            Limits(self.max_length, self.max_prompt_length)
+        except ValueError as error:
+            raise ValueError(f"algo.{error}") from None

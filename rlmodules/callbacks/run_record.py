@@ -37,7 +37,8 @@ class RunRecord(Callback):
     Args:
         settings: of the run by option; default: those of algorithm and model alone.
         named: options that are interpolations of others, see ``references``.
-        allow: options and groups that may change although the result is then of neither run.
+        allow: options and groups (or one) that may change although the result is then of neither
+            run.
 
     Raises:
         ValueError: ``allow`` names what there is not.
@@ -49,7 +50,8 @@ class RunRecord(Callback):
         named: Mapping[str, list[str]] | None = None,
         allow: Collection[str] = (),
     ) -> None:
-        self.settings, self.named, self.allow = dict(settings or {}), named or {}, list(allow)
+        self.settings, self.named = dict(settings or {}), named or {}
+        self.allow = [allow] if isinstance(allow, str) else list(allow or ())
         require_known(self.allow, self.settings)
         self._read: Settings = {}
         self._fresh: list[list[dict[str, float]]] = []
@@ -197,6 +199,8 @@ class RunRecord(Callback):
         options = {change.option for change in changes}
         self._held_out_changed = "data.rows.held_out" in options
         pl_module.settings_changed({option.removeprefix("algo.") for option in options})
+        if "run" not in checkpoint and trainer.is_global_zero:
+            print("The checkpoint does not say what data, reward and environment it is of.")
         if changes and trainer.is_global_zero:
             print("Changed from here on:", *changes, sep="\n  ", flush=True)
 

@@ -13,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from datamodules.checks import require_types
+from rlmodules.checks import require
 from rlmodules.models.targets import LoraTargets
 
 WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
@@ -36,6 +38,8 @@ class LoraConfig:
     """Names of the layers to adapt, or ``all-linear``, experts included."""
 
     def __post_init__(self) -> None:
+        require_types(self, "model.lora")
+        require(self, ("alpha",), lambda x: x >= 1, "at least 1", "model.lora")
         if self.r < 0:
             raise ValueError(f"model.lora.r={self.r} must be 0 (no adapters) or a positive rank")
         if not 0 <= self.dropout < 1:

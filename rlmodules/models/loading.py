@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from datamodules.checks import require_types
 from rlmodules.checks import require_known
 from rlmodules.models.adapters import LoraConfig, add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, load_whole
@@ -86,6 +87,7 @@ class ModelConfig:
         return value
 
     def __post_init__(self) -> None:
+        require_types(self, "model")
         names = {
             "dtype": ("auto", *DTYPES),
             "attn_implementation": ATTENTION,

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,18 @@ def with_contents(settings: Settings) -> Settings:
 def entry(shown: str, found: str) -> dict[str, Any]:
     """A value that is compared by a digest."""
     return {"shown": shown, "digest": found}
+
+
+def code_of(given: Any) -> dict[str, Any] | None:
+    """The name of a function, or of an object's class, compared by its source where it is known."""
+    if given is None:
+        return None
+    named = given if hasattr(given, "__qualname__") else type(given)
+    try:
+        source = inspect.getsource(named)
+    except (OSError, TypeError):
+        source = named.__qualname__
+    return entry(named.__qualname__, hashlib.sha256(source.encode()).hexdigest()[:32])
 
 
 def place_of(value: str, *, functions: bool) -> Path | None:

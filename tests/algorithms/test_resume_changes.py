@@ -14,7 +14,16 @@ from pair_helpers import PROMPTS as PAIR_PROMPTS
 from pair_helpers import data as pairs
 
 from datamodules import PreferenceDataset
-from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
+from rlmodules import (
+    DPO,
+    GRPO,
+    PPO,
+    DPOConfig,
+    GRPOConfig,
+    PPOTrainer,
+    RewardModel,
+    RewardModelConfig,
+)
 from rlmodules.algorithms.offline import learning_rate_factor
 from rlmodules.callbacks import (
     AtomicCheckpointIO,
@@ -295,6 +304,7 @@ def test_a_typo_in_what_is_allowed_is_refused_with_the_name_it_resembles():
     with pytest.raises(ValueError, match=r"no option 'algo.temprature'.*mean 'algo.temperature'"):
         RunRecord(allow=["algo.temprature"])
     RunRecord(allow=["algo", "model.lora", "data.rows", "env.reward_weights", "seed"])
+    assert RunRecord(allow="seed").allow == ["seed"] and RunRecord(allow=None).allow == []
 
 
 def test_other_rows_are_noticed_whatever_they_are_called(tmp_path, stopped, capsys):
@@ -343,7 +353,7 @@ def test_another_precision_is_refused(tmp_path, stopped):
 
 
 def test_a_checkpoint_of_before_there_were_records_is_held_against_its_own_settings(
-    tmp_path, stopped
+    tmp_path, stopped, capsys
 ):
     old = torch.load(stopped("dpo"), weights_only=True)
     del old["run"]
@@ -351,3 +361,31 @@ def test_a_checkpoint_of_before_there_were_records_is_held_against_its_own_setti
     with pytest.raises(ValueError, match=r"algo\.loss_type: sigmoid -> hinge"):
         fit("dpo", tmp_path, settings("dpo", loss_type="hinge"), 3, tmp_path / "old.ckpt")
     fit("dpo", tmp_path, settings("dpo"), 3, tmp_path / "old.ckpt")
+    assert "does not say what data, reward and environment it is of" in capsys.readouterr().out
+
+
+def by_words(prompts, responses, metadata=None):
+    return [float(len(response.split())) for response in responses]
+
+
+def test_facades_hold_a_run_against_its_settings_too(tmp_path, capsys):
+    def train(name, reward=count_e, prompts=PROMPTS, ckpt_path=None, **changes):
+        c, options = settings("ppo", num_iterations=3, **changes), {"enable_progress_bar": False}
+        trainer = PPOTrainer(c, reward_fn=reward, output_dir=tmp_path / name, **options)
+        iterations = 3 if ckpt_path else 2
+        return trainer.train(prompts, num_iterations=iterations, ckpt_path=ckpt_path)
+
+    train("first")
+    capsys.readouterr()
+    assert len(train("faster", ckpt_path=tmp_path / "first", learning_rate=1e-3)["train/loss"]) == 3
+    said = capsys.readouterr().out
+    assert f"Resuming from {tmp_path}/first/checkpoints/last.ckpt (iteration 2" in said
+    assert "algo.learning_rate: 0.01 -> 0.001" in said
+    again = {"ckpt_path": tmp_path / "first"}
+    with pytest.raises(ValueError, match=r"reward\._target_: count_e -> by_words"):
+        train("second", reward=by_words, **again)
+    with pytest.raises(ValueError, match=r"data\.rows=4 has another content"):
+        train("third", prompts=PROMPTS[::-1], **again)
+    with pytest.raises(ValueError, match=r"\n  algo\.batch_size: 8 -> 4\nGo on"):
+        train("fourth", batch_size=4, **again)
+    train("fifth", **again)
