@@ -8,7 +8,6 @@ import inspect
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from hydra.types import RunMode
 from hydra.utils import get_class, get_original_cwd, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers.utils import logging as transformers_logging
 
 from datamodules.atomic import explained, remove_leftovers, write_text
 from datamodules.checks import require_seed
@@ -30,18 +28,14 @@ from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
 from rlmodules.checks import naming, require_device, warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
+from rlmodules.quiet import hide_bars, ignore_remarks
 from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import ForeignFolderError, held, require_own
 
 schemas.register()
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
-transformers_logging.disable_progress_bar()
-for message in (  # Lightning on torch, PEFT, Lightning where nothing is held out
-    ".*LeafSpec.*",
-    ".*is_gradient_checkpointing.*",
-    ".*length of `list` across ranks is zero.*",
-):
-    warnings.filterwarnings("ignore", message=message)
+hide_bars()
+ignore_remarks()
 
 
 def train(cfg: DictConfig) -> float | None:

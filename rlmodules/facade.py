@@ -20,6 +20,7 @@ from rlmodules.callbacks.run_record import RunRecord, settings_of
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
 from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision
+from rlmodules.quiet import hide_bars, ignore_remarks, without_banners
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
@@ -45,6 +46,8 @@ class Facade:
     def __init__(
         self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
     ) -> None:
+        hide_bars()
+        ignore_remarks()
         self.module, self.config, self.trainer_options = module, module.config, options
         self._output_dir = None if output_dir is None else Path(output_dir)
 
@@ -60,6 +63,7 @@ class Facade:
         self.module.export(Path(path), merge=merge)  # type: ignore[attr-defined]  # all but rewards
         write_card(self.module, Path(path), self.report)
 
+    @without_banners()
     def fit(
         self,
         data_class: type,

@@ -17,7 +17,7 @@ from reading_helpers import (
 
 D, R = "datamodules", "rlmodules"
 TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {D}.templates {D}.positions"
-BASE = f"{R}.functional {R}.checks {TYPES} {D}.atomic"
+BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
 PARTS = f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {DATA}"
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     f"{R}.__init__": f"{R}.checks",
     f"{R}.checks": "",
     f"{R}.functional": "",
+    f"{R}.quiet": "",
     f"{R}.models": BASE,
     f"{R}.sampling": f"{BASE} {R}.models",
     f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {D}.text {D}.preferences",

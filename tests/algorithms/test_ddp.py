@@ -60,3 +60,8 @@ def test_two_processes_take_the_steps_of_one(one_and_two, case):
             # Minibatches differ in make-up, so only what is a mean over all actions must agree.
             if name.startswith(("rollout/", "val/")) and value == value:
                 assert together[name] == pytest.approx(value, abs=2e-5), name
+
+
+def test_two_processes_are_told_nothing_that_they_do_already(one_and_two):
+    """Metrics are means over both when they are logged, so Lightning's advice is noise."""
+    assert "sync_dist" not in one_and_two[2] and "LeafSpec" not in one_and_two[2]
