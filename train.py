@@ -22,7 +22,7 @@ from hydra.utils import get_class, get_original_cwd, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.atomic import explained, remove_leftovers, write_text
+from datamodules.atomic import explained, remove_leftovers, unwritten, write_text
 from datamodules.checks import require_seed
 from rlmodules import schemas
 from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
@@ -183,8 +183,11 @@ def main() -> None:
     os.environ[full] = "1"
     try:
         composed()
+    except OSError as error:  # Hydra makes the folder
+        said = explained(error, Path.cwd()) or f"{type(error).__name__}: {error}"
+        sys.exit(f"\n{said}")
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"\n{schemas.explain(error, TRAINER)}")
+        sys.exit(f"\n{unwritten(error) or schemas.explain(error, TRAINER)}")
     finally:
         del os.environ[full]
 

@@ -20,6 +20,8 @@ REASONS = {
     errno.EPERM: "the folder is not writable",
     errno.EIO: "the disk reports an error",
 }
+ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Of these errors nobody has to ask whether they came of reading."""
 
 
 class StorageError(OSError):
@@ -78,6 +80,21 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def writing(path: Path, needs: int | None = None) -> Iterator[None]:
+    """Say of ``path`` what the disk does not take while the block runs.
+
+    Raises:
+        StorageError: instead of an error of the disk's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or (reason := _reason(error)) is None:
+            raise
+        raise StorageError(_message(path.absolute(), reason, needs, 0)) from error
+
+
 def appending(path: Path, data: bytes) -> None:
     """Add ``data`` to the end of a file, all of it or nothing.
 
@@ -85,17 +102,16 @@ def appending(path: Path, data: bytes) -> None:
         StorageError: the disk does not take it.
     """
     size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if path.exists():
-            os.truncate(path, size)
-        if (reason := _reason(error)) is None:
+    with writing(path, len(data)):
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            if path.exists():
+                os.truncate(path, size)
             raise
-        raise StorageError(_message(path, reason, len(data), 0)) from error
 
 
 def remove_leftovers(folder: Path, *, below: bool = False) -> list[Path]:
@@ -125,12 +141,20 @@ def _is_left(path: Path) -> bool:
 
 
 def explained(error: BaseException, folder: Path) -> str | None:
-    """Why a file in ``folder`` could not be written, and the room there; None: another error."""
+    """Which file in ``folder`` the disk did not take, if ``error`` is about that; else None."""
     if isinstance(error, StorageError):
         return str(error)
-    reason = _reason(error)
+    reading = isinstance(error, OSError) and error.errno not in ONLY_WRITING
+    reason = None if reading else _reason(error)
     named = getattr(error, "filename", None) or f"a file in {folder}"
     return None if reason is None else _message(Path(named), reason, None, 0, folder)
+
+
+def unwritten(error: BaseException | None) -> StorageError | None:
+    """The ``StorageError`` that ``error`` came of."""
+    while error is not None and not isinstance(error, StorageError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _reason(error: BaseException) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.atomic import writing
+
 TAKEN = "RLMODULES_FOLDERS"
 """Environment variable: the folders that a process took, for those that Lightning starts of it."""
 TRACES = ("checkpoints", "config.yaml", "report.json")
@@ -32,14 +34,15 @@ def new_folder(path: str | Path) -> Path:
     path = Path(path)
     if is_follower():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
     raise AssertionError("numbers do not end")
 
 

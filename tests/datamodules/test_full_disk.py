@@ -26,6 +26,7 @@ from datamodules.atomic import (
     remove_leftovers,
     replacing,
     write_text,
+    writing,
 )
 from datamodules.rollouts.pairs_file import PairsFile
 from datamodules.text.cache import cached
@@ -112,9 +113,11 @@ def test_a_read_only_disk_and_a_limit_are_said_as_such(small, tmp_path):
 def test_errors_of_the_disk_are_told_from_others(number, tmp_path):
     with pytest.raises(StorageError, match=str(tmp_path / "file")), replacing(tmp_path / "file"):
         raise OSError(number, os.strerror(number))
-    assert "/nowhere/x could not be written" in explained(
-        OSError(number, os.strerror(number), "/nowhere/x"), tmp_path
-    )
+    raw = OSError(number, os.strerror(number), "/nowhere/x")
+    said = explained(raw, tmp_path)  # a file that may not be read is no matter of the disk
+    assert said is None if number == errno.EACCES else "/nowhere/x could not be written" in said
+    with pytest.raises(StorageError, match="x could not be written"), writing(Path("/nowhere/x")):
+        raise raw
     outside = SafetensorError("I/O error: No space left on device (os error 28)")
     assert f"a file in {tmp_path} could not be written: the disk is full" in explained(
         outside, tmp_path
@@ -168,6 +171,14 @@ def test_a_run_on_a_full_disk_ends_in_one_sentence(small, command):
     assert f"{small}/run/" in said and "could not be written: the disk" in said
     assert "are free" in said and not list(small.rglob("*.partial"))
     assert not list(small.rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize("given", [[], ["hydra.run.dir={}/run"]])
+def test_a_run_in_a_read_only_folder_ends_in_one_sentence(given, small, command, monkeypatch):
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    monkeypatch.chdir(small)
+    said = command(*QUICK, *(text.format(small) for text in given), status=1)
+    assert f"{small}/" in said and "could not be written: the file system is read-only" in said
 
 
 # ------------------------------------------------------------------ leftovers
