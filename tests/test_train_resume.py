@@ -217,7 +217,12 @@ def test_the_last_run_is_the_newest_of_the_same_command(finished, command, tmp_p
     )
     said = command(*QUICK, *more, "algo.temperature=1.3", status=1)
     assert "no run of this command has saved a checkpoint below" in said
-    for text in ("day/grpo", "it is of GRPO", "day/seed", "temperature: 0.8 -> 1.3; seed: 7 -> 0"):
+    for text in (
+        "day/grpo",
+        "it is of GRPO",
+        "day/seed",
+        "seed: 7 -> 0; algo.temperature: 0.8 -> 1.3",
+    ):
         assert text in said
 
 
