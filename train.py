@@ -25,12 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.atomic import explained, remove_leftovers, unwritten, write_text
 from datamodules.checks import require_seed
 from rlmodules import schemas
-from rlmodules.callbacks import AtomicCheckpointIO, RunRecord
+from rlmodules.callbacks import AtomicCheckpointIO, OptimizedMetric, RunRecord
 from rlmodules.checks import naming, require_device, warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
 from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import ForeignFolderError, held, require_own
+from rlmodules.trainer_options import check_trainer, several_processes
 
 schemas.register()
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
@@ -43,10 +44,12 @@ def train(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     settings = OmegaConf.to_container(cfg, resolve=True)
     record = record_of(cfg, settings)
+    named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
+    optimized = OptimizedMetric(cfg.optimized_metric, required=named)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     trainer = make_trainer(
         cfg.trainer,
-        callbacks=[record, *callbacks],
+        callbacks=[record, *callbacks, optimized],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
@@ -64,8 +67,7 @@ def train(cfg: DictConfig) -> float | None:
     if ckpt_path is None:
         trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
     trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    metric = trainer.callback_metrics.get(cfg.optimized_metric)
-    return None if metric is None else float(metric)
+    return optimized.value(trainer)
 
 
 def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
@@ -94,7 +96,7 @@ def run_task(cfg: DictConfig) -> None:
 
 def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:
     """The Trainer of ``cfg.trainer``; what it refuses is named as the option that says it."""
-    given = {"precision": resolve_precision(options.precision)}
+    given = {"precision": resolve_precision(options.precision)} | several_processes(options)
     make = partial(instantiate, {"_target_": options._target_}, **parts)
     return naming(make, "trainer", {k: v for k, v in options.items() if k != "_target_"} | given)
 
@@ -141,6 +143,16 @@ def check_groups(cfg: DictConfig) -> None:
         raise ValueError(f"{env['_target_']} needs a reward: reward=sentiment, for example")
 
 
+def check_options(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ValueError: the Trainer is told what nothing reads, or what contradicts another option.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    targets = [part["_target_"] for part in settings["callbacks"].values() if part]
+    check_trainer(settings["trainer"], settings["algo"], cfg.paths.output_dir, targets)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def composed(cfg: DictConfig) -> float | None:
     """What Hydra calls with the config of one run."""
@@ -151,6 +163,7 @@ def composed(cfg: DictConfig) -> float | None:
         schemas.refuse_unknown(cfg, TRAINER)
         check_groups(cfg)
         schemas.take_files_from(start, cfg)
+        check_options(cfg)
         if removed := remove_leftovers(Path(cfg.paths.output_root).absolute(), below=True):
             print(f"Removed what was half written: {', '.join(map(str, removed))}")
         with held(folder):

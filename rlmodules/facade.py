@@ -24,6 +24,7 @@ from rlmodules.quiet import hide_bars, ignore_remarks, without_banners
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
+from rlmodules.trainer_options import check_given, several_processes
 
 Metrics = dict[str, list[float]]
 """Every metric -> its values by iteration or optimizer step; held-out ones by evaluation."""
@@ -109,7 +110,9 @@ class Facade:
             **extra,
             "callbacks": [*callbacks, *extra.get("callbacks", [])],
         }
-        trainer, algorithm = L.Trainer(**options), type(self.module).__name__
+        check_given(extra, c, num_epochs, str(self.output_dir))
+        trainer = L.Trainer(**options | several_processes(options))
+        algorithm = type(self.module).__name__
         path = record.find(ckpt_path, [self.output_dir.parent], trainer, algorithm)
         if self.output_dir.absolute() not in self.folders:  # a notebook may run a cell again
             require_own(self.output_dir, path)

@@ -20,7 +20,10 @@ TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {D}.templates {D}.positio
 BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
-PARTS = f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {DATA}"
+PARTS = (
+    f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming"
+    f" {R}.trainer_options {DATA}"
+)
 MAY_IMPORT = {
     # room: the rooms below it (a room is a folder or a file of a package)
     f"{D}.__init__": "",
@@ -56,6 +59,7 @@ MAY_IMPORT = {
     f"{R}.trainers": f"{PARTS} {R}.facade",
     f"{R}.tasks": PARTS,
     f"{R}.sweeping": "",
+    f"{R}.trainer_options": f"{R}.checks",
 }
 ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""

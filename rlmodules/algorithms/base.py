@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -48,6 +49,7 @@ class AlgorithmModule(L.LightningModule):
             interrupted logs the same numbers.
     """
 
+    config: Any
     strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
     saved_as: ClassVar[dict[str, str]] = {}
     """How names of weights begin here -> in checkpoints, whose format outlives ours."""
@@ -62,6 +64,23 @@ class AlgorithmModule(L.LightningModule):
         needed = (EvaluateAtEnd, RunRecord)
         return [kind() for kind in needed if not any(isinstance(c, kind) for c in callbacks)]
 
+    def setup(self, stage: str | None = None) -> None:
+        """
+        Raises:
+            ValueError: the Trainer contradicts the algorithm's settings.
+        """
+        trainer, steps = self.trainer, self.config.gradient_accumulation_steps
+        if trainer.accumulate_grad_batches != steps and trainer.state.fn == TrainerFn.FITTING:
+            raise ValueError(
+                f"the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, and"
+                f" algo.gradient_accumulation_steps={steps}: give both the same number"
+            )
+        if trainer.gradient_clip_algorithm == "value":
+            raise ValueError(
+                "the Trainer has gradient_clip_algorithm='value': gradients are clipped by norm"
+                " (algo.max_grad_norm), leave it out"
+            )
+
     # -------------------------------------------------------------- gradients
 
     def configure_gradient_clipping(
@@ -70,16 +89,26 @@ class AlgorithmModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by norm, and log the norm that clipping has to compute anyway."""
+        """Clip by norm, and log the norm that clipping has to compute anyway.
+
+        Under a loss scale (``16-mixed``) gradients are divided by it first: Lightning leaves that
+        to a fused optimizer's own step, and would have us clip the scaled ones.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parameters = [p for p in parameters if p.grad is not None]
         if not parameters:
             return
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if gradient_clip_val is not None and norm > gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None and not torch.isfinite(norm):
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        if gradient_clip_val is None:
+            gradient_clip_val = self.config.max_grad_norm
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm) and scaler is not None:
+            return  # the scaler leaves this step out, and lowers its scale
+        if norm > gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if not torch.isfinite(norm):
             raise NonFiniteGradientError(
                 f"the gradient norm is {norm.item()} in epoch {self.current_epoch}; the weights are"
                 " those before this step. Lower algo.learning_rate, or use"

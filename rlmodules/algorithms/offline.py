@@ -6,6 +6,7 @@ An algorithm adds ``losses(batch) -> (loss, metrics)``, which training and evalu
 import math
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -32,6 +33,29 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> f
     if schedule == "linear":
         return max(1.0 - done, 0.0)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) if schedule == "cosine" else 1.0
+
+
+def planned_steps(trainer: L.Trainer, num_batches: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        num_batches: batches of an epoch, of which ``limit_train_batches`` may leave some out.
+
+    Raises:
+        ValueError: the limit leaves none, or cuts an optimizer step in two.
+    """
+    limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    share = isinstance(limit, float)
+    kept = int(num_batches * limit) if share else min(num_batches, limit)
+    if not kept or kept % window:
+        raise ValueError(
+            f"trainer.limit_train_batches={limit} keeps {kept} of {num_batches} batches, and an"
+            f" optimizer step takes algo.gradient_accumulation_steps={window}: keep a multiple"
+        )
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    total = min(epochs * (kept // window), steps)
+    return int(total) if math.isfinite(total) else 1  # no end is known: a constant schedule's run
 
 
 def require_room(positions: Positions, max_length: int, option: str = "algo.max_length") -> None:
@@ -144,10 +168,8 @@ class OfflineModule(AlgorithmModule):
         )
         # Not trainer.estimated_stepping_batches: it makes the train loader before a checkpoint is
         # read, and Lightning then never gives the loader its place in the epoch back.
-        trainer = self.trainer
-        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        total = trainer.max_epochs * data.steps_per_epoch
-        total = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        total = planned_steps(self.trainer, len(data.train_dataloader()))
         warmup = self.warmup_steps(total)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, warmup, total, c.lr_scheduler_type)

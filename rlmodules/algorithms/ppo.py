@@ -183,10 +183,10 @@ class PPO(OnlineModule):
         )
         return experience, metrics
 
-    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor | None:
         """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""
         if self.skip_updates:
-            return torch.zeros((), device=self.device, requires_grad=True)  # reaches no weight
+            return self._no_step()
         if self.current_epoch < self.config.value_warmup_iterations:
             loss, metrics = self._critic_loss(batch)
         else:
@@ -196,6 +196,12 @@ class PPO(OnlineModule):
         if batch.tokens.mask.any():  # of episodes that all failed there is nothing to say
             self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
+
+    def _no_step(self) -> Tensor | None:
+        """A loss that reaches no weight; under a loss scale none at all, for the scaler wants
+        gradients to look at."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return None if scaled else torch.zeros((), device=self.device, requires_grad=True)
 
     def _loss(self, batch: Minibatch) -> Loss:
         c, tokens = self.config, batch.tokens

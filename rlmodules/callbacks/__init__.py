@@ -2,6 +2,7 @@
 
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
+from rlmodules.callbacks.optimized import OptimizedMetric
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import RunReport
