@@ -146,9 +146,10 @@ def check_groups(cfg: DictConfig) -> None:
 def check_options(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: the Trainer is told what nothing reads, or what contradicts another option.
+        ValueError: an option contradicts another, or the Trainer is told what nothing reads.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
+    schemas.refuse_contradictions(settings)
     targets = [part["_target_"] for part in settings["callbacks"].values() if part]
     check_trainer(settings["trainer"], settings["algo"], cfg.paths.output_dir, targets)
 

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
-    f"{R}.tasks": PARTS,
+    f"{R}.tasks": f"{PARTS} {R}.schemas",
     f"{R}.sweeping": "",
     f"{R}.trainer_options": f"{R}.checks",
 }

@@ -1,10 +1,12 @@
 """Every option is known by name, and is read: none is accepted and then ignored."""
 
+import re
 from dataclasses import fields
 
 import pytest
 import torch
 from grpo_helpers import config as grpo_config
+from omegaconf import OmegaConf
 from test_config import composed, module_of
 
 from datamodules import MathEnv, PreferenceDataModule, RolloutDataModule
@@ -168,6 +170,52 @@ def test_an_objective_that_counts_against_the_reward_is_learned_all_the_same():
     for weights in ([0, 0], [1, float("nan")], [float("inf"), 1]):
         with pytest.raises(ValueError, match="objective_weights"):
             MultiObjectiveConfig(**options, objective_weights=weights)
+
+
+def test_a_reward_model_of_several_objectives_reads_no_options_of_pairs():
+    for options in ({"label_smoothing": 0.1}, {"center_rewards_coefficient": 0.1}):
+        with pytest.raises(ValueError, match="they belong to pairs"):
+            MultiObjectiveConfig("random:tiny", **options)
+    with pytest.raises(ValueError, match=r"num_labels=5, and algo\.objectives names 3"):
+        MultiObjectiveConfig("random:tiny", num_labels=5)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.batch_size=8", "data.batch_size=8 contradicts algo.batch_size=64: set algo.batch"),
+        ("data.mini_batch_size=8", "contradicts algo.mini_batch_size=16"),
+        ("data.epochs=3", "data.epochs=3 contradicts algo.ppo_epochs=1: set algo.ppo_epochs"),
+        ("data.gradient_accumulation_steps=2", "contradicts algo.gradient_accumulation_steps=1"),
+        ("data.seed=1", "data.seed=1 contradicts algo.seed=0"),
+        ("algo.seed=1", "algo.seed=1 contradicts seed=0: set seed alone"),
+        ("algo=dpo data.max_length=9", "data.max_length=9 contradicts algo.max_length=512"),
+        ("algo=grpo data.num_generations=2", "contradicts algo.num_generations=8"),
+        ("algo=grpo data.epochs=3", "data.epochs=3 contradicts algo.num_epochs=1"),
+        ("algo=multi_objective data.objectives=[a]", "contradicts algo.objectives="),
+    ],
+)
+def test_two_values_for_what_is_one_are_refused(override, sentence):
+    settings = OmegaConf.to_container(composed(*override.split()), resolve=True)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        schemas.refuse_contradictions(settings)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo", "dpo", "orpo", "reward", "multi_objective"])
+def test_no_default_run_contradicts_itself(algo):
+    for more in ((), ("seed=3",)):
+        cfg = composed(f"algo={algo}", *more)
+        schemas.refuse_contradictions(OmegaConf.to_container(cfg, resolve=True))
+
+
+@pytest.mark.parametrize("name", ["random:tiny", "wheel:smollm2", "."])
+def test_a_model_that_has_no_revisions_takes_none(name):
+    with pytest.raises(ValueError, match=r"model\.revision='main' has no use"):
+        ModelConfig(name, revision="main")
+    if name != ".":
+        with pytest.raises(ValueError, match=r"model\.trust_remote_code=True has no use"):
+            ModelConfig(name, trust_remote_code=True)
+    ModelConfig("org/name", revision="main", trust_remote_code=True)
 
 
 # ---------------------------------------------------------------------- export

@@ -96,6 +96,16 @@ class ModelConfig:
         require_known(self, names, "model")
         if self.name.endswith(".gguf") and not Path(self.name).is_file():
             raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")
+        no_code = self.name in (TINY, EMBEDDED) or self.name.endswith(".gguf")
+        for name, has_none in (
+            ("trust_remote_code", no_code),
+            ("revision", no_code or Path(self.name).is_dir()),
+        ):
+            if has_none and getattr(self, name):
+                raise ValueError(
+                    f"model.{name}={getattr(self, name)!r} has no use: model.name={self.name!r} has"
+                    " none; leave it out"
+                )
 
 
 def has_native_bf16() -> bool:

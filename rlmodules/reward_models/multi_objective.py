@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.preferences.dataset import Example, PreferenceBatch
+from rlmodules.checks import require
 from rlmodules.functional import multi_objective_loss
 from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.config import RewardModelConfig
@@ -29,7 +30,14 @@ class MultiObjectiveConfig(RewardModelConfig):
         super().__post_init__()
         if not self.objectives:
             raise ValueError("algo.objectives is empty: name at least one")
+        if self.num_labels not in (1, len(self.objectives)):
+            raise ValueError(
+                f"algo.num_labels={self.num_labels}, and algo.objectives names"
+                f" {len(self.objectives)}: leave num_labels out, there is one an objective"
+            )
         self.num_labels = len(self.objectives)
+        unread = ("label_smoothing", "center_rewards_coefficient")
+        require(self, unread, lambda x: x == 0, "0: they belong to pairs, and these are scores")
         if self.objective_weights is None:
             self.objective_weights = [1 / self.num_labels] * self.num_labels
         if len(self.objective_weights) != self.num_labels:

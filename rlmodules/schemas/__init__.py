@@ -14,6 +14,7 @@ from rlmodules.checks import device_options
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.folder import new_folder
 from rlmodules.schemas.names import explain as explain
+from rlmodules.schemas.names import refuse_contradictions as refuse_contradictions
 from rlmodules.schemas.names import refuse_unknown as refuse_unknown
 
 REQUIRED = "${required:}"

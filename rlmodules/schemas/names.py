@@ -142,6 +142,29 @@ def refuse_unknown(cfg: DictConfig, trainer: Collection[str]) -> None:
                 raise ValueError(unknown(path, known, whole=cfg))
 
 
+def refuse_contradictions(settings: Mapping[str, Any]) -> None:
+    """Refuse two values for what is one: the data's sizes are the algorithm's, and there is one
+    seed.
+
+    Args:
+        settings: of a run, as plain values.
+
+    Raises:
+        ValueError: names both options.
+    """
+    algo, data = settings["algo"], settings["data"]
+    one = [("algo.seed", algo.get("seed"), "seed", settings["seed"])]
+    one += [(f"data.{n}", data[n], f"algo.{n}", algo[n]) for n in data if n in algo]
+    one += [
+        ("data.epochs", data["epochs"], f"algo.{n}", algo[n])
+        for n in ("ppo_epochs", "num_epochs")
+        if n in algo and "epochs" in data
+    ]
+    for name, value, owner, other in one:
+        if value != other:
+            raise ValueError(f"{name}={value!r} contradicts {owner}={other!r}: set {owner} alone")
+
+
 def _of_group(cfg: DictConfig, group: str) -> tuple[str, DictConfig, set[str]]:
     paths = (field.path for field in every_field())
     return group, cfg[group], {p.partition(".")[2] for p in paths if p.startswith(f"{group}.")}
