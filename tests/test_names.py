@@ -79,6 +79,7 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest(overrides, sentenc
     "overrides",
     [
         "algo=grpo env=code",  # whose YAML suggests a length
+        "algo=grpo env=code algo.max_new_tokens=6",  # which nothing reads then
         "task=collect_preferences out=pairs.jsonl",
         "+trainer.max_steps=3",
         "+callbacks.mine._target_=a.b +callbacks.mine.x=1",

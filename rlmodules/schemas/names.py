@@ -66,7 +66,7 @@ SYNONYMS = {
 }
 ADDED = ("callbacks", "logger")
 """Groups to which a run may add parts of its own."""
-ROOT = {"module", "hydra", *(path.name for path in CONF.iterdir() if path.is_dir())}
+ROOT = {"module", "suggested", "hydra", *(path.name for path in CONF.iterdir() if path.is_dir())}
 """What stands at the top of every run besides the values of ``train.yaml``."""
 
 
