@@ -48,7 +48,7 @@ def said(*overrides):
         ("algo.eval_size=3", "no `eval_size` in algo: did you mean data.eval_size?"),
         ("algo.lora_rank=3", "no `lora_rank` in algo: did you mean model.lora.r?"),
         ("model.lora.rank=3", "no `rank` in model.lora: did you mean r?"),
-        ("+model.load_in_4bit=true", "no `load_in_4bit` in model: there are attn_impl"),
+        ("+model.load_in_4bit=true", "no `load_in_4bit` in model: there are "),
         ("modl=tiny", "no `modl` in the config: did you mean model?"),
         ("algo=pp0", "there is no algo=pp0: did you mean ppo?"),
         ("env=maths", "there is no env=maths: did you mean math?"),

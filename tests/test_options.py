@@ -210,10 +210,10 @@ def test_no_default_run_contradicts_itself(algo):
 
 @pytest.mark.parametrize("name", ["random:tiny", "wheel:smollm2", "."])
 def test_a_model_that_has_no_revisions_takes_none(name):
-    with pytest.raises(ValueError, match=r"model\.revision='main' has no use"):
+    with pytest.raises(ValueError, match=r"model\.revision='main' must be left out"):
         ModelConfig(name, revision="main")
     if name != ".":
-        with pytest.raises(ValueError, match=r"model\.trust_remote_code=True has no use"):
+        with pytest.raises(ValueError, match=r"model\.trust_remote_code=True must be left out"):
             ModelConfig(name, trust_remote_code=True)
     ModelConfig("org/name", revision="main", trust_remote_code=True)
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from datamodules.checks import require_types
-from rlmodules.checks import require_known
+from rlmodules.checks import require, require_known
 from rlmodules.models.adapters import LoraConfig, add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, load_whole
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
@@ -96,16 +96,10 @@ class ModelConfig:
         require_known(self, names, "model")
         if self.name.endswith(".gguf") and not Path(self.name).is_file():
             raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")
-        no_code = self.name in (TINY, EMBEDDED) or self.name.endswith(".gguf")
-        for name, has_none in (
-            ("trust_remote_code", no_code),
-            ("revision", no_code or Path(self.name).is_dir()),
-        ):
-            if has_none and getattr(self, name):
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)!r} has no use: model.name={self.name!r} has"
-                    " none; leave it out"
-                )
+        whole = self.name in (TINY, EMBEDDED) or self.name.endswith(".gguf")
+        unread = {"trust_remote_code": whole, "revision": whole or Path(self.name).is_dir()}
+        refused = [name for name, has_none in unread.items() if has_none]
+        require(self, refused, lambda x: not x, f"left out: {self.name!r} has none", "model")
 
 
 def has_native_bf16() -> bool:

@@ -119,6 +119,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.lora.alpha": (LORA, "model.lora.alpha=64"),
     "model.lora.dropout": (LORA, "model.lora.dropout=0.5"),
     "model.lora.target_modules": (LORA, "model.lora.target_modules=[q_proj]"),
+    "model.adapter": ("model.adapter=merged",),
     "model.revision": ("model.revision=main",),
     "data.prompts": (*OWN_PROMPTS, PROMPTS.replace("One", "Other")),
     "data.path": ("data.path=package:preferences_heldout.jsonl",),
@@ -172,6 +173,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "ckpt_path": ("ckpt_path=./nowhere.ckpt",),
     "optimized_metric": ("optimized_metric=val/rewards",),
     "export.merge": ("export.merge=true",),
+    "export.dtype": ("export.dtype=bfloat16",),
     "resume.allow": ("resume.allow=[nosuch]",),
 }
 
