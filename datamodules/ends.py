@@ -55,6 +55,13 @@ def before_end(tokenizer: PreTrainedTokenizerBase, response: Sequence[int]) -> l
     return list(itertools.takewhile(lambda token: token not in ends, response))
 
 
+def opened(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text that is to be continued: some tokenizers close every text."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if closed else ids
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that the chat template writes behind an assistant's words; None where that is no
     single token of its own.

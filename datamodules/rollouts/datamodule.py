@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from datamodules.checks import require_seed, require_whole
 from datamodules.ends import model_ends, note_model_ends
@@ -126,7 +127,9 @@ class RolloutDataModule(L.LightningDataModule):
             held_out = range(len(prompts) - count, len(prompts)) if count else None
         env = self.env = make_environment(self.env, policy.tokenizer, prompts)
         env.attach(policy.base_model)
-        if (own := getattr(env, "tokenizer", None)) is not None:
+        own = getattr(env, "tokenizer", None)
+        if isinstance(own, PreTrainedTokenizerBase) and own is not policy.tokenizer:
+            _require_same_tokens(own, policy.tokenizer)
             note_model_ends(own, model_ends(policy.tokenizer))
         if held_out is None:
             held_out = env.held_out
@@ -214,4 +217,21 @@ def _refuse_unread(env: Any, prompts: Any, path: Any, eval_prompts: Any, eval_pa
         raise ValueError(
             f"data.{names[0]} goes with data.path or data.prompts; an environment without prompts"
             " holds out its own starting states"
+        )
+
+
+def _require_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase
+) -> None:
+    """
+    Raises:
+        ValueError: an environment writes tokens that are others to the policy.
+    """
+    known = policys.get_vocab()
+    other = next((t for t, i in tokenizer.get_vocab().items() if known.get(t) != i), None)
+    if other is not None:
+        raise ValueError(
+            f"the environment's tokenizer is not the policy's: {other!r} has the id"
+            f" {tokenizer.convert_tokens_to_ids(other)} there and {known.get(other)} here, so the"
+            " policy would read other words. Make the environment with the policy's tokenizer"
         )

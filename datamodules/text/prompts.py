@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import opened
 from datamodules.templates import render_chat
 from datamodules.text.tables import read_rows
 
@@ -63,14 +64,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:
     """Token ids [T]. A chat template writes its own special tokens, so none are added to it."""
     text = prompt_text(tokenizer, prompt)
     plain = isinstance(prompt.content, str)
-    ids = tokenizer(text, add_special_tokens=plain)["input_ids"]
-    if (
-        plain
-        and ids
-        and ids[-1] == tokenizer.eos_token_id
-        and not text.endswith(tokenizer.eos_token)
-    ):
-        ids = ids[:-1]  # some tokenizers close every text; the policy is to go on
+    ids = (
+        opened(tokenizer, text) if plain else tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
     return torch.tensor(ids, dtype=torch.long)
 
 

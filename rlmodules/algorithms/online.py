@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import end_ids
 from datamodules.experience import Experience
 from datamodules.types import (
     ActionSpec,
@@ -173,7 +174,8 @@ class OnlineModule(AlgorithmModule):
                 f" exceed env.max_length={env.max_length}: raise it, or lower algo.max_new_tokens"
             )
         prompts = [observation.input_ids for observation in observations]
-        params = replace(params, stop_strings=tuple(env.stop_sequences))
+        ends = tuple(sorted(end_ids(self.tokenizer)))  # for engines that know no model's
+        params = replace(params, stop_strings=tuple(env.stop_sequences), stop_token_ids=ends)
         with self.inference():
             return self.sampler(prompts, params, seeds)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.ends import opened
 from datamodules.seeding import derive_seed
 from datamodules.types import Response, SamplingParams
 from rlmodules.forward_backward.lanes import Lane
@@ -195,4 +196,4 @@ class Sampler:
             return torch.as_tensor(prompt).reshape(-1).to("cpu", torch.long, copy=True)
         if self.tokenizer is None:
             raise ValueError("a prompt that is text takes a tokenizer: give the pipeline one")
-        return torch.tensor(self.tokenizer(prompt)["input_ids"], dtype=torch.long)
+        return torch.tensor(opened(self.tokenizer, prompt), dtype=torch.long)

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
 )
 from transformers.utils import cached_file
 
@@ -39,20 +40,40 @@ def language_model_class(location: str, **options: Any) -> Any:
 
     transformers takes the language model alone out of some checkpoints (Llama 4, Qwen3.5), the
     whole out of others (Gemma 3), and refuses the rest (Qwen-VL, LLaVA), which another class loads.
+    That one also loads whole those of which the language model alone could not be loaded again
+    (Llama 3.2 Vision).
     """
     kind = type(AutoConfig.from_pretrained(location, **options))
-    sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if sees and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM
+    language: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    alone = language is not None and language.config_class in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if alone else AutoModelForImageTextToText
 
 
 def language_model(body: Any) -> nn.Module:
-    """The part of a headless model that reads text; one that reads text alone is that part."""
+    """The part of a headless model that reads text; one that reads text alone is that part.
+
+    Raises:
+        ValueError: transformers could not load it again, once it is exported alone.
+    """
     if body.config.get_text_config() is body.config:
         return body
     found = body.get_decoder()
-    return backbone(found) if found.get_output_embeddings() is not None else found
+    if found.get_output_embeddings() is not None:
+        found = backbone(found)
+    if type(found.config) not in MODEL_MAPPING:
+        raise ValueError(
+            f"the language model of a {type(body).__name__} cannot be loaded by itself, so no"
+            " reward model can be made of it: take a model of text"
+        )
+    if getattr(found.config, "use_bidirectional_attention", None) is True:
+        # PaliGemma's, for its images; what it does to text alone would depend on the kernel.
+        found.config.use_bidirectional_attention = False
+        for part in found.modules():
+            if hasattr(part, "is_causal"):
+                part.is_causal = True
+    return found
 
 
 def unreached(model: nn.Module) -> list[str]:

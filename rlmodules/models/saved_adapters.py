@@ -81,7 +81,7 @@ class SavedAdapter:
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"{self._misfit()}: {error}") from error
         lost = result.unexpected_keys
-        left = [name for name, weight in mine.items() if bool(weight.isnan().any())]
+        left = [name for name, weight in mine.items() if not weight.isfinite().all()]
         if lost or left:
             raise ValueError(
                 f"{self._misfit()}: the base has no place for {sorted(lost)[:3]}, and the adapter"

@@ -17,7 +17,7 @@ from transformers import (
 
 from datamodules import rewards
 from rlmodules import PPO, PPOConfig, RewardModel, RewardModelConfig
-from rlmodules.models import ModelConfig, load_backbone, load_model
+from rlmodules.models import LoraConfig, ModelConfig, load_backbone, load_model
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
 LOADERS = pytest.mark.parametrize("load", [load_model, load_backbone])
@@ -188,6 +188,22 @@ def test_a_model_that_is_given_is_looked_at_too(make):
     model.model.norm.weight.data[3] = float("nan")
     with pytest.raises(ValueError, match=r"1 of its weights hold NaN .*norm\.weight"):
         make(model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("adapter", ["continue", "merge"])
+def test_adapters_that_are_not_finite_are_refused_by_name(tmp_path, adapter, value):
+    untied().save_pretrained(tmp_path / "base")
+    base = load_model(ModelConfig(name=str(tmp_path / "base"), lora=LoraConfig(r=2)))
+    base.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    state = load_file(file)
+    name = next(n for n in state if "layers.1.mlp.up_proj.lora_B" in n)
+    state[name][3, 1] = value
+    save_file(state, file, metadata={"format": "pt"})
+    config = ModelConfig(name=str(tmp_path / "adapter"), adapter=adapter)
+    with pytest.raises(ValueError, match=r"adapter' .*no number for .*1\.mlp\.up_proj\.lora_B"):
+        load_model(config)
 
 
 def test_large_weights_are_finite(tmp_path):

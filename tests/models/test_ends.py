@@ -7,6 +7,7 @@ import pytest
 import torch
 from end_helpers import FAMILIES, ids, turns
 from sampling_helpers import greedy
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 from datamodules import RolloutDataModule, TextGenerationEnv
@@ -123,6 +124,16 @@ def test_the_client_stops_where_the_model_does(with_tokenizer):
     assert said["finish_reason"] == "eos"
 
 
+def test_a_prompt_of_the_client_is_not_closed_by_a_tokenizer_that_closes_every_text():
+    model, tokenizer = matched("gemma", "Hi<end_of_turn>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    with AsyncTrainingClient(model, device="cpu", tokenizer=tokenizer) as client:
+        said = client.sample("p", max_tokens=9, temperature=0).result()
+    assert (tokenizer.decode(said["prompt"]), said["text"]) == ("p", "Hi")
+
+
 # ---------------------------------------------------------------------- environments
 
 
@@ -170,6 +181,27 @@ def test_an_environments_own_tokenizer_learns_the_ends_that_the_model_names():
     data.trainer = SimpleNamespace(lightning_module=module, strategy=strategy)
     data.setup()
     assert as_tokens(env.tokenizer, end_ids(env.tokenizer)) == family.ends
+
+
+def test_an_environment_whose_tokens_are_others_to_the_policy_is_refused():
+    family = FAMILIES["glm"]
+    env = TextGenerationEnv(FAMILIES["phi"].tokenizer(), ["p"] * 4)
+    module = PPO(PPOConfig(model_name="given"), model=family.model(), tokenizer=family.tokenizer())
+    data = RolloutDataModule(env, eval_size=0)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(lightning_module=module, strategy=strategy)
+    with pytest.raises(ValueError, match=r"tokenizer is not the policy's: '<\|.*' has the id \d+"):
+        data.setup()
+
+
+def test_another_engine_is_told_every_end():
+    family, told = FAMILIES["glm"], []
+    module = PPO(PPOConfig(model_name="given"), model=family.model(), tokenizer=family.tokenizer())
+    module.sampler = lambda prompts, params, seeds: told.append(params)
+    module.inference = torch.no_grad
+    env = TextGenerationEnv(module.tokenizer, ["p"])
+    module.act([env.reset()], seeds=[0], env=env)
+    assert as_tokens(module.tokenizer, told[0].stop_token_ids) == family.ends
 
 
 @chatting
