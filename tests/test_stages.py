@@ -56,3 +56,14 @@ def test_what_does_not_fit_the_adapter_ends_in_one_sentence(tmp_path, command, a
     adapter_folder("a")
     start = ["model=hf", "model.name=a", *QUICK[1:], "reward=length", "algo=ppo", *POLICY]
     assert message in command(*start, *arguments, status=1)
+
+
+def test_an_export_of_another_type_says_what_its_figures_are_of(tmp_path, command):
+    start = [*QUICK, "reward=length", "algo=ppo", *POLICY, "export.dtype=bfloat16"]
+    output = command(*start, f"hydra.run.dir={tmp_path / 'run'}")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "rounded to bfloat16. Its own figures: task=evaluate" in report["measured"]
+    assert "rounded to bfloat16" in " ".join(output.split())
+    found = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
+    assert "rounded to bfloat16" in (tmp_path / "run" / "model" / "README.md").read_text()

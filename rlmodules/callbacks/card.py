@@ -117,6 +117,8 @@ def figures(report: Any) -> Iterator[str]:
         if name in report.before and name in report.after:
             rows.append(f"| {label} | {report.before[name]:.3f} | {report.after[name]:.3f} |")
     yield "\n".join(rows) + "\n"
+    if report.measured:
+        yield f"{report.measured}\n"
 
 
 def usage(dirpath: Path, base: str) -> Iterator[str]:

@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
+from safetensors import safe_open
+from torch import nn
 
 from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.report import Report
+
+TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Of safetensors."""
+COARSE = (torch.bfloat16, torch.float16)
 
 
 class ExportModel(Callback):
@@ -29,4 +36,21 @@ class ExportModel(Callback):
         if trainer.is_global_zero:
             pl_module.export(self.dirpath, **self.options)
             report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)
+            if report is not None:
+                report.measured = rounding(pl_module, self.dirpath)
             write_card(pl_module, self.dirpath, report, trainer.datamodule)
+
+
+def rounding(module: nn.Module, dirpath: Path) -> str:
+    """What held-out figures are of, where a folder holds coarser numbers than were measured."""
+    trained = {p.dtype for p in module.parameters() if p.requires_grad}
+    path = next(iter(sorted(dirpath.glob("*model*.safetensors"))))
+    with safe_open(path, "pt") as file:
+        written = {TYPES.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    coarser = sorted(str(kind)[6:] for kind in written if kind in COARSE and kind not in trained)
+    if not coarser:
+        return ""
+    return (
+        f"These figures are of the model in training; the folder holds it rounded to {coarser[0]}."
+        f" Its own figures: task=evaluate model=hf model.name={dirpath}"
+    )

@@ -41,6 +41,8 @@ class Report(Checkpoint):
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
+        self.measured = ""
+        """What the held-out figures are of, where that is not the exported folder itself."""
         self._began = time.perf_counter()
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
@@ -85,6 +87,8 @@ class Report(Checkpoint):
         details = self.details(trainer, pl_module)
         seconds = time.perf_counter() - self._began
         report = {"before": self.before, "after": self.after, "seconds": seconds} | details
+        if self.measured:
+            report["measured"] = self.measured
         report = existing(report | {"history": self.history})
         with replacing(self.dirpath / "report.json") as partial:
             partial.write_text(json.dumps(report, indent=1, allow_nan=False))
@@ -104,6 +108,7 @@ class Report(Checkpoint):
                 table.add_row(label, f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
         if self.after:
             console.print(table)
+            console.print(self.measured, style="dim", end="\n" if self.measured else "")
         self.body(console, seconds, trainer)
         console.print("Where things are:")
         places = {
