@@ -89,7 +89,7 @@ def logit_shape(model: nn.Module) -> LogitShape:
     """How ``projection`` over ``backbone`` gives the model's own logits, by trying on three tokens.
 
     Configs name a number, and architectures multiply by it, divide by it, or ignore it. Ours are
-    computed beside a longer text: no row may depend on its company.
+    computed beside a longer text as well: no row may depend on its company.
 
     Raises:
         ValueError: nothing gives them, so the architecture treats its logits in a way not known
@@ -98,26 +98,32 @@ def logit_shape(model: nn.Module) -> LogitShape:
     inner = unwrapped(model)
     name, config = type(inner).__name__, inner.config.get_text_config()
     with evaluating(model):
-        plain, theirs = _plain_and_own(model, name)
-    size = theirs.shape[-1]
-    if plain.shape != theirs.shape:
+        alone, beside, theirs = _plain_and_own(model, name)
+    size, in_full = theirs.shape[-1], next(model.parameters()).dtype == torch.float32
+    if alone.shape != theirs.shape:
         raise ValueError(
             f"{name} gives logits of {size} tokens, its vocabulary projection of"
-            f" {plain.shape[-1]}, so it is not supported: {REMEDY}"
+            f" {alone.shape[-1]}, so it is not supported: {REMEDY}"
         )
-    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    company = float((beside - alone).norm() / alone.norm().clamp(min=1e-6))
+    if not company < (1e-3 if in_full else 0.1):  # batches of another shape are rounded otherwise
+        raise ValueError(
+            f"{name}: what it says of a text changes, by {company:.2g} of it, with later tokens and"
+            f" with texts beside it, so it is not supported: {REMEDY}"
+        )
+    tolerance = 1e-4 if in_full else 0.05
     for scale, cap in itertools.product(_scales(config), _caps(config)):
-        if torch.allclose(_shaped(plain, scale, cap), theirs, rtol=tolerance, atol=tolerance):
+        if torch.allclose(_shaped(alone, scale, cap), theirs, rtol=tolerance, atol=tolerance):
             rows = len(inner.get_output_embeddings().weight)
             return LogitShape(scale, cap, size if size < rows else None)
     raise ValueError(
-        f"{name}: logits computed from the hidden states of a batch differ from those of a text"
-        f" alone by up to {(plain - theirs).abs().max():.3g}, so it is not supported: {REMEDY}"
+        f"{name}: logits computed from its hidden states differ from its own by up to"
+        f" {(alone - theirs).abs().max():.3g}, so it is not supported: {REMEDY}"
     )
 
 
-def _plain_and_own(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """[1, 3, V] of the projection alone, and the model's own."""
+def _plain_and_own(model: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """[1, 3, V] of the projection for a text alone, and in a batch, and the model's own."""
     inner, device = unwrapped(model), next(model.parameters()).device
     pad = getattr(inner.config.get_text_config(), "pad_token_id", None)
     known = isinstance(pad, int) and 0 <= pad < len(inner.get_input_embeddings().weight)
@@ -130,8 +136,12 @@ def _plain_and_own(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
             f"{name} does not continue text by itself ({error}): give a causal language model"
         ) from error
     try:
-        hidden = backbone(model)(input_ids=ids, use_cache=False)[0][:1, :3]
-        return projection(model, LogitShape(size=own.shape[-1])).logits(hidden), own
+        plain = projection(model, LogitShape(size=own.shape[-1]))
+        alone, beside = (
+            plain.logits(backbone(model)(input_ids=rows, use_cache=False)[0][:1, :3])
+            for rows in (ids[:1, :3], ids)
+        )
+        return alone, beside, own
     except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{name}: its logits cannot be computed from its hidden states"

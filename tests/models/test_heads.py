@@ -147,6 +147,21 @@ def test_logits_that_a_model_leaves_out_are_left_out(monkeypatch):
     assert_close(projection(model).logits(hidden), model(input_ids=ids).logits, **EXACT)
 
 
+@pytest.mark.parametrize(("share", "refused"), [(2e-5, False), (5e-3, True)])
+def test_rounding_in_batches_is_no_dependence_on_company(share, refused):
+    model = tiny_model()[0]
+
+    def by_rows(module, args, kwargs, output):
+        output.last_hidden_state.mul_(1 + share * len(output.last_hidden_state))
+
+    backbone(model).register_forward_hook(by_rows, with_kwargs=True)
+    if refused:
+        with pytest.raises(ValueError, match="texts beside it"):
+            logit_shape(model)
+    else:
+        assert logit_shape(model) == LogitShape()
+
+
 class Unknown(LlamaForCausalLM):
     """Doubles its logits in a way that its config does not tell."""
 
