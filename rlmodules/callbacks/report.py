@@ -95,7 +95,7 @@ class Report(Checkpoint):
         with replacing(self.dirpath / "curves.png") as partial:
             self.plot(partial)
         with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
-            for console in (Console(), Console(file=file, width=110)):
+            for console in (Console(), Console(file=file, width=110, force_jupyter=False)):
                 self._print(console, seconds, trainer)
 
     def _print(self, console: Console, seconds: float, trainer: L.Trainer) -> None:

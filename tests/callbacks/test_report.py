@@ -118,3 +118,16 @@ def test_a_sanity_check_is_no_evaluation(tmp_path):
     run.sanity_checking = True
     report.on_validation_end(run, module(solved={1: True}))
     assert report.before == {} and report.details(run, None) == {}
+
+
+def test_a_notebook_shows_the_report_once_and_the_file_holds_it_too(tmp_path, monkeypatch):
+    """In a kernel rich shows whatever it prints, even to a file, and writes nothing."""
+    shown = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append(text))
+    report, run = RunReport(tmp_path), trainer()
+    iteration(report, run, 1, 0.1, reward=0.5)
+    report.on_train_end(run, module())
+    written = (tmp_path / "report.txt").read_text()
+    assert "last training reward 0.100" in " ".join(written.split())
+    assert sum("training reward" in text for text in shown) == 1
