@@ -2,15 +2,19 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, PeftType, get_peft_model
+from peft import PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+)
 from torch import Tensor, nn
 
 from datamodules.checks import require_types
@@ -60,21 +64,42 @@ def add_lora(model: nn.Module, config: LoraConfig, task: str) -> nn.Module:
             f"model.lora.r={config.r}: the given model has adapters already: leave model.lora.r at"
             " 0 to train those, or give the model that merge_and_unload() makes of it"
         )
-    targets = config.target_modules
-    chosen = LoraTargets(model, targets, config.dropout)
-    adapters = PeftLoraConfig(
-        task_type=task,
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        **chosen.options,
-    )
-    try:
-        adapted = get_peft_model(model, adapters)  # in float32, whatever the base's type
-    except ValueError as error:
-        raise ValueError(f"model.lora.target_modules={targets!r} fits no layer: {error}") from error
+    chosen = LoraTargets(model, config.target_modules, config.dropout)
+    adapted = _adapted(model, config, chosen, task)
+    if lost := _lost_when_loaded(adapted):
+        chosen.leave_out(lost)
+        adapted = _adapted(adapted.unload(), config, chosen, task)
+        assert not _lost_when_loaded(adapted), lost
     chosen.say_what_is_left_out()
     return adapted
+
+
+def _adapted(model: Any, config: LoraConfig, chosen: LoraTargets, task: str) -> Any:
+    options = chosen.options | {"r": config.r, "lora_alpha": config.alpha}
+    adapters = PeftLoraConfig(task_type=task, lora_dropout=config.dropout, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Already found a `peft_config`"
+        )  # of the last try
+        try:
+            return get_peft_model(model, adapters)  # in float32, whatever the base's type
+        except ValueError as error:
+            raise ValueError(
+                f"model.lora.target_modules={config.target_modules!r} fits no layer: {error}"
+            ) from error
+
+
+def _lost_when_loaded(adapted: Any) -> list[str]:
+    """Names of the layers whose adapters PEFT does not find again in a folder that it wrote.
+
+    It renames them as transformers renames the weights of old checkpoints, by patterns that fit
+    some names of today too (Laguna's shared experts).
+    """
+    saved = get_peft_model_state_dict(adapted)
+    config = adapted.peft_config[adapted.active_adapter]
+    loaded = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(saved))
+    lost = {key.partition(".lora_")[0] for key in saved.keys() - loaded.keys()}
+    return sorted({n.removeprefix("base_model.model.").replace(".base_layer", "") for n in lost})
 
 
 def has_adapters(model: nn.Module) -> bool:

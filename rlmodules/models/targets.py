@@ -56,11 +56,26 @@ class LoraTargets:
                 " experts of a whole layer, which take no dropout: set it to 0, or name the layers"
                 " to adapt in model.lora.target_modules"
             )
-        if targets != ALL and (named := [name for name in self.unfit if self._is_named(name)]):
+        self._refuse_named(
+            "no adapter fits, for its model reads the weight or more than its product"
+        )
+
+    def leave_out(self, lost: Sequence[str]) -> None:
+        """Adapt none of ``lost``, whose adapters would not be found again in a folder.
+
+        Raises:
+            ValueError: one of them is named.
+        """
+        self.unfit += lost
+        self.experts = [name for name in self.experts if name.rpartition(".")[0] not in lost]
+        self._refuse_named("would not be found again in an exported adapter, as PEFT renames it")
+
+    def _refuse_named(self, reason: str) -> None:
+        named = [name for name in self.unfit if self._is_named(name)]
+        if named and self.targets != ALL:
             raise ValueError(
-                f"model.lora.target_modules={targets!r} names {', '.join(_patterns(named))}, which"
-                " no adapter fits, for its model reads the weight or more than its product: take it"
-                " out"
+                f"model.lora.target_modules={self.targets!r} names {', '.join(_patterns(named))},"
+                f" which {reason}: take it out"
             )
 
     @property
