@@ -27,8 +27,8 @@ from rlmodules.schemas.fields import Field, every_field
 from rlmodules.tasks.option_changes import CHANGES, base_of
 from rlmodules.tasks.option_walk import Finding, Outcome, outcome_of, walk
 
-TESTS = "tests/"
 EPISODES, PROMPTS = "datamodules/rollouts/test_episodes.py", "datamodules/text/test_prompts.py"
+ENVS = "datamodules/environments"
 ELSEWHERE = {
     # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the tests that do
     r"\w+:(callbacks|logger)\..*": "tasks/test_option_walk.py::test_callbacks_and_loggers_take",
@@ -39,10 +39,13 @@ ELSEWHERE = {
     r"\w+:env\.(timeout_s|on_error)": f"{EPISODES}::",
     r"code:env\.(time_limit_s|memory_mb|sandbox)": "datamodules/sandbox/test_sandbox_attacks.py::",
     r"text:env\.reward_fn": "test_config.py::test_the_environment_gets_the_chosen_reward",
-    r"preference:env\.human_feedback_fn": "datamodules/environments/test_preference_env.py::",
+    r"preferences:data\.objectives": "datamodules/preferences/test_datamodule.py::",
+    r"preference:env\.(human_feedback_fn|preference_model)": f"{ENVS}/test_preference_env.py::",
+    r"code:env\.reward_weights": f"{ENVS}/test_code_env.py::",  # the tiny model writes none
+    r"(calculator|booking):env\..*": f"{ENVS}/test_tool_tasks.py::",  # too long for the tiny model
     r"\w+:reward\.timeout_s": "test_config.py::test_the_environment_gets_the_chosen_reward",
     r"(function|model):reward\..*": "datamodules/rewards/test_scorers.py::",
-    r"math:env\.chat": "datamodules/environments/test_math_env.py::",
+    r"math:env\.(chat|reward_weights)": "datamodules/environments/test_math_env.py::",
     r"default:paths\.sweep_root": "test_run_folders.py::",
     r"ddp:trainer\..*": "algorithms/test_ddp.py::",
 }

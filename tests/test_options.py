@@ -82,6 +82,7 @@ def env(tokenizer, prompts=None):
     ("options", "sentence"),
     [
         ({"eval_size": -1, "prompts": ["a"]}, "data.eval_size=-1 must be a whole number, 0"),
+        ({"max_resamples": 1, "prompts": ["a"]}, "data.max_resamples=1 replaces groups"),
         ({"split": "test", "path": "a.jsonl"}, "data.split='test' names a part of a Hugging Face"),
         ({"split": "test", "path": "package:openings_train.txt"}, "data.split='test' names a part"),
         ({"split": "test", "prompts": ["a"]}, "data.split='test' has no use"),

@@ -82,6 +82,11 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _refuse_unread(env, prompts, path, eval_prompts, eval_path)
+        if max_resamples and num_generations == 1:
+            raise ValueError(
+                f"data.max_resamples={max_resamples} replaces groups of equal rewards, and with"
+                " data.num_generations=1 there are no groups: leave it out"
+            )
         require_path("data.prompt_column", prompt_column, path, eval_path)
         require_dataset("data.split", split, path, eval_path)
         sizes = {"batch_size": batch_size, "mini_batch_size": mini_batch_size, "epochs": epochs}
