@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.atomic import explained, remove_leftovers, unwritten, write_text
 from datamodules.checks import require_seed
 from rlmodules import schemas
-from rlmodules.callbacks import AtomicCheckpointIO, OptimizedMetric, RunRecord
+from rlmodules.callbacks import AtomicCheckpointIO, OptimizedMetric, RunIsComplete, RunRecord
 from rlmodules.checks import naming, require_device, warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
@@ -169,6 +169,9 @@ def composed(cfg: DictConfig) -> float | None:
             print(f"Removed what was half written: {', '.join(map(str, removed))}")
         with held(folder):
             return run_task(cfg) if cfg.task else train(cfg)
+    except RunIsComplete as complete:  # what is called until it succeeds has succeeded
+        print(complete)
+        return None
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from datamodules import Environment
@@ -17,7 +16,7 @@ from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import Report, RunReport
 from rlmodules.callbacks.run_record import RunRecord, settings_of
-from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop
+from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveLast
 from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks, without_banners
@@ -80,16 +79,15 @@ class Facade:
         data = data_class(gradient_accumulation_steps=accumulate, seed=c.seed, **data_options)
         if isinstance(self.module, OnlineModule):
             report, bar = RunReport(self.output_dir), IterationBar
-            save = {"every_n_epochs": c.save_every, "save_on_train_epoch_end": True}
+            save = {"every_n_epochs": c.save_every}
             evaluate = {"check_val_every_n_epoch": c.eval_every}
         else:
             report, bar = PreferenceReport(self.output_dir), StepBar
             save = {"every_n_train_steps": c.save_every}
             interval = c.eval_every * accumulate  # Lightning counts batches
             evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
-        last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, **save)
         record = RunRecord(self._settings(data_options), FOLLOWING, resume_allow)
-        callbacks = [record, report, last, SaveOnStop(checkpoints)]
+        callbacks = [record, report, SaveLast(checkpoints, **save)]
         if extra.get("enable_progress_bar", True):
             callbacks.append(bar())
         options = {  # those of conf/trainer

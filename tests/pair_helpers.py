@@ -3,7 +3,7 @@
 import lightning as L
 
 from datamodules import PreferenceDataModule, PreferenceDataset
-from rlmodules.callbacks import AtomicCheckpointIO, PreferenceReport, SaveOnStop
+from rlmodules.callbacks import AtomicCheckpointIO, PreferenceReport, SaveLast
 from rlmodules.models.embedded import tiny_model
 
 WORDS = ["red", "green", "blue", "a longer colour", "x", "black and white", "grey", "pink"]
@@ -57,7 +57,7 @@ def fit(module, datamodule=None, folder="unused", ckpt_path=None, save=False, **
     report.on_train_end = lambda *_: None
     callbacks = list(options.pop("callbacks", ()))
     if save:
-        callbacks.append(SaveOnStop(f"{folder}/checkpoints"))
+        callbacks.append(SaveLast(f"{folder}/checkpoints"))
     else:
         options["enable_checkpointing"] = True
     run = trainer(module.config, folder, callbacks, report, **options)

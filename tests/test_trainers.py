@@ -6,7 +6,6 @@ import torch
 from helpers import count_e
 from hydra import compose, initialize
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from pair_helpers import CHOSEN, REJECTED, dataset
 from pair_helpers import PROMPTS as QUESTIONS
@@ -30,7 +29,7 @@ from rlmodules import (
     RewardModelTrainer,
     schemas,
 )
-from rlmodules.callbacks import RunRecord
+from rlmodules.callbacks import RunRecord, SaveLast
 from rlmodules.checks import device_options
 from rlmodules.models import resolve_precision
 from rlmodules.models.embedded import tiny_model
@@ -272,5 +271,5 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
     callbacks = {key: instantiate(callback) for key, callback in cfg.callbacks.items()}
     known = {type(c) for c in callbacks.values()} | {RunRecord}  # train.py adds it to conf/'s
     assert {type(c) for c in given["callbacks"]} <= known
-    (last,) = (c for c in given["callbacks"] if isinstance(c, ModelCheckpoint))
+    (last,) = (c for c in given["callbacks"] if isinstance(c, SaveLast))
     assert vars(last) == vars(callbacks["last"])

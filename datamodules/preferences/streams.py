@@ -89,7 +89,7 @@ class TrainExamples:
         self.batch_size, self.accumulate = batch_size, accumulate
         self.lengths = [dataset.num_tokens(i) for i in range(len(dataset))]
         self.position = 0
-        self._resumed = False
+        self._resumed: int | None = None  # the epoch that a checkpoint stands in
         self._length = len(self._steps(0)) * accumulate
 
     def __len__(self) -> int:
@@ -100,9 +100,9 @@ class TrainExamples:
         return optimizer_steps(self.lengths, self.batch_size, self.accumulate, seed, world)
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
-        if not self._resumed:
+        if self._resumed != self.trainer.current_epoch:
             self.position = 0
-        self._resumed = False
+        self._resumed = None
         steps = self._steps(self.trainer.current_epoch)
         batches = [(batch, step) for step in steps for batch in step]
         share = self.accumulate * self.trainer.world_size
@@ -117,12 +117,11 @@ class TrainExamples:
             yield collate(self.dataset, mine, totals, "train")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where a checkpoint in the middle of an epoch goes on; empty between epochs."""
-        return {} if self.position in (0, len(self)) else {"position": self.position}
+        """Where an epoch goes on."""
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            self.position, self._resumed = state["position"], True
+        self.position, self._resumed = state["position"], self.trainer.current_epoch
 
 
 class HeldOutExamples:

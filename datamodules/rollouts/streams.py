@@ -16,6 +16,7 @@ import torch
 
 from datamodules.environments.base import Environment
 from datamodules.experience import Experience, Minibatch
+from datamodules.processes import gather
 from datamodules.rollouts.episodes import act_out, play, require_some, score
 from datamodules.seeding import derive_seed, seed_all
 from datamodules.types import Rollout, Trajectory, as_policy
@@ -79,7 +80,7 @@ class TrainEpisodes:
         self.trainer, self.env, self.starts, self.plan = trainer, env, starts, plan
         self.position = 0
         self.experience: Experience | None = None
-        self._resumed = False
+        self._resumed: int | None = None  # the iteration that a checkpoint stands in
 
     def __len__(self) -> int:
         return self.plan.epochs * (self.plan.batch_size // self.plan.mini_batch_size)
@@ -87,26 +88,33 @@ class TrainEpisodes:
     def __iter__(self) -> Iterator[Minibatch]:
         iteration = self.trainer.current_epoch
         seed_all(derive_seed(self.plan.seed, iteration, self.trainer.global_rank))
-        if self.experience is None or not self._resumed:
-            self.position = 0
-            self.experience = self._collect(iteration)
-        self._resumed = False
+        if self.experience is None or self._resumed != iteration:
+            self.position, self.experience = 0, self._collect(iteration)
+        self._resumed = None
         minibatches = self._minibatches(self.experience, iteration)
         for rows, num_actions in minibatches[self.position :]:
             self.position += 1
             yield self.experience.minibatch(rows, num_actions)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint in the middle of an iteration needs; empty between iterations."""
-        if self.experience is None or self.position in (0, len(self)):
+        """Where an iteration goes on, and what each process learns from in it."""
+        if self.experience is None:
             return {}
-        return {"position": self.position, "experience": self.experience.state_dict()}
+        return {"position": self.position, "experiences": gather(self.experience.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            self.position = state["position"]
-            self.experience = Experience(**state["experience"])
-            self._resumed = True
+        """
+        Raises:
+            ValueError: the checkpoint is of another number of processes, within an iteration.
+        """
+        experiences, world = state["experiences"], self.trainer.world_size
+        if len(experiences) != world:
+            raise ValueError(
+                f"the checkpoint stands within an iteration of {len(experiences)} processes, whose"
+                f" episodes {world} cannot share: go on with trainer.devices={len(experiences)}"
+            )
+        self.position, self._resumed = state["position"], self.trainer.current_epoch
+        self.experience = Experience(**experiences[self.trainer.global_rank])
 
     def _collect(self, iteration: int) -> Experience:
         policy = as_policy(self.trainer.lightning_module)

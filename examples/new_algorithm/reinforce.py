@@ -57,7 +57,7 @@ class Reinforce(OnlineModule):
         self.train_metrics.add({"train/loss": loss.detach()})
         return loss
 
-    def on_train_epoch_end(self) -> None:
+    def end_epoch(self) -> None:
         self.log_iteration(epochs=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -3,8 +3,8 @@
 A base class, because Lightning's hooks are methods; it holds nothing that belongs to an algorithm.
 """
 
+import copy
 import math
-import time
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -17,8 +17,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.processes import gather
 from rlmodules.algorithms.metrics import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
+from rlmodules.callbacks.position import (
+    Resuming,
+    is_whole_epoch,
+    require_continuable,
+    settle_checkpoint,
+)
 from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.models import (
     ModelConfig,
@@ -51,16 +58,24 @@ class AlgorithmModule(L.LightningModule):
 
     config: Any
     strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
+    epochs_option: ClassVar[str] = "num_epochs"
+    """Field of the config that says for how many Lightning epochs to train."""
     saved_as: ClassVar[dict[str, str]] = {}
     """How names of weights begin here -> in checkpoints, whose format outlives ours."""
 
     def __init__(self) -> None:
         super().__init__()
         self.train_metrics = Means()
+        self._state_at_step: dict[str, Any] = {}
+        self._ended = (
+            self._evaluated
+        ) = -1  # the last epoch, and the last step, of which that is done
 
     def configure_callbacks(self) -> list[Callback]:
         """What every Trainer of these modules needs besides its own callbacks, once."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+        if not any(isinstance(callback, Resuming) for callback in callbacks):
+            callbacks.insert(0, Resuming())
         needed = (EvaluateAtEnd, RunRecord)
         return [kind() for kind in needed if not any(isinstance(c, kind) for c in callbacks)]
 
@@ -80,6 +95,23 @@ class AlgorithmModule(L.LightningModule):
                 "the Trainer has gradient_clip_algorithm='value': gradients are clipped by norm"
                 " (algo.max_grad_norm), leave it out"
             )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Before an accumulation window: what a checkpoint goes back to that is written in it."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._state_at_step = copy.deepcopy(self.iteration_state())
+
+    def on_train_epoch_end(self) -> None:
+        if is_whole_epoch(self.trainer):  # else a limit ended the run, which may be gone on with
+            self.end_epoch()
+        self._ended = self.current_epoch
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._evaluated = self.trainer.global_step
+
+    def end_epoch(self) -> None:
+        """What is left to do when all batches of an epoch were learned from."""
 
     # -------------------------------------------------------------- gradients
 
@@ -119,27 +151,33 @@ class AlgorithmModule(L.LightningModule):
     # ------------------------------------------------------------ checkpoints
 
     def iteration_state(self) -> dict[str, Any]:
-        """Plain values that a checkpoint in the middle of an epoch needs besides the weights."""
+        """Plain values of this process that a checkpoint within an epoch needs besides weights."""
         return {"train_metrics": self.train_metrics.state_dict()}
 
     def load_iteration_state(self, state: dict[str, Any]) -> None:
         self.train_metrics.load_state_dict(state["train_metrics"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained; the rest comes from where it came from."""
+        """Keep what was trained, as of the last optimizer step (``callbacks/position.py``)."""
         names, state = self._saved_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {names[key]: state[key] for key in state if key in names}
-        checkpoint["iteration_state"] = self.iteration_state()
+        back = settle_checkpoint(
+            checkpoint, self.trainer, ended=self._ended, evaluated=self._evaluated
+        )
+        iteration_state = self._state_at_step if back else self.iteration_state()
+        checkpoint["iteration_states"] = gather(iteration_state)
         checkpoint["algorithm"] = type(self).__name__
         checkpoint["format"] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """
         Raises:
-            ValueError: the checkpoint is of another algorithm or model, or all is done already.
+            ValueError: the checkpoint is of another algorithm or model, or cannot be gone on from.
+            RunIsComplete: all is done already, the report too.
         """
         require_algorithm(checkpoint, type(self).__name__)
-        self._require_more_to_do(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            require_continuable(checkpoint, self._trainer, f"algo.{self.epochs_option}")
         state = checkpoint["state_dict"]
         names = {saved: here for here, saved in self._saved_names().items()}
         if names.keys() != state.keys():
@@ -151,7 +189,7 @@ class AlgorithmModule(L.LightningModule):
                 f" {checkpoint.get('hyper_parameters', {}).get('model_config')}"
             )
         checkpoint["state_dict"] = {names[saved]: weight for saved, weight in state.items()}
-        self.load_iteration_state(checkpoint["iteration_state"])
+        self._load_iteration_states(checkpoint.get("iteration_states", []))
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Take what was trained from a checkpoint, be it of weights alone; go on with nothing.
@@ -169,17 +207,17 @@ class AlgorithmModule(L.LightningModule):
         on besides.
         """
 
-    def _require_more_to_do(self, checkpoint: dict[str, Any]) -> None:
-        trainer = self._trainer
-        if trainer is None or not trainer.training or (trainer.max_epochs or -1) < 1:
+    def _load_iteration_states(self, states: list[dict[str, Any]]) -> None:
+        """This process's of those of all; the first takes all sums, if there were others then."""
+        rank, world = self.global_rank, self._trainer.world_size if self._trainer else 1
+        if len(states) == world:
+            self.load_iteration_state(states[rank])
             return
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if done >= trainer.max_epochs:
-            name = "num_iterations" if hasattr(self.config, "num_iterations") else "num_epochs"
-            raise ValueError(
-                f"the checkpoint has {done} of algo.{name}={trainer.max_epochs} behind it: there is"
-                " nothing left to do; raise it to go on"
-            )
+        for state in states[:1]:
+            self.load_iteration_state(state)
+        self.train_metrics.clear()
+        for state in states if rank == 0 else []:
+            self.train_metrics.merge(state["train_metrics"])
 
     def _saved_names(self) -> dict[str, str]:
         """Names of all that is trained -> their names in a checkpoint."""
@@ -219,9 +257,8 @@ class AlgorithmModule(L.LightningModule):
     def over_ranks(self, means: Means) -> dict[str, float]:
         """``means`` over all processes, also of metrics that some of them have not met."""
         if self.trainer.world_size > 1:
-            names: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(names, sorted(means.sums))
-            means.add({name: 0.0 for met in names for name in met}, weight=0.0)
+            names = {name for met in gather(sorted(means.sums)) for name in met}
+            means.add(dict.fromkeys(sorted(names), 0.0), weight=0.0)
         return means.compute(self.sum_over_ranks)
 
     def inference(self) -> AbstractContextManager[None]:
@@ -274,16 +311,3 @@ def load_policy(
     tokenizer = tokenizer or load_tokenizer(model_config)
     match_tokenizer(policy.base_model, tokenizer)
     return policy, tokenizer, model_config
-
-
-class Stopwatch:
-    """Seconds between ``start`` and the last ``lap``."""
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        self._began, self.seconds = time.perf_counter(), 0.0
-
-    def lap(self) -> None:
-        self.seconds = time.perf_counter() - self._began

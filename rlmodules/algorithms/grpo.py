@@ -198,7 +198,7 @@ class GRPO(OnlineModule):
             self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
 
-    def on_train_epoch_end(self) -> None:
+    def end_epoch(self) -> None:
         """Log what the iteration was like."""
         self.log_iteration(self.config.num_epochs)
 

@@ -1,6 +1,7 @@
 """Metrics of one iteration: sums and counts that survive a checkpoint and add up over processes."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -19,6 +20,12 @@ class Means:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
             self.counts[name] = self.counts.get(name, 0.0) + weight
+
+    def merge(self, state: dict[str, dict[str, float]]) -> None:
+        """Add the observations behind the ``state_dict`` of another."""
+        for mine, others in ((self.sums, state["sums"]), (self.counts, state["counts"])):
+            for name, value in others.items():
+                mine[name] = mine.get(name, 0.0) + value
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over all processes, NaN where nothing was observed.
@@ -41,6 +48,20 @@ class Means:
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+class Stopwatch:
+    """Seconds between ``start`` and the last ``lap``."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self, seconds: float = 0.0) -> None:
+        """Args: seconds: those of an earlier process, which count too."""
+        self._began, self.seconds = time.perf_counter() - seconds, seconds
+
+    def lap(self) -> None:
+        self.seconds = time.perf_counter() - self._began
 
 
 def distinct_bigrams(texts: Iterable[str]) -> float:

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.positions import Positions
 from datamodules.preferences.dataset import PreferenceBatch
-from rlmodules.algorithms.base import AlgorithmModule, Stopwatch
+from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.metrics import Means, Stopwatch
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
@@ -140,6 +140,7 @@ class OfflineModule(AlgorithmModule):
         self._restart_clock()
 
     def on_validation_end(self) -> None:
+        super().on_validation_end()
         self._restart_clock()  # an evaluation is not the next step's time
 
     def _restart_clock(self) -> None:

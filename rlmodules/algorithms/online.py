@@ -25,11 +25,11 @@ from datamodules.types import (
     SamplingParams,
     Trajectory,
 )
-from rlmodules.algorithms.base import AlgorithmModule, Stopwatch, load_policy
+from rlmodules.algorithms.base import AlgorithmModule, load_policy
 from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.metrics import Means, Stopwatch
 from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
@@ -96,6 +96,7 @@ class OnlineModule(AlgorithmModule):
         model_config, model, tokenizer: see ``load_policy``.
     """
 
+    epochs_option = "num_iterations"
     config_class: ClassVar[type[OnlineConfig]]
     policy_class: ClassVar[type[PolicyModel]] = PolicyModel
     policy: PolicyModel
@@ -275,9 +276,11 @@ class OnlineModule(AlgorithmModule):
             "rollout_metrics": self.rollout_metrics,
             "num_episodes": self.num_episodes,
             "skip_updates": self.skip_updates,
+            "update_seconds": self.update_clock.seconds,
         }
 
     def load_iteration_state(self, state: dict[str, Any]) -> None:
         super().load_iteration_state(state)
         self.rollout_metrics, self.num_episodes = state["rollout_metrics"], state["num_episodes"]
         self.skip_updates = state["skip_updates"]
+        self.update_clock.start(state["update_seconds"])

@@ -242,6 +242,7 @@ class PPO(OnlineModule):
     def on_train_batch_start(self, batch: Minibatch, batch_idx: int) -> None:
         """Skip the iteration's other updates once the policy has moved too far: by the mean over
         the tokens of a whole accumulation window, of all processes."""
+        super().on_train_batch_start(batch, batch_idx)
         c = self.config
         if c.early_stop_kl is None or batch_idx % c.gradient_accumulation_steps:
             return
@@ -256,7 +257,7 @@ class PPO(OnlineModule):
         super().load_iteration_state(state)
         self._window_kl.load_state_dict(state.get("window_kl", Means().state_dict()))
 
-    def on_train_epoch_end(self) -> None:
+    def end_epoch(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
         self.kl_controller.update(self.rollout_metrics["rollout/kl"], self.num_episodes)
         self.log_dict({"train/stopped_early": float(self.skip_updates)})

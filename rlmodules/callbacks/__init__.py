@@ -1,12 +1,14 @@
 """Lightning callbacks: progress, evaluation, stopping and saving, samples, report, export."""
 
+from rlmodules.callbacks.best import SaveBest
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
 from rlmodules.callbacks.optimized import OptimizedMetric
+from rlmodules.callbacks.position import RunIsComplete
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.callbacks.samples import SampleTable
-from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveOnStop, newest_checkpoint
+from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveLast, newest_checkpoint

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors import safe_open
 from torch import nn
 
+from datamodules.atomic import replacing, swap
 from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.report import Report
 
@@ -18,6 +19,8 @@ COARSE = (torch.bfloat16, torch.float16)
 
 class ExportModel(Callback):
     """Has the module write what was trained; see the ``export`` of each algorithm.
+
+    The folder is there once it is whole.
 
     Args:
         dirpath: where to.
@@ -34,11 +37,14 @@ class ExportModel(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            pl_module.export(self.dirpath, **self.options)
             report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)
-            if report is not None:
-                report.measured = rounding(pl_module, self.dirpath)
-            write_card(pl_module, self.dirpath, report, trainer.datamodule)
+            with replacing(self.dirpath, swap) as partial:
+                partial.mkdir()
+                pl_module.export(partial, **self.options)
+                if report is not None:
+                    measured = rounding(pl_module, partial)
+                    report.measured = measured.replace(str(partial), str(self.dirpath))
+                write_card(pl_module, partial, report, trainer.datamodule)
 
 
 def rounding(module: nn.Module, dirpath: Path) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from datamodules.atomic import replacing
 from rlmodules.callbacks.plots import plot_iterations
+from rlmodules.callbacks.position import REPORT, is_whole_epoch
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.functional.statistics import mcnemar_p
 
@@ -22,7 +23,7 @@ from rlmodules.functional.statistics import mcnemar_p
 class Report(Checkpoint):
     """Collects a run's metrics; at the end prints and writes the report.
 
-    Files: ``report.json``, ``report.txt``, ``curves.png``.
+    Files: ``report.json`` (the last that a run writes), ``report.txt``, ``curves.png``.
     (A ``Checkpoint``, because Lightning runs those after the module has logged.)
 
     Args:
@@ -89,14 +90,15 @@ class Report(Checkpoint):
         report = {"before": self.before, "after": self.after, "seconds": seconds} | details
         if self.measured:
             report["measured"] = self.measured
+        report |= {"global_step": trainer.global_step}
         report = existing(report | {"history": self.history})
-        with replacing(self.dirpath / "report.json") as partial:
-            partial.write_text(json.dumps(report, indent=1, allow_nan=False))
         with replacing(self.dirpath / "curves.png") as partial:
             self.plot(partial)
         with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
-            for console in (Console(), Console(file=file, width=110, force_jupyter=False)):
-                self._print(console, seconds, trainer)
+            self._print(Console(file=file, width=110, force_jupyter=False), seconds, trainer)
+        with replacing(self.dirpath / REPORT) as partial:  # the last of all
+            partial.write_text(json.dumps(report, indent=1, allow_nan=False))
+        self._print(Console(), seconds, trainer)
 
     def _print(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
         table = Table(title=self.title, title_justify="left")
@@ -113,12 +115,12 @@ class Report(Checkpoint):
         console.print("Where things are:")
         places = {
             "model": "the trained model, in Hugging Face format",
-            "report.json": "this report and every logged metric",
+            REPORT: "this report and every logged metric",
             **self.files,
             "checkpoints": "continue with ckpt_path=last",
         }
         for name, what in places.items():
-            if (self.dirpath / name).exists():
+            if name == REPORT or (self.dirpath / name).exists():
                 console.print(f"  {self.dirpath / name}  [dim]{what}[/]", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,9 +178,11 @@ class RunReport(Report):
         }
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        row = plain_metrics(trainer, "")
-        if not self._evaluated:  # Lightning still shows the held-out metrics of long ago
-            row = {key: value for key, value in row.items() if not key.startswith("val/")}
+        if not is_whole_epoch(trainer):
+            return
+        row = plain_metrics(trainer, "")  # also the held-out metrics of long ago
+        row = {key: value for key, value in row.items() if not key.startswith("val/")}
+        row |= self.after if self._evaluated else {}
         self._evaluated = False
         self.history.append(row)
 
@@ -219,11 +223,11 @@ class RunReport(Report):
         plot_iterations(self.history, self.before, path)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"solved": self._solved}
+        return super().state_dict() | {"solved": self._solved, "evaluated": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._solved = state_dict["solved"]
+        self._solved, self._evaluated = state_dict["solved"], state_dict["evaluated"]
 
 
 def _charged(row: dict[str, float]) -> bool:
@@ -241,7 +245,7 @@ def _sample(row: dict[str, Any]) -> Text:
 
 
 def existing(value: Any) -> Any:
-    """``value`` without the NaN and infinite numbers in its dicts, which JSON does not have."""
+    """``value`` without the NaN and infinite numbers in its dicts, which REPORT does not have."""
     if isinstance(value, list):
         return [existing(inner) for inner in value]
     if not isinstance(value, dict):

@@ -269,4 +269,4 @@ def middle_of(checkpoint: Mapping[str, Any]) -> str | None:
 
 def holds_experience(checkpoint: Mapping[str, Any]) -> bool:
     """Whether it is in the middle of an iteration of an online algorithm."""
-    return any("experience" in state for state in loader_states(checkpoint))
+    return any("experiences" in state for state in loader_states(checkpoint))

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich import print as rich_print
 
 from datamodules.atomic import replacing
+from rlmodules.callbacks.position import is_whole_epoch
 from rlmodules.resuming.checkpoint import read_file
 
 
@@ -66,27 +67,53 @@ def size_in_memory(value: Any) -> int:
 
 
 class StoppedBySignal(SystemExit):
-    """Ends the run with the usual exit status of a process that a signal ended."""
+    """Ends the run with the usual exit status of a process that a signal ended.
 
-
-class SaveOnStop(Checkpoint):
-    """Writes ``last.ckpt`` when a run ends: by itself, by an error, by SIGTERM or Ctrl-C.
-
-    A signal is obeyed once the optimizer step in progress is done, so that the checkpoint resumes
-    bit by bit. A second Ctrl-C stops at once, without saving.
-    (A ``Checkpoint``, because Lightning runs those after the module's own hooks.)
+    Args:
+        status: 128 and the signal's number.
+        epoch_ended: whether it stopped between two epochs.
     """
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, status: int, epoch_ended: bool = False) -> None:
+        super().__init__(status)
+        self.epoch_ended = epoch_ended
+
+
+class SaveLast(Checkpoint):
+    """Owns ``last.ckpt``: writes it as often as asked and whenever a run ends or stops.
+
+    A run stops by itself, by a limit, by an error, by SIGTERM or Ctrl-C. A signal is obeyed once
+    the optimizer step or the evaluation batch in progress is done; a second Ctrl-C stops at once,
+    without saving. A file stands after an optimizer step, so it resumes bit by bit.
+    (A ``Checkpoint``, because Lightning runs those after the module's own hooks. List it last: what
+    other callbacks know of the step belongs into the file.)
+
+    Args:
+        dirpath: of the file.
+        every_n_epochs, every_n_train_steps: how often, besides; steps are the optimizer's.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+    ) -> None:
         self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
+        self._saved: tuple[int, bool] | None = None  # after how many steps; with their epoch ended
         self._signal: int | None = None
+        self._training = self._ending = self._finishing = False
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._take_signals()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # From here on our handlers stand in for Lightning's, which would stop between two
-        # accumulated minibatches; when fit ends, it puts back those that it had found.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(number, self._on_signal)
+        self._take_signals()
+        self._saved, self._training, self._ending, self._finishing = None, True, False, False
+        if trainer.fit_loop.done:  # nothing is left to train, and before the report: a run's last
+            self._save(trainer)
+            self._finishing = True
 
     def on_train_batch_end(
         self,
@@ -96,17 +123,38 @@ class SaveOnStop(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # The last batch belongs to the end of the epoch, which still has its own work to do.
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return  # the end of the epoch, which still has its own work to do
+        self._ending = trainer.should_stop or trainer.global_step == trainer.max_steps
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between_steps and batch_idx + 1 < trainer.num_training_batches:
+        if self._ending or (
+            between_steps and _divides(trainer.global_step, self.every_n_train_steps)
+        ):
+            self._save(trainer)
+        if between_steps:
             self._stop_if_asked(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._stop_if_asked(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == trainer.max_epochs and not _is_saved(self.path, trainer):
-            trainer.save_checkpoint(self.path)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        early = self._training and trainer.should_stop and not self._ending
+        if early and not is_whole_epoch(trainer):  # stopped by what the evaluation said
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epochs, steps, whole = (
+            trainer.current_epoch + 1,
+            trainer.global_step,
+            is_whole_epoch(trainer),
+        )
+        ends = trainer.should_stop or epochs == trainer.max_epochs or steps == trainer.max_steps
+        due = _divides(epochs, self.every_n_epochs) or _divides(steps, self.every_n_train_steps)
+        if whole and (ends or due):
+            self._save(trainer, epoch_ended=True)
+        if not ends:
+            self._stop_if_asked(trainer, epoch_ended=True)
+        self._finishing = ends
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -115,36 +163,53 @@ class SaveOnStop(Checkpoint):
             if trainer.is_global_zero:
                 print("\nStopped at once, without saving a checkpoint.", flush=True)
             return
-        if not trainer.training or trainer.optimizers == []:
+        if not self._training:
             return
         # Saving is a collective act: one process that failed alone must not wait for the others.
-        if trainer.world_size > 1 and not isinstance(exception, StoppedBySignal):
-            return
-        trainer.save_checkpoint(self.path)
-        if trainer.is_global_zero:
+        # What fails between two epochs may have done half of that work: the last file stands.
+        if isinstance(exception, StoppedBySignal) or (
+            trainer.world_size == 1 and _within_epoch(trainer)
+        ):
+            ended = getattr(exception, "epoch_ended", False)
+            if self._saved != (trainer.global_step, ended):
+                self._save(trainer, epoch_ended=ended)
+        if trainer.is_global_zero and self.path.is_file():
             rich_print(
                 f"\nSaved {self.path}\n"
                 f"Continue with the same command and [bold]ckpt_path={self.path}[/]"
             )
 
+    def _save(self, trainer: L.Trainer, *, epoch_ended: bool = False) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = (trainer.global_step, epoch_ended)
+
+    def _take_signals(self) -> None:
+        # From here on our handlers stand in for Lightning's, which would stop between two
+        # accumulated minibatches; when fit ends, it puts back those that it had found.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, self._on_signal)
+
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-        print("\nStopping after this step; Ctrl-C again stops at once, unsaved.", flush=True)
+        now = "Finishing what is left to write" if self._finishing else "Stopping after this step"
+        print(f"\n{now}; Ctrl-C again stops at once, unsaved.", flush=True)
 
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+    def _stop_if_asked(self, trainer: L.Trainer, *, epoch_ended: bool = False) -> None:
         asked = self._signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
-            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM))
+            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM), epoch_ended)
 
 
-def _is_saved(path: Path, trainer: L.Trainer) -> bool:
-    """Whether a ModelCheckpoint wrote ``path`` at this very step."""
-    return any(
-        getattr(callback, "_last_checkpoint_saved", None) == str(path)
-        and callback._last_global_step_saved == trainer.global_step
-        for callback in trainer.checkpoint_callbacks
-    )
+def _divides(count: int, interval: int | None) -> bool:
+    return bool(interval) and count % interval == 0
+
+
+def _within_epoch(trainer: L.Trainer) -> bool:
+    """Whether an epoch is in progress: not in what comes after its last batch's evaluation."""
+    progress = trainer.fit_loop.epoch_progress.current
+    return progress.ready > progress.processed

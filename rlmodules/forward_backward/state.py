@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datamodules.atomic import flush, replacing
+from datamodules.atomic import replacing, swap
 
 FORMAT = "rlmodules-pipeline-1"
 FILES = {
@@ -78,23 +77,12 @@ def paths(folder: Path) -> dict[str, str]:
 
 
 def _exchange(new: Path, place: Path) -> None:
-    """Put ``new`` in its place; an old one is moved aside first and deleted afterwards."""
-    old = place.with_name(f".{place.name}.{os.getpid()}.old")
-    if place.exists():
-        if not (place / "manifest.json").is_file():
-            raise CheckpointError(
-                f"{str(place)!r} is there and no checkpoint of ours: it is left as it is; choose"
-                " another name"
-            )
-        os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except OSError:
-        if old.exists():
-            os.replace(old, place)
-        raise
-    flush(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if place.exists() and not (place / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{str(place)!r} is there and no checkpoint of ours: it is left as it is; choose"
+            " another name"
+        )
+    swap(new, place)
 
 
 def read(folder: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict, dict]:

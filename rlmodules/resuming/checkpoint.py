@@ -12,7 +12,7 @@ import torch
 
 from rlmodules.resuming.folder import is_follower
 
-FORMAT = 1
+FORMAT = 2
 """Of what is written; a higher one than this is from a later version."""
 LAST = "RLMODULES_LAST"
 """Environment variable: what ``last`` was, for the processes that Lightning starts of this one."""
@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             what = f"{', '.join(map(str, list(found)[:3])) or 'nothing'}, as a file of weights may"
         raise ValueError(f"{refused} {what}; a run writes checkpoints/last.ckpt")
-    if "iteration_state" not in found:
+    if not {"iteration_states", "iteration_state"} & found.keys():
         raise ValueError(f"{refused} another program's Lightning checkpoint")
     if found.get("format", 1) > FORMAT:
         raise ValueError(

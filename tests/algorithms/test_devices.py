@@ -183,6 +183,7 @@ def note(module, index, kl, count):
 )
 def test_a_kl_early_stop_is_decided_by_the_whole_window_of_all_processes(here, elsewhere, stops):
     module = PPO(config(early_stop_kl=0.125, gradient_accumulation_steps=2))
+    module._trainer = SimpleNamespace(accumulate_grad_batches=2, current_epoch=0)
     others = torch.tensor([[sum(kl * n for kl, n in elsewhere), sum(n for _, n in elsewhere)]])
     module.sum_over_ranks = lambda x: x + others
     for index, (kl, count) in enumerate(here):
@@ -196,6 +197,7 @@ def test_a_kl_early_stop_is_decided_by_the_whole_window_of_all_processes(here, e
 
 def test_half_a_window_survives_a_checkpoint():
     module, other = (PPO(config(early_stop_kl=0.1, gradient_accumulation_steps=2)) for _ in "ab")
+    module._trainer = other._trainer = SimpleNamespace(accumulate_grad_batches=2, current_epoch=0)
     note(module, 0, 0.5, 10)
     other.load_iteration_state(module.iteration_state())
     other.sum_over_ranks = lambda x: x

@@ -13,7 +13,7 @@ from process_helpers import alone_and_together
 
 from datamodules.rollouts.streams import TrainEpisodes
 from rlmodules import GRPO, LoraConfig, ModelConfig
-from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveOnStop, newest_checkpoint
+from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveLast, newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
 
 SETTINGS = {
@@ -35,7 +35,7 @@ def fit(folder, iterations, *, name="random:tiny", lora=0, ckpt_path=None, callb
         accumulate_grad_batches=c.gradient_accumulation_steps,
         check_val_every_n_epoch=2,
         logger=False,
-        callbacks=[*callbacks, RunReport(folder), SaveOnStop(folder / "checkpoints")],
+        callbacks=[*callbacks, RunReport(folder), SaveLast(folder / "checkpoints")],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -11,7 +11,7 @@ from helpers import PROMPTS, SignalAt, assert_same_run, config, count_e, data
 
 from datamodules import RewardError
 from rlmodules import PPO, LoraConfig, ModelConfig
-from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveOnStop, newest_checkpoint
+from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveLast, newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
 
 TIMES = ("time/rollout_s", "time/evaluate_s", "time/update_s")
@@ -51,7 +51,7 @@ def fit(
         accumulate_grad_batches=c.gradient_accumulation_steps,
         check_val_every_n_epoch=2,
         logger=False,
-        callbacks=[*callbacks, report, SaveOnStop(folder / "checkpoints")],
+        callbacks=[*callbacks, report, SaveLast(folder / "checkpoints")],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -98,7 +98,7 @@ def test_a_signal_within_an_accumulation_window_waits_for_its_step(tmp_path):
     def fit_accumulating(folder, **kwargs):
         c = config(num_iterations=3, batch_size=8, **changes)
         module, report = PPO(c), RunReport(folder)
-        callbacks = [*kwargs.pop("callbacks", ()), report, SaveOnStop(folder / "checkpoints")]
+        callbacks = [*kwargs.pop("callbacks", ()), report, SaveLast(folder / "checkpoints")]
         trainer = L.Trainer(
             max_epochs=3,
             accelerator="cpu",

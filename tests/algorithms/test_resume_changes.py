@@ -30,7 +30,7 @@ from rlmodules.callbacks import (
     PreferenceReport,
     RunRecord,
     RunReport,
-    SaveOnStop,
+    SaveLast,
 )
 from rlmodules.callbacks.stopping import StoppedBySignal
 from rlmodules.models.embedded import tiny_model
@@ -84,7 +84,7 @@ def fit(name, folder, c, epochs, ckpt_path=None, callbacks=(), allow=(), rows=No
         accumulate_grad_batches=c.gradient_accumulation_steps,
         logger=False,
         limit_val_batches=0,
-        callbacks=[*record, *callbacks, report, SaveOnStop(folder / "checkpoints")],
+        callbacks=[*record, *callbacks, report, SaveLast(folder / "checkpoints")],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -12,15 +12,18 @@ from rlmodules.callbacks.export import rounding
 class Module:
     """Stands for an algorithm that can be exported as it is, but not merged."""
 
-    def __init__(self):
-        self.exports = []
+    def __init__(self, fails=False):
+        self.fails = fails
 
     def require_export(self, *, merge, dtype):
         if merge:
             raise ValueError("there is nothing to merge")
 
     def export(self, dirpath, *, merge, dtype):
-        self.exports.append((dirpath, merge, dtype))
+        (dirpath / "weights").write_text("half")
+        if self.fails:
+            raise OSError("no space left on device")
+        (dirpath / "weights").write_text(f"{merge} {dtype}")
 
 
 def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
@@ -31,15 +34,37 @@ def test_what_cannot_be_exported_is_said_before_the_work(tmp_path):
 
 @pytest.mark.parametrize("zero", [True, False])
 def test_one_process_exports_and_writes_the_card(tmp_path, monkeypatch, zero):
-    cards = []
-    monkeypatch.setattr("rlmodules.callbacks.export.write_card", lambda *told: cards.append(told))
-    monkeypatch.setattr("rlmodules.callbacks.export.rounding", lambda *_: "rounded")
-    module, report = Module(), RunReport(str(tmp_path))
-    trainer = SimpleNamespace(is_global_zero=zero, callbacks=[report], datamodule="data")
-    ExportModel(str(tmp_path), dtype="float16").on_train_end(trainer, module)
-    assert module.exports == ([(tmp_path, None, "float16")] if zero else [])
-    assert report.measured == ("rounded" if zero else "")
-    assert cards == ([(module, tmp_path, report, "data")] if zero else [])
+    def write_card(module, folder, report, data):
+        (folder / "README.md").write_text(f"{report.title} {data}")
+
+    monkeypatch.setattr("rlmodules.callbacks.export.write_card", write_card)
+    rounded = lambda module, folder: f"rounded in {folder}"  # noqa: E731
+    monkeypatch.setattr("rlmodules.callbacks.export.rounding", rounded)
+    export = ExportModel(str(tmp_path / "model"), dtype="float16")
+    callbacks = [RunReport(str(tmp_path))]
+    for _ in range(2):  # one that is there is replaced
+        run = SimpleNamespace(is_global_zero=zero, callbacks=callbacks, datamodule="data")
+        export.on_train_end(run, Module())
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
+    assert files == ({"model", "model/weights", "model/README.md"} if zero else set())
+    if zero:
+        assert (tmp_path / "model" / "weights").read_text() == "None float16"
+        assert (tmp_path / "model" / "README.md").read_text() == "Held-out prompts data"
+        assert callbacks[0].measured == f"rounded in {tmp_path / 'model'}"
+
+
+def test_half_an_export_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlmodules.callbacks.export.write_card", lambda *_: None)
+    export = ExportModel(str(tmp_path / "model"))
+    run = SimpleNamespace(is_global_zero=True, callbacks=[], datamodule=None)
+    with pytest.raises(OSError, match="no space"):
+        export.on_train_end(run, Module(fails=True))
+    assert list(tmp_path.iterdir()) == []
+    export.on_train_end(run, Module())
+    with pytest.raises(OSError, match="no space"):
+        export.on_train_end(run, Module(fails=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "None None"
 
 
 @pytest.mark.parametrize(

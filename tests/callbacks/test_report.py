@@ -13,6 +13,9 @@ def trainer(*callbacks, **metrics):
     return SimpleNamespace(
         sanity_checking=False,
         is_global_zero=True,
+        global_step=8,
+        num_training_batches=4,
+        fit_loop=SimpleNamespace(batch_idx=3),
         callbacks=list(callbacks),
         callback_metrics=dict(metrics),
         lightning_module=None,

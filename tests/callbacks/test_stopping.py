@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlmodules.callbacks import AtomicCheckpointIO, SaveOnStop, newest_checkpoint
+from rlmodules.callbacks import AtomicCheckpointIO, SaveLast, newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
 
 
@@ -88,23 +88,26 @@ def test_a_kill_during_a_save_never_loses_the_previous_checkpoint(tmp_path):
 
 
 class Trainer(SimpleNamespace):
-    """What SaveOnStop asks a Trainer: one process, 4 batches an epoch, 2 a step, 3 epochs."""
+    """What SaveLast asks a Trainer: one process, 4 batches an epoch, 2 a step, 3 epochs."""
 
-    def __init__(self, **attributes):
+    def __init__(self, epochs_begun=2, batch_idx=1, done=False, **attributes):
         settings = {"world_size": 1, "accumulate_grad_batches": 2, "num_training_batches": 4}
-        settings |= {"current_epoch": 1, "max_epochs": 3, "global_step": 5, "training": True}
-        settings |= {"optimizers": [None], "is_global_zero": True, "checkpoint_callbacks": []}
-        super().__init__(saved=[], **settings | attributes)
+        settings |= {"current_epoch": 1, "max_epochs": 3, "max_steps": -1, "global_step": 3}
+        settings |= {"is_global_zero": True, "should_stop": False}
+        progress = SimpleNamespace(current=SimpleNamespace(ready=epochs_begun, processed=1))
+        loop = SimpleNamespace(epoch_progress=progress, batch_idx=batch_idx, done=done)
+        super().__init__(saved=[], fit_loop=loop, **settings | attributes)
 
     def save_checkpoint(self, path):
         self.saved.append(path)
+        path.touch()
 
 
 @pytest.fixture
 def stop(tmp_path):
     """A callback whose handlers stand in for pytest's."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stop = SaveOnStop(tmp_path)
+    stop = SaveLast(tmp_path)
     stop.on_train_start(Trainer(), None)
     yield stop
     for number, handler in handlers.items():
@@ -121,12 +124,30 @@ def test_a_signal_is_obeyed_once_the_optimizer_step_is_done(stop, number):
         stop.on_train_batch_end(run, None, None, None, 1)
     assert stopped.value.code == 128 + number
     with pytest.raises(StoppedBySignal):
-        stop.on_train_epoch_end(run, None)
+        stop.on_validation_batch_end(run, None, None, None, 0)
+    with pytest.raises(StoppedBySignal):
+        stop.on_train_epoch_end(Trainer(batch_idx=3), None)
 
 
 def test_without_a_signal_nothing_stops(stop):
     stop.on_train_batch_end(Trainer(), None, None, None, 1)
-    stop.on_train_epoch_end(Trainer(), None)
+    stop.on_validation_batch_end(Trainer(), None, None, None, 0)
+    stop.on_train_epoch_end(Trainer(batch_idx=3), None)
+
+
+def test_what_is_left_to_write_is_written_in_spite_of_a_signal(stop, capsys):
+    run = Trainer(batch_idx=3, current_epoch=2)
+    stop.on_train_epoch_end(run, None)
+    assert run.saved == [stop.path]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert "Finishing what is left to write" in capsys.readouterr().out
+    assert run.saved == [stop.path]
+
+
+def test_a_run_with_nothing_left_to_train_is_saved_before_the_rest_of_it(stop):
+    run = Trainer(done=True)
+    stop.on_train_start(run, None)
+    assert run.saved == [stop.path]
 
 
 def test_a_second_ctrl_c_stops_at_once_and_unsaved_and_says_so(stop, capsys):
@@ -143,31 +164,59 @@ def test_a_second_ctrl_c_stops_at_once_and_unsaved_and_says_so(stop, capsys):
     ("exception", "attributes", "saves"),
     [
         (StoppedBySignal(143), {}, True),
+        (StoppedBySignal(143, epoch_ended=True), {"epochs_begun": 1}, True),
         (ConnectionError("the scorer is away"), {}, True),
-        (ConnectionError("before there is anything to save"), {"optimizers": []}, False),
-        (ConnectionError("while evaluating alone"), {"training": False}, False),
+        (ConnectionError("the epoch's end is half done"), {"epochs_begun": 1}, False),
         (ConnectionError("one process failed alone"), {"world_size": 2}, False),
         (StoppedBySignal(143), {"world_size": 2}, True),
     ],
 )
-def test_what_ends_a_run_leaves_a_checkpoint(exception, attributes, saves, tmp_path, capsys):
+def test_what_ends_a_run_leaves_a_checkpoint(stop, exception, attributes, saves, capsys):
     run = Trainer(**attributes)
-    SaveOnStop(tmp_path).on_exception(run, None, exception)
-    assert run.saved == ([tmp_path / "last.ckpt"] if saves else [])
+    stop.on_exception(run, None, exception)
+    assert run.saved == ([stop.path] if saves else [])
     assert ("ckpt_path=" in capsys.readouterr().out) == saves
+    stop.on_exception(run, None, exception)
+    assert len(run.saved) == saves, "the same is not written twice"
 
 
-@pytest.mark.parametrize(("epoch", "saves"), [(3, True), (2, False)])
-def test_the_end_of_a_run_is_saved_and_a_pause_is_not(epoch, saves, tmp_path):
-    run = Trainer(current_epoch=epoch)
-    SaveOnStop(tmp_path).on_train_end(run, None)
-    assert run.saved == ([tmp_path / "last.ckpt"] if saves else [])
+def test_before_training_there_is_nothing_to_save(tmp_path, capsys):
+    run = Trainer()
+    SaveLast(tmp_path).on_exception(run, None, ConnectionError("while evaluating"))
+    assert run.saved == [] and capsys.readouterr().out == ""
 
 
-def test_the_end_is_not_saved_twice(tmp_path):
-    other = SimpleNamespace(
-        _last_checkpoint_saved=str(tmp_path / "last.ckpt"), _last_global_step_saved=5
-    )
-    run = Trainer(current_epoch=3, checkpoint_callbacks=[other])
-    SaveOnStop(tmp_path).on_train_end(run, None)
-    assert run.saved == []
+@pytest.mark.parametrize(
+    ("changes", "saves"),
+    [
+        ({}, False),
+        ({"every_n_train_steps": 3}, True),
+        ({"every_n_train_steps": 2}, False),
+        ({"max_steps": 3}, True),
+        ({"should_stop": True}, True),
+    ],
+)
+def test_a_step_is_saved_if_it_is_due_or_the_last(tmp_path, changes, saves):
+    interval = {k: v for k, v in changes.items() if k == "every_n_train_steps"}
+    save = SaveLast(tmp_path, **interval)
+    run = Trainer(**{k: v for k, v in changes.items() if k not in interval})
+    save.on_train_batch_end(run, None, None, None, 1)
+    assert run.saved == ([save.path] if saves else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "saves"),
+    [
+        ({}, {}, False),
+        ({}, {"current_epoch": 2}, True),
+        ({}, {"should_stop": True}, True),
+        ({}, {"should_stop": True, "batch_idx": 1}, False),  # cut short: saved after its step
+        ({"every_n_epochs": 2}, {}, True),
+        ({"every_n_epochs": 3}, {}, False),
+        ({"every_n_train_steps": 3}, {}, True),
+    ],
+)
+def test_an_epoch_is_saved_if_it_is_due_or_the_last(tmp_path, options, changes, saves):
+    save, run = SaveLast(tmp_path, **options), Trainer(**{"batch_idx": 3} | changes)
+    save.on_train_epoch_end(run, None)
+    assert run.saved == ([save.path] if saves else [])

@@ -1,0 +1,54 @@
+"""The best weights so far, through all continuations of a run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.atomic import replacing
+
+
+class SaveBest(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, which a run that goes on in another folder takes with it.
+
+    Lightning's own forgets the best score there, so that a worse ``best.ckpt`` would be written.
+    The files are copied; what is no longer there does not count.
+    (List it before ``SaveLast``, whose file then knows of the epoch's best.)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._brought: dict[Path, Path] = {}  # where it is -> where it goes
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.current_score = state_dict["current_score"]
+        here = Path(str(self.dirpath))
+        scores = {Path(path): score for path, score in state_dict["best_k_models"].items()}
+        scores = {path: score for path, score in scores.items() if path.is_file()}
+        self._brought = {path: here / path.name for path in scores if path.parent != here}
+        best = {str(here / path.name): score for path, score in scores.items()}
+        if not best:
+            return
+        worst, first = (max, min) if self.mode == "min" else (min, max)
+        path = first(best, key=lambda p: float(best[p]))
+        kth = worst(best, key=lambda p: float(best[p]))
+        super().load_state_dict(
+            state_dict
+            | {
+                "dirpath": self.dirpath,
+                "best_k_models": best,
+                "best_model_path": path,
+                "best_model_score": best[path],
+                "kth_best_model_path": kth if len(best) == self.save_top_k else "",
+                "kth_value": best[kth],
+                "last_model_path": "",
+            }
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        for path, place in self._brought.items() if trainer.is_global_zero else ():
+            with replacing(place) as partial:
+                shutil.copyfile(path, partial)
