@@ -25,11 +25,12 @@ from datamodules.types import (
     SamplingParams,
     Trajectory,
 )
-from rlmodules.algorithms.base import AlgorithmModule, load_policy
+from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
 from rlmodules.algorithms.metrics import Means, Stopwatch
+from rlmodules.algorithms.policy import load_policy
 from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference

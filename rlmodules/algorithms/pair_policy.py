@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.ends import end_ids
 from datamodules.experience import TokenBatch
 from datamodules.preferences.dataset import PreferenceBatch
-from rlmodules.algorithms.base import load_policy
 from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.offline import OfflineModule, require_room
+from rlmodules.algorithms.policy import load_policy
 from rlmodules.checks import require
 from rlmodules.models import ModelConfig, PolicyModel
 from rlmodules.models.saving import save_language_model

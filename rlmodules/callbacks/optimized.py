@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from rlmodules.callbacks.report import Report
 from rlmodules.checks import meant
 
 PREFIXES = ("val/", "train/", "rollout/", "time/")
@@ -66,8 +67,12 @@ class OptimizedMetric(Checkpoint):
         Raises:
             ValueError: it was never logged.
         """
-        if self.name in trainer.callback_metrics:
-            return float(trainer.callback_metrics[self.name])
+        logged = dict(trainer.callback_metrics)
+        for callback in trainer.callbacks:  # what a run that only ended here logged before
+            if isinstance(callback, Report):
+                logged = callback.latest() | logged
+        if self.name in logged:
+            return float(logged[self.name])
         if self.required:
             raise ValueError(
                 f"optimized_metric={self.name!r} was never logged"

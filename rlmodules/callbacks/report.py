@@ -72,6 +72,10 @@ class Report(Checkpoint):
         names = sorted({name for row in rows for name in row} - {"step"})
         return {name: [row[name] for row in rows if name in row] for name in names}
 
+    def latest(self) -> dict[str, float]:
+        """The last value of what was noted, held out and in training."""
+        return {**(self.history[-1] if self.history else {}), **self.after}
+
     def held_out_changed(self) -> None:
         """The next evaluation is the first: what was held out before is no measure for it."""
         self.before = {}
