@@ -298,7 +298,7 @@ def test_another_max_length_keeps_the_prompts_share(tmp_path):
     assert found == pytest.approx(model.predict_rewards([shown]), abs=1e-5)
     with pytest.raises(ValueError, match=r"reward.max_length=129 exceeds the 128 positions"):
         serving.model(str(tmp_path), max_length=129)
-    with pytest.raises(ValueError, match="max_length=1 must be 2 or more"):
+    with pytest.raises(ValueError, match="max_length=1 must be a whole number, 2 or more"):
         serving.model(str(tmp_path), max_length=1)
 
 
