@@ -108,7 +108,7 @@ def computed() -> dict[str, tuple[str, Row]]:
     return {line["name"]: (line["commit"], line["row"]) for line in map(json.loads, lines)}
 
 
-def table(rows: dict[str, Row], not_built: dict[str, str], commits: str) -> str:
+def table(rows: dict[str, Row], not_built: dict[str, str]) -> str:
     """``docs/models.md``."""
     from matrix_helpers import COLUMNS
 
@@ -125,7 +125,6 @@ def table(rows: dict[str, Row], not_built: dict[str, str], commits: str) -> str:
     )
     text = _INTRODUCTION.format(
         versions=versions,
-        commits=commits,
         rows=len(rows),
         right=kinds["right"],
         partly=kinds["partly"],
@@ -161,7 +160,7 @@ def _cell(cell: str, reasons: dict[str, int]) -> str:
 
 _INTRODUCTION = """# Models
 
-Written by `PYTHONPATH=. python benchmarks/model_matrix.py` with {versions}, at {commits}.
+Written by `PYTHONPATH=. python benchmarks/model_matrix.py` with {versions}.
 
 Every causal language model of transformers is built tiny, with random weights, and taken through
 the columns; variants follow `:`. **{rows} rows: {right} right in every column, {partly} refused in
@@ -204,10 +203,9 @@ def write() -> None:
     from matrix_helpers import names
 
     found = computed()
-    commits = Counter(found[name][0] for name in names())
     TABLE.parent.mkdir(exist_ok=True)
     rows = {name: found[name][1] for name in names()}
-    TABLE.write_text(table(rows, NOT_BUILT, ", ".join(commits)))
+    TABLE.write_text(table(rows, NOT_BUILT))
     print(f"{TABLE}: {dict(Counter(map(_kind, rows.values())))}")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlmodules.models.modes import evaluating
+
 
 def even_out(body: nn.Module) -> None:
     """Have ``body`` compute a token by itself as it does within a text; once is enough."""
@@ -51,6 +53,34 @@ def _stay_unscaled(module: Any) -> None:
 
 def _nothing() -> None:
     pass
+
+
+def require_gradients(body: Any) -> None:
+    """
+    Raises:
+        ValueError: no gradient passes through ``body`` in evaluation mode, in which policies are
+            trained (Reformer).
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+        kept.append(embedded.detach().requires_grad_())
+        return kept[-1].clone()  # some write into it
+
+    embeddings = body.get_input_embeddings()
+    ids = torch.tensor([[3, 5, 7]], device=embeddings.weight.device)
+    hook = embeddings.register_forward_hook(keep)
+    try:
+        with evaluating(body), torch.enable_grad():
+            total = body(input_ids=ids, use_cache=False)[0].float().sum()
+            torch.autograd.grad(total, kept[:1], allow_unused=True)
+    except AssertionError as error:
+        raise ValueError(
+            f"no gradient passes through {type(body).__name__} in evaluation mode, in which it"
+            f" would be trained: choose another model ({error})"
+        ) from error
+    finally:
+        hook.remove()
 
 
 def require_kept(model: Any) -> None:

@@ -30,7 +30,7 @@ from rlmodules.models.heads import (
 )
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, takes_packed
-from rlmodules.models.quirks import even_out, require_kept
+from rlmodules.models.quirks import even_out, require_gradients, require_kept
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -70,6 +70,7 @@ class PolicyModel(nn.Module):
         even_out(base_model)
         self._logit_shape = logit_shape(base_model)
         require_kept(unwrapped(base_model))
+        require_gradients(backbone(base_model))
         self.base_model = base_model
         self.value_head: ValueHead | None = None
         self.packs = False

@@ -31,7 +31,7 @@ from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unp
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, takes_packed
-from rlmodules.models.quirks import even_out
+from rlmodules.models.quirks import even_out, require_gradients
 from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
 from rlmodules.reward_models import files
@@ -80,6 +80,7 @@ class RewardModel(OfflineModule):
                 self.base_model = prepare_given(base_model, wanted, "FEATURE_EXTRACTION")
             even_out(self.body)
             self.hidden_size, self.is_causal = look_at(self.body)
+            require_gradients(self.body)
             self.head = RewardHead(self.hidden_size, c.num_labels, c.dropout_prob)
         self.config = c
         saved = saved_adapter(wanted.name, wanted.revision) if base_model is None else None

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from rlmodules import LoraConfig
 from rlmodules.models import PolicyModel, add_lora
-from rlmodules.models.quirks import require_kept
+from rlmodules.models.quirks import require_gradients, require_kept
 
 
 def test_a_class_that_zeroes_what_it_loads_is_not_trained(tmp_path):
@@ -31,6 +31,17 @@ def test_what_others_load_is_kept(name):
 def test_a_model_that_counts_padding_tokens_in_texts_is_refused():
     with pytest.raises(ValueError, match=r"XLMWithLMHeadModel: .* not supported"):
         PolicyModel(build("xlm:causal"))
+
+
+@pytest.mark.parametrize("make", [PolicyModel, lambda model: require_gradients(model.base_model)])
+def test_a_model_that_gives_gradients_in_training_mode_alone_is_refused(make):
+    with pytest.raises(ValueError, match=r"no gradient passes through ReformerModel in evaluation"):
+        make(build("reformer"))
+
+
+@pytest.mark.parametrize("name", ["ctrl", "git", "gpt2", "mamba"])
+def test_gradients_of_others_pass(name):
+    require_gradients(build(name).base_model)
 
 
 @pytest.mark.parametrize(
