@@ -105,7 +105,10 @@ def _owned(
     owned["check_val_every_n_epoch"] = (algo["eval_every"] if online else None, every)
     owned["val_check_interval"] = (None if online else batches, every)
     if algo.get("device") is not None:
-        owned |= {k: (v, "algo.device") for k, v in device_options(algo["device"]).items()}
+        said = device_options(algo["device"])
+        if not isinstance(said["devices"], list):  # without an index it is a kind, of any number
+            del said["devices"]
+        owned |= {k: (v, "algo.device") for k, v in said.items()}
     return owned
 
 

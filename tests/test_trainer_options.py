@@ -82,6 +82,8 @@ def test_what_lightning_reads_is_handed_on(algo):
     check_trainer(same | lightnings | flags, algo, "/run")
     check_trainer({"max_epochs": -1, "max_steps": 5}, algo, "/run")
     check_trainer({"min_steps": 5}, algo, "/run", ["mine.EarlyStopping"])
+    for device in ("cpu", "cuda"):  # a kind says nothing of how many
+        check_trainer({"devices": 2}, algo | {"device": device}, "/run")
     constant = algo | {"lr_scheduler_type": "constant"}
     check_trainer({"max_time": "00:01:00:00"}, constant, "/run")
 
