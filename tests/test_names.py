@@ -95,6 +95,10 @@ def test_what_something_reads_is_not_refused(overrides):
     assert said(*overrides.split(" ")) is None
 
 
+def test_an_error_without_a_message_is_told_by_its_kind():
+    assert schemas.explain(HydraException(), ()) == "HydraException, without a message"
+
+
 def test_every_synonym_leads_to_an_option_that_there_is():
     paths = {field.path for field in every_field()} | {f"trainer.{name}" for name in TRAINER}
     leaves = {path.rpartition(".")[2] for path in paths}

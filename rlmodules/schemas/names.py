@@ -81,7 +81,8 @@ def explain(error: Exception, trainer: Collection[str]) -> str:
         options = [name for name in error.options if name != "schema"]
         return f"there is no {group}={option}" + _hint(nearest(option, options), options)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    message = str(error).splitlines()[0]
+    # Ctrl-C while a config is made can come out of OmegaConf as an error without a message.
+    message = (str(error).splitlines() or [f"{type(error).__name__}, without a message"])[0]
     if not isinstance(cause, OmegaConfBaseException):
         return message
     if "Could not override" in message:
