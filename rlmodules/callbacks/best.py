@@ -47,8 +47,16 @@ class SaveBest(ModelCheckpoint):
             }
         )
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bring(trainer)  # the evaluation of an end may come before all else
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        for path, place in self._brought.items() if trainer.is_global_zero else ():
+        self._bring(trainer)
+
+    def _bring(self, trainer: L.Trainer) -> None:
+        """Copy the files, once: later ones of this run are better."""
+        brought, self._brought = self._brought, {}
+        for path, place in brought.items() if trainer.is_global_zero else ():
             with replacing(place) as partial:
                 shutil.copyfile(path, partial)
