@@ -155,13 +155,21 @@ def _without_report() -> Iterator[list[str]]:
     """transformers' table of what did not fit, for reading, instead of in the log."""
     logger, found = logging.getLogger("transformers.modeling_utils"), []
 
+    was_heard = logger.isEnabledFor(logging.WARNING)
+
     def is_other(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         found.extend([text] if "LOAD REPORT" in text else [])
-        return "LOAD REPORT" not in text
+        return was_heard and "LOAD REPORT" not in text
 
+    # A run's logging, or TRANSFORMERS_VERBOSITY, may have silenced the logger.
+    state = logger.disabled, logger.level
+    logger.disabled = False
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.WARNING))
     logger.addFilter(is_other)
     try:
         yield found
     finally:
+        logger.disabled, level = state
+        logger.setLevel(level)
         logger.removeFilter(is_other)

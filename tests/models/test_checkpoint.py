@@ -1,6 +1,7 @@
 """A checkpoint whose config and weights disagree, or whose weights are damaged, is refused."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,16 @@ def test_one_missing_tensor_is_enough(tmp_path, load):
 
 
 @LOADERS
-def test_a_missing_piece_of_the_experts_is_found(tmp_path, load):
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_missing_piece_of_the_experts_is_found(tmp_path, load, silenced, monkeypatch):
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "disabled", silenced)  # as a run's logging leaves it
     build("mixtral").save_pretrained(tmp_path)
     name = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
     weights(tmp_path, lambda state: state.pop(name))
     with pytest.raises(ValueError, match=r"made of several of the file's.*experts\.gate_up_proj"):
         load(ModelConfig(name=str(tmp_path)))
+    assert logger.disabled == silenced
 
 
 # ------------------------------------------------------------------------- heads
