@@ -95,7 +95,7 @@ def _lost_when_loaded(adapted: Any) -> list[str]:
     It renames them as transformers renames the weights of old checkpoints, by patterns that fit
     some names of today too (Laguna's shared experts).
     """
-    saved = get_peft_model_state_dict(adapted)
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     config = adapted.peft_config[adapted.active_adapter]
     loaded = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(saved))
     lost = {key.partition(".lora_")[0] for key in saved.keys() - loaded.keys()}
