@@ -39,7 +39,7 @@ COMMANDS = [
     ("trainer.precision=7", "ValueError: trainer.precision=7: Precision 7 is invalid"),
     ("trainer.accelerator=gpu", "ValueError: trainer.accelerator='gpu': No supported gpu"),
     ("trainer.devices=0", "ValueError: trainer.devices=0: "),
-    ("trainer.strategy=foo", "ValueError: trainer.strategy='foo': "),
+    ("trainer.strategy=foo", "ValueError: trainer.strategy='foo' is not known to work"),
     ("trainer.num_nodes=0", "ValueError: trainer.num_nodes=0: "),
     ("+trainer.max_time=abc", "ValueError: trainer.max_time='abc': "),
     ("data.eval_batch_size=0", "ValueError: data.eval_batch_size=0 must be a whole number, 1"),

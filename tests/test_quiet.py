@@ -59,7 +59,9 @@ def test_remarks_of_others_are_ignored_and_warnings_are_not(remark):
     assert [str(w.message) for w in caught] == ["the KL is high"]
 
 
-def test_banners_are_silent_for_a_while_and_warnings_never():
+def test_banners_are_silent_for_a_while_and_warnings_never(monkeypatch):
+    for name in BANNERS:  # a run in this process may have switched them off
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     before = [logging.getLogger(name).level for name in BANNERS]
     with without_banners():
         for name in BANNERS:

@@ -96,6 +96,7 @@ def test_an_online_algorithm_is_a_policy_and_one_that_reads_pairs_is_a_learner()
     ],
 )
 def test_data_that_the_algorithm_cannot_use_is_refused_before_it_is_read(data, members, missing):
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(**members))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(**members), strategy=strategy)
     with pytest.raises(ValueError, match=f"the algorithm SimpleNamespace has no {missing}"):
         data.setup("fit")
