@@ -18,9 +18,8 @@ class SaveBest(ModelCheckpoint):
     (List it before ``SaveLast``, whose file then knows of the epoch's best.)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._brought: dict[Path, Path] = {}  # where it is -> where it goes
+    _brought: dict[Path, Path] | None = None
+    """Where files are that come from another folder -> where they go."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.current_score = state_dict["current_score"]
@@ -56,7 +55,7 @@ class SaveBest(ModelCheckpoint):
 
     def _bring(self, trainer: L.Trainer) -> None:
         """Copy the files, once: later ones of this run are better."""
-        brought, self._brought = self._brought, {}
+        brought, self._brought = self._brought or {}, None
         for path, place in brought.items() if trainer.is_global_zero else ():
             with replacing(place) as partial:
                 shutil.copyfile(path, partial)
