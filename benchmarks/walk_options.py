@@ -29,6 +29,7 @@ from rlmodules.tasks.option_walk import Finding, Outcome, outcome_of, walk
 
 EPISODES, PROMPTS = "datamodules/rollouts/test_episodes.py", "datamodules/text/test_prompts.py"
 ENVS = "datamodules/environments"
+COLLECTION = "tasks/test_collect_preferences.py"
 ELSEWHERE = {
     # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the tests that do
     r"\w+:(callbacks|logger)\..*": "tasks/test_option_walk.py::test_callbacks_and_loggers_take",
@@ -47,7 +48,9 @@ ELSEWHERE = {
     r"(function|model):reward\..*": "datamodules/rewards/test_scorers.py::",
     r"math:env\.(chat|reward_weights)": "datamodules/environments/test_math_env.py::",
     r"default:paths\.sweep_root": "test_run_folders.py::",
+    r"collect_preferences:task\.batch_size": f"{COLLECTION}::test_the_same_settings_write_the_same",
     r"ddp:trainer\..*": "algorithms/test_ddp.py::",
+    r"default:trainer\.devices": "test_trainer_options.py::test_what_lightning",
 }
 
 

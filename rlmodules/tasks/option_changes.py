@@ -67,6 +67,7 @@ BASES = {
             "out=collected.jsonl",
             "task.num_prompts=6",
             "task.min_gap=0",
+            "task.truncated=keep",  # the tiny model ends nothing
         )
     },
 }
@@ -155,12 +156,12 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "env.demonstrations": ("env.demonstrations=1",),
     "math:env.num_problems": ("env.num_problems=20",),
     "env.num_held_out": ("env.num_held_out=2",),
-    "task.truncated": ("task.truncated=keep",),
+    "task.truncated": ("task.truncated=drop",),
     "task.out": ("out=elsewhere.jsonl",),
+    "task.max_pairs": ("task.num_generations=4", "task.max_pairs=2"),
     "task.min_gap": ("task.min_gap=0.015",),
     "task.num_prompts": ("task.num_prompts=2",),
     "trainer.accelerator": ("trainer.accelerator=gpu",),
-    "trainer.devices": ("trainer.devices=3",),
     "trainer.num_nodes": ("trainer.num_nodes=0",),
     "trainer.strategy": ("trainer.strategy=ddp",),
     "trainer.precision": ("trainer.precision=bf16-mixed",),
