@@ -46,9 +46,9 @@ def test_another_number_of_processes_takes_the_same_steps_and_is_said(tmp_path):
 
 
 def test_an_iteration_is_not_shared_by_another_number_of_processes():
-    """Its episodes are in the checkpoint, those of one process."""
+    """Its episodes are in the checkpoint, each process's own."""
     record, trainer = RunRecord(), SimpleNamespace(num_devices=2, num_nodes=1, precision="32-true")
-    states = {"combined_loader": [{"position": 1, "experience": {}}]}
+    states = {"combined_loader": [{"position": 1, "experiences": [{}]}]}
     checkpoint = {
         "run": {"processes": 1, "trainer.precision": "32-true"},
         "loops": {"fit_loop": {"state_dict": states}},
