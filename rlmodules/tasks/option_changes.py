@@ -79,7 +79,7 @@ ADAPTED = "algo.use_lora=true"
 CHANGES: dict[str, tuple[str, ...]] = {
     # [OPTION:]PATH -> overrides; the last is the change, both runs have those before it
     "algo.model_name": ("algo.model_name=other",),
-    "algo.kl_target": ("algo.kl_target=1000.0",),
+    "algo.kl_target": ("algo.num_iterations=3", "algo.kl_target=1e-6"),
     "algo.device": ("algo.device=gpuu",),
     "algo.max_grad_norm": ("algo.max_grad_norm=0.001",),
     "algo.top_k": ("algo.top_k=5",),
