@@ -200,11 +200,11 @@ def main() -> None:
     os.environ[full] = "1"
     try:
         composed()
+    except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors too
+        sys.exit(f"\n{unwritten(error) or schemas.explain(error, TRAINER)}")
     except OSError as error:  # Hydra makes the folder
         said = explained(error, Path.cwd()) or f"{type(error).__name__}: {error}"
         sys.exit(f"\n{said}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"\n{unwritten(error) or schemas.explain(error, TRAINER)}")
     finally:
         del os.environ[full]
 

@@ -133,3 +133,5 @@ def test_a_run_ends_in_that_sentence_alone(command):
         output = command("model=tiny", override, status=1)
         assert "no `lr` in algo: did you mean learning_rate?" in output
         assert "HYDRA_FULL_ERROR" not in output and "+algo.lr" not in output
+    output = command("algo=pp0", status=1)
+    assert output.strip() == "there is no algo=pp0: did you mean ppo?"
