@@ -7,7 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    **options: Any,
 ) -> str:
     """The text of ``messages``.
 
@@ -15,11 +19,14 @@ def render_chat(
     and print nothing of one that is text: those get the text as such a part.
 
     Args:
+        tools: JSON schemas of tools that may be called.
         options: of ``apply_chat_template``.
     """
 
     def written(given: Sequence[Mapping[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(list(given), tokenize=False, **options)
+        return tokenizer.apply_chat_template(
+            list(given), tools=list(tools) or None, tokenize=False, **options
+        )
 
     def lost(text: str) -> int:
         return sum(content not in text for content in contents)

@@ -117,9 +117,7 @@ def _render(
 ) -> str | None:
     """The template's text, ready for the assistant; None where the template refuses."""
     try:
-        return render_chat(
-            tokenizer, messages, tools=list(tools) or None, add_generation_prompt=True
-        )
+        return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=True)
     except TemplateError:
         return None
 

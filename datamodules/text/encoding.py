@@ -109,7 +109,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content
 
 
 def _render_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Content) -> str:
-    return render_chat(tokenizer, [*prompt.content, *answer])
+    return render_chat(tokenizer, [*prompt.content, *answer], tools=prompt.tools)
 
 
 def encode(

@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import opened
 from datamodules.templates import render_chat
+from datamodules.text.messages import Message, Schema, as_messages
 from datamodules.text.tables import read_rows
 
-Content = str | list[dict[str, str]]
-"""Text, or chat messages."""
+Content = str | list[Message]
+"""Text, or chat messages (``as_messages``)."""
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,21 @@ class Prompt:
 
     content: Content
     metadata: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[Schema, ...] = ()
+    """That the conversation may call, as its row's ``tools`` name them (``as_tools``)."""
 
 
-def as_prompt(prompt: str | Sequence[Mapping[str, str]] | Prompt) -> Prompt:
-    """Wrap text or messages.
+def as_prompt(prompt: str | Sequence[Mapping[str, Any]] | Prompt) -> Prompt:
+    """Wrap text or messages, which keep all that their row says.
 
     Raises:
-        ValueError: neither text nor messages with ``role`` and ``content``.
+        ValueError: neither text nor messages; see ``as_messages``.
     """
     if isinstance(prompt, Prompt):
         return prompt
     if isinstance(prompt, str):
         return Prompt(prompt)
-    try:
-        if isinstance(prompt, Mapping):
-            raise TypeError("one message is not a list of messages")
-        return Prompt([{"role": m["role"], "content": m["content"]} for m in prompt])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"a prompt must be text or a list of messages with 'role' and 'content', not {prompt!r}"
-        ) from error
+    return Prompt(as_messages(prompt))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
@@ -57,7 +53,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
             "the prompts are conversations, but the tokenizer has no chat template:"
             " use an instruction-tuned model or plain text prompts"
         )
-    return render_chat(tokenizer, prompt.content, add_generation_prompt=True)
+    return render_chat(tokenizer, prompt.content, tools=prompt.tools, add_generation_prompt=True)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:

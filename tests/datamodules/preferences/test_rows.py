@@ -77,13 +77,14 @@ def test_a_conversation_has_a_prompt_and_two_answers():
     assert parts(row) == ([SYSTEM, user("Hi")], [says("Hello!")], [says("Go away.")])
 
 
-def test_messages_lose_other_keys_and_may_be_any_sequence():
+def test_messages_keep_other_keys_and_may_be_any_sequence():
     row = {
         "prompt": ({"role": "user", "content": "Hi", "id": 1},),
         "chosen": ({"role": "assistant", "content": "x", "score": 3},),
         "rejected": [says("y")],
     }
-    assert parts(row) == ([user("Hi")], [says("x")], [says("y")])
+    asked, said = user("Hi") | {"id": 1}, says("x") | {"score": 3}
+    assert parts(row) == ([asked], [said], [says("y")])
 
 
 def test_a_prompt_text_becomes_the_users_message_where_answers_are_messages():

@@ -209,7 +209,6 @@ def test_a_file_without_prompts_is_named(write, name, text):
 
 def test_something_else_than_text_or_messages_is_no_prompt():
     assert as_prompt("x") == Prompt("x")
-    assert as_prompt([CHAT[0] | {"name": "Ann"}]) == Prompt(CHAT)
     assert as_prompt(Prompt("x", {"a": 1})) == Prompt("x", {"a": 1})
     for wrong in (5, None, [5], [{"role": "user"}], ["text"]):
         with pytest.raises(ValueError, match="'role' and 'content'"):
