@@ -31,6 +31,7 @@ from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
 from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import ForeignFolderError, held, require_own
+from rlmodules.tasks.evaluate import judge_export
 from rlmodules.trainer_options import check_trainer, several_processes
 
 schemas.register()
@@ -67,6 +68,7 @@ def train(cfg: DictConfig) -> float | None:
     if ckpt_path is None:
         trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
     trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
     return optimized.value(trainer)
 
 
@@ -81,7 +83,7 @@ def run_task(cfg: DictConfig) -> None:
     """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    trainer = make_trainer(cfg.trainer, logger=False, enable_progress_bar=False)
+    trainer = silent_trainer(cfg.trainer)
     algorithm = get_class(cfg.module)
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)
     record = record_of(cfg, settings)
@@ -99,6 +101,11 @@ def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:
     given = {"precision": resolve_precision(options.precision)} | several_processes(options)
     make = partial(instantiate, {"_target_": options._target_}, **parts)
     return naming(make, "trainer", {k: v for k, v in options.items() if k != "_target_"} | given)
+
+
+def silent_trainer(options: DictConfig) -> L.Trainer:
+    """One that evaluates and leaves nothing behind."""
+    return make_trainer(options, logger=False, enable_progress_bar=False)
 
 
 def left_open(group: dict[str, Any], prefix: str = "") -> Iterator[str]:

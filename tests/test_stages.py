@@ -58,12 +58,22 @@ def test_what_does_not_fit_the_adapter_ends_in_one_sentence(tmp_path, command, a
     assert message in command(*start, *arguments, status=1)
 
 
-def test_an_export_of_another_type_says_what_its_figures_are_of(tmp_path, command):
-    start = [*QUICK, "reward=length", "algo=ppo", *POLICY, "export.dtype=bfloat16"]
-    output = command(*start, f"hydra.run.dir={tmp_path / 'run'}")
+def test_an_export_of_another_type_is_measured_as_it_was_written(tmp_path, command):
+    policy = [*QUICK[1:], "reward=length", "algo=ppo", *POLICY]
+    output = command(
+        "model=tiny", *policy, "export.dtype=bfloat16", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert "rounded to bfloat16. Its own figures: task=evaluate" in report["measured"]
-    assert "rounded to bfloat16" in " ".join(output.split())
+    assert "rounded to bfloat16" in report["measured"]
+    assert "rounded to bfloat16" in " ".join(output.split()) and "as exported" in output
+    assert "as exported" in (tmp_path / "run" / "report.txt").read_text()
+    again = command(
+        "model=hf", f"model.name={tmp_path / 'run' / 'model'}", *policy, "task=evaluate"
+    )
+    for name, value in report["exported"].items():
+        if name != "val/kl":  # there it is against itself, here against what the run began with
+            assert f"{name}  {value:.4f}" in again
+    assert report["exported"]["val/kl"] != report["after"]["val/kl"]
     found = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
     assert "rounded to bfloat16" in (tmp_path / "run" / "model" / "README.md").read_text()

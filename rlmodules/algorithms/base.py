@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -223,6 +224,10 @@ class AlgorithmModule(L.LightningModule):
             ValueError: what is trained cannot be exported like that.
         """
         require_exportable(self.base_model, merge, dtype)
+
+    def from_export(self, dirpath: Path) -> "AlgorithmModule":
+        """What ``export`` wrote in ``dirpath``, loaded, to be judged as this module is."""
+        raise NotImplementedError
 
     # ---------------------------------------------------------------- metrics
 

@@ -30,7 +30,7 @@ from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import HeldOut
 from rlmodules.algorithms.metrics import Means, Stopwatch
-from rlmodules.algorithms.policy import load_policy
+from rlmodules.algorithms.policy import load_policy, policy_from_export
 from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
@@ -271,6 +271,9 @@ class OnlineModule(AlgorithmModule):
     def export(self, dirpath: Path, *, merge: bool | None = None, dtype: str | None = None) -> None:
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge, dtype=dtype)
+
+    def from_export(self, dirpath: Path) -> "AlgorithmModule":
+        return policy_from_export(self, dirpath)
 
     def iteration_state(self) -> dict[str, Any]:
         return super().iteration_state() | {

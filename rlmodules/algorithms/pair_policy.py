@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.ends import end_ids
 from datamodules.experience import TokenBatch
 from datamodules.preferences.dataset import PreferenceBatch
+from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.offline import OfflineModule, require_room
-from rlmodules.algorithms.policy import load_policy
+from rlmodules.algorithms.policy import load_policy, policy_from_export
 from rlmodules.checks import require
 from rlmodules.models import ModelConfig, PolicyModel
 from rlmodules.models.saving import save_language_model
@@ -86,6 +87,9 @@ class PairPolicy(OfflineModule):
         """Policy and tokenizer in ``dirpath``; see ``save_language_model``."""
         assert self.tokenizer is not None  # load_policy has seen to it
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge, dtype=dtype)
+
+    def from_export(self, dirpath: Path) -> "AlgorithmModule":
+        return policy_from_export(self, dirpath)
 
     def warmup_steps(self, total: int) -> int:
         return math.ceil(self.config.warmup_ratio * total)

@@ -1,6 +1,8 @@
 """The policy of an algorithm: what its config names, or what it is given."""
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlmodules.models import (
+    LoraConfig,
     ModelConfig,
     PolicyModel,
     disable_dropout,
@@ -16,6 +19,7 @@ from rlmodules.models import (
     prepare_given,
 )
 from rlmodules.models.media import freeze_unreached
+from rlmodules.models.reference import SameReference
 from rlmodules.models.vocabulary import match_tokenizer
 
 
@@ -64,3 +68,14 @@ def load_policy(
     tokenizer = tokenizer or load_tokenizer(model_config)
     match_tokenizer(policy.base_model, tokenizer)
     return policy, tokenizer, model_config
+
+
+def policy_from_export(module: Any, dirpath: Path) -> Any:
+    """The policy in ``dirpath`` as another module of its class, held against the same reference."""
+    loaded = ModelConfig.of(module.hparams["model_config"], "", given=True)
+    name = str(dirpath)
+    read = replace(loaded, name=name, lora=LoraConfig(), adapter="continue", revision=None)
+    written = type(module)(replace(module.config, model_name=name), read)
+    if getattr(module, "reference", None) is not None:
+        written.reference = SameReference(module.reference, module.policy)
+    return written

@@ -112,10 +112,10 @@ def figures(report: Any) -> Iterator[str]:
         yield "Nothing was held out to measure it on.\n"
         return
     yield f"## {report.title}\n"
-    rows = ["| | before | after |", "|---|---:|---:|"]
-    for name, label in report.labels().items():
-        if name in report.before and name in report.after:
-            rows.append(f"| {label} | {report.before[name]:.3f} | {report.after[name]:.3f} |")
+    columns = ["before", "after", *(["as exported"] if report.exported else [])]
+    rows = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for label, values in report.table():
+        rows.append(f"| {label} | {' | '.join(f'{value:.3f}' for value in values)} |")
     yield "\n".join(rows) + "\n"
     if report.measured:
         yield f"{report.measured}\n"

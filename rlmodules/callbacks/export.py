@@ -42,21 +42,15 @@ class ExportModel(Callback):
                 partial.mkdir()
                 pl_module.export(partial, **self.options)
                 if report is not None:
-                    measured = rounding(pl_module, partial)
-                    report.measured = measured.replace(str(partial), str(self.dirpath))
+                    report.rounded = rounding(pl_module, partial)
                 write_card(pl_module, partial, report, trainer.datamodule)
 
 
 def rounding(module: nn.Module, dirpath: Path) -> str:
-    """What held-out figures are of, where a folder holds coarser numbers than were measured."""
+    """The type of the numbers in a folder, where they are coarser than those that were trained."""
     trained = {p.dtype for p in module.parameters() if p.requires_grad}
     path = next(iter(sorted(dirpath.glob("*model*.safetensors"))))
     with safe_open(path, "pt") as file:
         written = {TYPES.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     coarser = sorted(str(kind)[6:] for kind in written if kind in COARSE and kind not in trained)
-    if not coarser:
-        return ""
-    return (
-        f"These figures are of the model in training; the folder holds it rounded to {coarser[0]}."
-        f" Its own figures: task=evaluate model=hf model.name={dirpath}"
-    )
+    return coarser[0] if coarser else ""

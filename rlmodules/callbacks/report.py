@@ -4,6 +4,7 @@ import json
 import math
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,8 +43,10 @@ class Report(Checkpoint):
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.measured = ""
-        """What the held-out figures are of, where that is not the exported folder itself."""
+        self.rounded = ""
+        """To which type the numbers of the exported folder were rounded."""
+        self.exported: dict[str, float] = {}
+        """Held-out figures of the folder as it was written, where that rounded."""
         self._began = time.perf_counter()
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
@@ -85,37 +88,52 @@ class Report(Checkpoint):
             self.after = plain_metrics(trainer, "val/")
             self.before = self.before or self.after
 
+    @property
+    def measured(self) -> str:
+        """What the held-out figures are of, where that is not the exported folder itself."""
+        said = "Before and after are of the model in training; the folder holds it rounded to"
+        return f"{said} {self.rounded}." if self.rounded else ""
+
+    def table(self) -> Iterator[tuple[str, list[float]]]:
+        """Held-out metrics by label: before, after, and as the folder has them if it rounds."""
+        columns = [self.before, self.after, *([self.exported] if self.exported else [])]
+        for key, label in self.labels().items():
+            if all(key in column for column in columns):
+                yield label, [column[key] for column in columns]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.history or not trainer.is_global_zero:
             return
+        self.seconds = time.perf_counter() - self._began
         self.dirpath.mkdir(parents=True, exist_ok=True)
-        details = self.details(trainer, pl_module)
-        seconds = time.perf_counter() - self._began
-        report = {"before": self.before, "after": self.after, "seconds": seconds} | details
-        if self.measured:
-            report["measured"] = self.measured
-        report |= {"global_step": trainer.global_step}
-        report = existing(report | {"history": self.history})
         with replacing(self.dirpath / "curves.png") as partial:
             self.plot(partial)
-        with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
-            self._print(Console(file=file, width=110, force_jupyter=False), seconds, trainer)
-        with replacing(self.dirpath / REPORT) as partial:  # the last of all
-            partial.write_text(json.dumps(report, indent=1, allow_nan=False))
-        self._print(Console(), seconds, trainer)
+        self.write(trainer, pl_module)
+        self._print(Console(), trainer)
 
-    def _print(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
-        table = Table(title=self.title, title_justify="left")
-        for column in ("", "before", "after", "change"):
-            table.add_column(column, justify="left" if column == "" else "right")
-        for key, label in self.labels().items():
-            if key in self.after and key in self.before:
-                old, new = self.before[key], self.after[key]
-                table.add_row(label, f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
-        if self.after:
-            console.print(table)
-            console.print(self.measured, style="dim", end="\n" if self.measured else "")
-        self.body(console, seconds, trainer)
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``report.txt`` and ``report.json``."""
+        report = {"before": self.before, "after": self.after, "seconds": self.seconds}
+        report |= self.details(trainer, pl_module)
+        if self.rounded:
+            report |= {"measured": self.measured, "exported": self.exported}
+        report |= {"global_step": trainer.global_step, "history": self.history}
+        with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
+            self._print(Console(file=file, width=110, force_jupyter=False), trainer)
+        with replacing(self.dirpath / REPORT) as partial:  # the last of all
+            partial.write_text(json.dumps(existing(report), indent=1, allow_nan=False))
+
+    def add_exported(
+        self, figures: dict[str, float], trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Say what the exported folder was measured at, in the report that is written already."""
+        self.exported = figures
+        self.write(trainer, pl_module)
+        self._print_table(Console())
+
+    def _print(self, console: Console, trainer: L.Trainer) -> None:
+        self._print_table(console)
+        self.body(console, self.seconds, trainer)
         console.print("Where things are:")
         places = {
             "model": "the trained model, in Hugging Face format",
@@ -126,6 +144,19 @@ class Report(Checkpoint):
         for name, what in places.items():
             if name == REPORT or (self.dirpath / name).exists():
                 console.print(f"  {self.dirpath / name}  [dim]{what}[/]", soft_wrap=True)
+
+    def _print_table(self, console: Console) -> None:
+        if not self.after:
+            return
+        table = Table(title=self.title, title_justify="left")
+        headings = ["", "before", "after", "change", *(["as exported"] if self.exported else [])]
+        for column in headings:
+            table.add_column(column, justify="left" if column == "" else "right")
+        for label, (old, new, *exported) in self.table():
+            values = [f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}"]
+            table.add_row(label, *values, *(f"{value:.3f}" for value in exported))
+        console.print(table)
+        console.print(self.measured, style="dim", end="\n" if self.measured else "")
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "before": self.before, "after": self.after}

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
 from torch import nn
 
@@ -42,3 +44,20 @@ class Reference(nn.Module):
         base = policy.base_model
         with adapters_off(base) if self.adapter is None else adapter_on(base, self.adapter):
             yield policy
+
+
+class SameReference(nn.Module):
+    """The reference of ``owner`` for another policy too, without a copy.
+
+    Args:
+        reference: of which no parameter is held here.
+        owner: whose it is.
+    """
+
+    def __init__(self, reference: Reference, owner: PolicyModel) -> None:
+        super().__init__()
+        self._of: Callable[[], AbstractContextManager[PolicyModel]] = partial(reference.of, owner)
+
+    def of(self, policy: PolicyModel) -> AbstractContextManager[PolicyModel]:
+        """The reference, for as long as the context lasts."""
+        return self._of()

@@ -264,6 +264,9 @@ class RewardModel(OfflineModule):
                 " any library loads it; for the adapters alone, use save_model"
             )
 
+    def from_export(self, dirpath: Path) -> "RewardModel":
+        return self.from_pretrained(dirpath)
+
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
         """The model in a folder that ``export`` wrote."""

@@ -1,9 +1,15 @@
 """``task=evaluate``: judge a model on held-out data, instead of training it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from rlmodules.algorithms.base import AlgorithmModule
+from rlmodules.callbacks import ExportModel
+from rlmodules.callbacks.card import write_card
+from rlmodules.callbacks.report import Report
 
 
 def evaluate(
@@ -22,3 +28,35 @@ def evaluate(
         raise ValueError("nothing is held out to evaluate on: see data.eval_size, data.eval_path")
     lines = [f"{settings['ckpt_path'] or settings['model']['name']} on held-out data:"]
     return "\n".join([*lines, *(f"  {name}  {value:.4f}" for name, value in found[0].items())])
+
+
+def judge_export(
+    module: AlgorithmModule,
+    data: L.LightningDataModule,
+    trainer: L.Trainer,
+    make_trainer: Callable[[], L.Trainer],
+) -> None:
+    """Measure the folder that a run wrote, if its numbers are rounded, and say so in the report.
+
+    The folder is loaded as who gets it loads it; KL and DPO's rewards are against the reference of
+    the run. Where it is not on the disk of every process, the report only says that it is rounded.
+
+    Args:
+        trainer: of the run.
+        make_trainer: makes another one like it that logs nothing.
+    """
+    export, report = (_of_kind(trainer, kind) for kind in (ExportModel, Report))
+    if export is None or report is None or not report.after:
+        return
+    if not trainer.strategy.broadcast(report.rounded):
+        return
+    if not trainer.strategy.reduce_boolean_decision(export.dirpath.is_dir(), all=True):
+        return
+    figures = make_trainer().validate(module.from_export(export.dirpath), data, verbose=False)[0]
+    if trainer.is_global_zero:
+        report.add_exported(dict(figures), trainer, module)
+        write_card(module, export.dirpath, report, data)
+
+
+def _of_kind(trainer: L.Trainer, kind: type[Callback]) -> Any:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)
