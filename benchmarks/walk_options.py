@@ -27,30 +27,67 @@ from rlmodules.schemas.fields import Field, every_field
 from rlmodules.tasks.option_changes import CHANGES, base_of
 from rlmodules.tasks.option_walk import Finding, Outcome, outcome_of, walk
 
-EPISODES, PROMPTS = "datamodules/rollouts/test_episodes.py", "datamodules/text/test_prompts.py"
-ENVS = "datamodules/environments"
-COLLECTION = "tasks/test_collect_preferences.py"
+D, ENVS, REWARDS = "datamodules", "datamodules/environments", "datamodules/rewards"
+TOOLS, TASKS = f"{ENVS}/test_tool_envs.py", f"{ENVS}/test_tool_tasks.py"
+SANDBOX, CHOSEN = (
+    f"{D}/sandbox/test_sandbox_attacks.py",
+    "test_the_environment_gets_the_chosen_reward",
+)
+TOOL = "(calculator|booking):env"  # the tiny model's responses are too short to call one
 ELSEWHERE = {
-    # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the tests that do
-    r"\w+:(callbacks|logger)\..*": "tasks/test_option_walk.py::test_callbacks_and_loggers_take",
-    r"custom:env\..*": "datamodules/environments/test_adapters.py::",
-    r"rollouts:data\.env": "test_config.py::test_the_environment_gets_the_chosen_reward",
-    r"rollouts:data\.chat": f"{PROMPTS}::test_chat_makes_plain_texts_conversations",
-    r"dpo:algo\.precompute_ref_log_probs": "algorithms/test_dpo.py::",
-    r"\w+:env\.(timeout_s|on_error)": f"{EPISODES}::",
-    r"code:env\.(time_limit_s|memory_mb|sandbox)": "datamodules/sandbox/test_sandbox_attacks.py::",
-    r"text:env\.reward_fn": "test_config.py::test_the_environment_gets_the_chosen_reward",
-    r"preferences:data\.objectives": "datamodules/preferences/test_datamodule.py::",
-    r"preference:env\.(human_feedback_fn|preference_model)": f"{ENVS}/test_preference_env.py::",
-    r"code:env\.reward_weights": f"{ENVS}/test_code_env.py::",  # the tiny model writes none
-    r"(calculator|booking):env\..*": f"{ENVS}/test_tool_tasks.py::",  # too long for the tiny model
-    r"\w+:reward\.timeout_s": "test_config.py::test_the_environment_gets_the_chosen_reward",
-    r"(function|model):reward\..*": "datamodules/rewards/test_scorers.py::",
-    r"math:env\.(chat|reward_weights)": "datamodules/environments/test_math_env.py::",
-    r"default:paths\.sweep_root": "test_run_folders.py::",
-    r"collect_preferences:task\.batch_size": f"{COLLECTION}::test_the_same_settings_write_the_same",
-    r"ddp:trainer\..*": "algorithms/test_ddp.py::",
-    r"default:trainer\.devices": "test_trainer_options.py::test_what_lightning",
+    # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the test that does
+    r"\w+:(callbacks|logger)\..*": "tasks/test_option_walk.py"
+    "::test_callbacks_and_loggers_take_what_is_said_of_them",
+    r"custom:env\..*": f"{ENVS}/test_adapters.py"
+    "::test_a_class_of_this_project_gets_the_tokenizer_and_has_its_options_set",
+    r"rollouts:data\.env": f"test_config.py::{CHOSEN}",
+    r"rollouts:data\.chat": f"{D}/text/test_prompts.py"
+    "::test_chat_makes_plain_texts_conversations_and_leaves_conversations_alone",
+    r"dpo:algo\.precompute_ref_log_probs": "algorithms/test_dpo.py"
+    "::test_precomputed_reference_log_probabilities_change_nothing",
+    r"\w+:env\.(timeout_s|on_error)": f"{D}/rollouts/test_episodes.py"
+    "::test_under_skip_it_costs_one_episode_and_a_warning_that_shows_it",
+    r"code:env\.time_limit_s": f"{SANDBOX}::test_an_endless_answer_is_ended_at_its_limit",
+    r"code:env\.memory_mb": f"{SANDBOX}::test_memory_is_limited",
+    r"code:env\.sandbox": f"{SANDBOX}::test_the_attacks_are_real_they_succeed_without_a_sandbox",
+    r"text:env\.reward_fn": f"test_config.py::{CHOSEN}",
+    r"preferences:data\.objectives": f"{D}/preferences/test_datamodule.py"
+    "::test_scored_rows_are_read_by_objectives",
+    r"preference:env\.human_feedback_fn": f"{ENVS}/test_preference_env.py"
+    "::test_the_reward_is_the_preference_and_the_metrics_say_what_each_has_earned",
+    r"preference:env\.preference_model": f"{ENVS}/test_preference_env.py"
+    "::test_a_pairwise_model_on_disk_compares_and_does_not_just_reward",
+    r"code:env\.reward_weights": f"{ENVS}/test_code_env.py::test_the_weights_are_the_users",
+    rf"{TOOL}\.difficulty": f"{TASKS}::test_what_is_shown_as_the_solution_is_right",
+    rf"{TOOL}\.demonstrations": f"{TASKS}"
+    "::test_examples_are_shown_solved_and_are_no_task_themselves",
+    rf"{TOOL}\.(num_problems|num_held_out|seed)": f"{TASKS}"
+    "::test_problems_follow_from_the_seed_and_the_held_out_ones_are_not_trained_on",
+    rf"{TOOL}\.max_turns": f"{TOOLS}::test_the_last_turns_call_is_executed_and_ends_the_episode",
+    rf"{TOOL}\.tool_bonus": f"{TOOLS}::test_the_bonus_is_given_once_for_the_first_call_that_worked",
+    rf"{TOOL}\.error_penalty": f"{TOOLS}::test_a_mistake_is_told_to_the_model_and_changes_nothing",
+    rf"{TOOL}\.(max_length|stop_sequences|temperature)": f"{ENVS}/test_adapters.py"
+    "::test_options_replace_what_a_class_has_chosen_by_itself",
+    r"\w+:reward\.timeout_s": f"test_config.py::{CHOSEN}",
+    r"function:reward\.path": f"{REWARDS}/test_functions.py"
+    "::test_a_function_is_imported_from_its_path",
+    r"model:reward\.path": "test_stages.py"
+    "::test_dpo_then_a_reward_model_then_ppo_each_on_the_adapters_before",
+    r"model:reward\.max_length": "reward_models/test_one_score.py"
+    "::test_another_max_length_keeps_the_prompts_share",
+    r"model:reward\.label": f"{REWARDS}/test_scorers.py"
+    "::test_of_several_outputs_the_labels_log_probability_is_the_reward",
+    r"model:reward\.(batch_size|device)": f"{REWARDS}/test_scorers.py"
+    "::test_texts_are_scored_so_many_at_a_time_on_the_device_that_is_named",
+    r"math:env\.chat": f"{ENVS}/test_math_env.py"
+    "::test_prompts_are_short_and_plain_unless_a_conversation_is_asked_for",
+    r"math:env\.reward_weights": f"{ENVS}/test_math_env.py::test_weights_are_the_users",
+    r"default:paths\.sweep_root": "test_run_folders.py"
+    "::test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root",
+    r"collect_preferences:task\.batch_size": "tasks/test_collect_preferences.py"
+    "::test_the_same_settings_write_the_same_file_in_batches_of_any_size",
+    r"ddp:trainer\..*": "algorithms/test_ddp.py::test_two_processes_take_the_steps_of_one",
+    r"default:trainer\.devices": "test_trainer_options.py::test_what_lightning_reads_is_handed_on",
 }
 
 

@@ -114,7 +114,7 @@ def test_every_option_is_walked_or_named_with_the_tests_that_show_it():
         assert shown or told or by_type, f"{key}: say in CHANGES how it is changed"
     for test in walk_options.ELSEWHERE.values():
         file, _, name = test.partition("::")
-        assert f"def {name}" in (Path(__file__).parents[1] / file).read_text(), test
+        assert f"def {name}(" in (Path(__file__).parents[1] / file).read_text(), test
 
 
 def test_changes_and_bases_are_of_options_that_there_are():

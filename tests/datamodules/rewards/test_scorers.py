@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from datamodules import rewards
+from datamodules.rewards import scorers
 from datamodules.rewards.scorers import Classifier
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
@@ -223,6 +224,20 @@ def test_a_classifier_is_left_as_it_was_found():
     with pytest.raises(IndexError):
         scorer.predict_ids([[10**6]])
     assert model.training and model.config.pad_token_id == 5
+
+
+def test_texts_are_scored_so_many_at_a_time_on_the_device_that_is_named(tmp_path, monkeypatch):
+    save_scorer(tmp_path, tiny_tokenizer())
+    sizes, devices, forward = [], [], LlamaForSequenceClassification.forward
+
+    def noting(model, input_ids, **inputs):
+        sizes.append(len(input_ids))
+        return forward(model, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", noting)
+    monkeypatch.setattr(scorers, "place", lambda model, name: devices.append(name) or model)
+    rewards.model(str(tmp_path), batch_size=3, device="cpu")(*split(TEXTS))
+    assert sizes == [3, 1] and devices == ["cpu"]
 
 
 def test_of_several_outputs_the_labels_log_probability_is_the_reward(tmp_path):
