@@ -57,9 +57,34 @@ def before_end(tokenizer: PreTrainedTokenizerBase, response: Sequence[int]) -> l
 
 def opened(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text that is to be continued: some tokenizers close every text."""
-    ids: list[int] = tokenizer(text)["input_ids"]
+    ids = special_once(tokenizer, text, tokenizer(text)["input_ids"])
     closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if closed else ids
+
+
+def special_once(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """``ids`` of ``text`` without the special tokens that the tokenizer added to its own: text
+    that went through a chat template has them already."""
+    if not _has_specials(tokenizer, text):
+        return ids
+    own: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = next((i for i in range(len(ids) - len(own) + 1) if ids[i : i + len(own)] == own), None)
+    if before is None or not own:
+        return ids
+    opens, closes = ids[:before], ids[before + len(own) :]
+    said = [i for i in own if tokenizer.decode([i]).strip()]
+    if opens and said and opens[-1] == said[0]:
+        opens = opens[:-1]
+    if closes and said and closes[0] == said[-1]:
+        closes = closes[1:]
+    return [*opens, *own, *closes]
+
+
+def _has_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text begins or ends as the tokenizer's texts do."""
+    begins = tuple(filter(None, (tokenizer.bos_token, tokenizer.cls_token)))
+    ends = tuple(filter(None, (tokenizer.eos_token, tokenizer.sep_token)))
+    return text.strip().startswith(begins) or text.strip().endswith(ends)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -16,7 +16,8 @@ from reading_helpers import (
 )
 
 D, R = "datamodules", "rlmodules"
-TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {D}.templates {D}.positions"
+TEMPLATES = f"{D}.templates {D}.template_options {D}.kept"
+TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {TEMPLATES} {D}.positions"
 BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
@@ -28,7 +29,9 @@ MAY_IMPORT = {
     # room: the rooms below it (a room is a folder or a file of a package)
     f"{D}.__init__": "",
     f"{D}.experience": "",
-    f"{D}.templates": "",
+    f"{D}.kept": "",
+    f"{D}.templates": f"{D}.kept",
+    f"{D}.template_options": "",
     f"{D}.ends": f"{D}.templates",
     f"{D}.positions": "",
     f"{D}.types": f"{D}.experience",

@@ -13,7 +13,7 @@ from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.guard import Failure, run_all
 from datamodules.rewards.functions import finite_number
-from datamodules.text.prompts import prompt_text
+from datamodules.text.prompts import asked_text
 
 Component = Callable[..., float]
 
@@ -93,7 +93,7 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
         return sum(self.reward_weights[name] * value for name, value in parts.items()), parts
 
     def _score_episode(self, episode: "MultiObjectiveRewardEnv") -> tuple[float, dict]:
-        prompt, generated = prompt_text(self.tokenizer, episode._prompt), episode.response
+        prompt, generated = asked_text(self.tokenizer, episode._prompt), episode.response
         total, parts = self.compute_multi_objective_reward(
             prompt, generated, prompt + generated, episode.metadata
         )

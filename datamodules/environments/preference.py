@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from datamodules.environments.base import Options
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.rewards.judges import Judge, as_judge, human_judge, win_rates
-from datamodules.text.prompts import prompt_text
+from datamodules.text.prompts import asked_text
 from datamodules.types import Observation, StepResult
 
 
@@ -99,7 +99,7 @@ class PreferenceComparisonEnv(TextGenerationEnv):
             self._response, self._done = [], False
             result.done, result.next_observation = False, self._observation()
             return result
-        text = prompt_text(self.tokenizer, self._prompt)
+        text = asked_text(self.tokenizer, self._prompt)
         first, second = self.responses
         chance = judge([text], [first], [second], [self.metadata])[0]
         result.reward = 2 * chance - 1
@@ -127,7 +127,7 @@ class PreferenceComparisonEnv(TextGenerationEnv):
             )
         rates = win_rates(
             self.judge,
-            [prompt_text(self.tokenizer, episode._prompt) for episode in episodes],
+            [asked_text(self.tokenizer, episode._prompt) for episode in episodes],
             [episode.response for episode in episodes],
             [episode.metadata for episode in episodes],
             list(groups.values()),
@@ -137,7 +137,7 @@ class PreferenceComparisonEnv(TextGenerationEnv):
     def render(self) -> str:
         """The prompt, and the responses so far."""
         responses = [f"Response {i}: {text}" for i, text in enumerate(self.responses, start=1)]
-        return "\n".join([f"Prompt: {prompt_text(self.tokenizer, self._prompt)}", *responses])
+        return "\n".join([f"Prompt: {asked_text(self.tokenizer, self._prompt)}", *responses])
 
     def fork(self) -> "PreferenceComparisonEnv":
         other = super().fork()

@@ -12,7 +12,15 @@ from typing_extensions import Unpack
 from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
 from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
-from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
+from datamodules.text.prompts import (
+    Prompt,
+    as_prompt,
+    asked_text,
+    begun,
+    encode_prompt,
+    is_continued,
+    prompt_text,
+)
 from datamodules.types import Observation, StepResult
 
 
@@ -57,6 +65,7 @@ class TextGenerationEnv(Environment):
         self.current_prompt_idx = 0
         self._index: int | None = None
         self._prompt: Prompt | None = None
+        self._begun = ""
         self._response: list[int] = []
         self._done = True
 
@@ -76,6 +85,7 @@ class TextGenerationEnv(Environment):
                 f" response within env.max_length={self.max_length}: raise it or shorten the"
                 f" prompt {prompt_text(self.tokenizer, self._prompt)[:80]!r}"
             )
+        self._begun = begun(self.tokenizer, self._prompt)
         self._response = []
         self._done = False
         return self._observation()
@@ -113,7 +123,7 @@ class TextGenerationEnv(Environment):
     def score(self, episodes: Sequence["TextGenerationEnv"]) -> list[tuple[float, dict]]:
         """One call of the reward function for all episodes."""
         rewards = self.reward_fn(
-            [prompt_text(self.tokenizer, episode._prompt) for episode in episodes],
+            [asked_text(self.tokenizer, episode._prompt) for episode in episodes],
             [episode.response for episode in episodes],
             [episode.metadata for episode in episodes],
         )
@@ -121,15 +131,20 @@ class TextGenerationEnv(Environment):
 
     @property
     def response(self) -> str:
-        """The response so far as text, up to a stop sequence, without special tokens."""
+        """The response so far as text, up to a stop sequence, without special tokens.
+
+        It begins with what the prompt has begun of it: a message that is continued, or the
+        ``<think>`` that a reasoning model's generation prompt ends in.
+        """
         text = self.tokenizer.decode(self._said(), skip_special_tokens=True)
         ends = [text.find(stop) for stop in self.stop_sequences if stop in text]
-        return text[: min(ends)] if ends else text
+        return self._begun + (text[: min(ends)] if ends else text)
 
     @property
     def current_prompt(self) -> str | None:
-        """The episode's prompt as text; None before the first ``reset``."""
-        return None if self._prompt is None else prompt_text(self.tokenizer, self._prompt)
+        """The episode's prompt as text, without what it has begun of the response; None before the
+        first ``reset``."""
+        return None if self._prompt is None else asked_text(self.tokenizer, self._prompt)
 
     @property
     def current_text(self) -> str:
@@ -163,9 +178,14 @@ class TextGenerationEnv(Environment):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The other columns of the prompt's row; of a conversation also its ``messages``."""
-        chat = {} if isinstance(self._prompt.content, str) else {"messages": self._prompt.content}
-        return self._prompt.metadata | chat
+        """The other columns of the prompt's row; of a conversation also its ``messages``, without
+        the one that the response continues, and its ``tools``."""
+        prompt = self._prompt
+        if isinstance(prompt.content, str):
+            return dict(prompt.metadata)
+        messages = prompt.content[:-1] if is_continued(prompt) else prompt.content
+        tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+        return prompt.metadata | tools | {"messages": messages}
 
     def _result(self, *, done: bool, truncated: bool) -> StepResult:
         self._done = done

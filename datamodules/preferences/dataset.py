@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.ends import end_ids
 from datamodules.preferences.rows import Pair, Scored, as_pair
 from datamodules.text.cache import cached, digest, tokenizer_digest
-from datamodules.text.encoding import Limits, Rendered, encode, render
+from datamodules.text.encoding import Limits, Rendered, encode, render_all
 from datamodules.text.prompts import as_prompt
 
 CACHED_TEXTS = 2000
@@ -115,7 +115,7 @@ class ExampleDataset(Dataset[Example]):
         problems, usable, texts = list(problems), [], []
         for where, item in rows:
             try:
-                texts += [render(tokenizer, item.prompt, response) for response in item.responses]
+                texts += render_all(tokenizer, item.prompt, item.responses)
                 usable.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")

@@ -259,7 +259,8 @@ def _row(start: int, observation: Observation, chosen: Answer, rejected: Answer)
     def content(text: str) -> Content:
         return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
-    return {
+    tools = observation.metadata.get("tools")
+    return ({"tools": tools} if tools else {}) | {
         "prompt": prompt,
         "chosen": content(chosen.text),
         "rejected": content(rejected.text),

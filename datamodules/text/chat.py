@@ -9,16 +9,16 @@ sampled would drift.
 A tokenizer without a chat template gets plain text: ``User: ...``, ``Assistant: ...``.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import end_ids
-from datamodules.templates import render_chat
+from datamodules.templates import ChatError, render_chat
+from datamodules.text.controls import disarmed, readable
 from datamodules.text.prompts import Prompt, encode_prompt
+from datamodules.text.tokens import tokenize_chat
 
 Message = Mapping[str, Any]
 Schema = Mapping[str, Any]
@@ -51,14 +51,14 @@ def opening(
     text = _render(tokenizer, messages, tools) if knows_tools(tokenizer) else None
     if text is None:
         told = _with_tools([_as_user([m]) if m["role"] == "tool" else m for m in messages], tools)
-        text = _render(tokenizer, told) or _render(tokenizer, _without_system(told))
+        text = _render(tokenizer, told)
     if text is None:
         roles = [message["role"] for message in messages]
         raise ValueError(
             f"the tokenizer's chat template takes no conversation of {roles}:"
             " use another model or other roles"
         )
-    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+    return readable(text), tokenize_chat(tokenizer, text)
 
 
 def reply(
@@ -74,10 +74,9 @@ def reply(
     Raises:
         ValueError: the template takes no such messages after the assistant's turn.
     """
-    messages = [{**message, "content": _defused(tokenizer, message)} for message in messages]
     if tokenizer.chat_template is None:
-        text = f"\n\n{_plain(messages)}\n\nAssistant:"
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        text = f"\n\n{_plain(disarmed(tokenizer, messages))}\n\nAssistant:"
+        return tokenize_chat(tokenizer, text)
     asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": _RESPONSE}]
     text = _render(tokenizer, [*asked, *messages]) if knows_tools(tokenizer) else None
     text = text or _render(tokenizer, [*asked, _as_user(messages)])
@@ -87,7 +86,7 @@ def reply(
             " this model cannot play an environment of several turns"
         )
     rest = text[text.index(_RESPONSE) + len(_RESPONSE) :]
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    ids = tokenize_chat(tokenizer, rest)
     return ids[_already_written(tokenizer, response, ids) :]
 
 
@@ -117,8 +116,9 @@ def _render(
 ) -> str | None:
     """The template's text, ready for the assistant; None where the template refuses."""
     try:
-        return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=True)
-    except TemplateError:
+        chat = disarmed(tokenizer, messages)
+        return render_chat(tokenizer, chat, tools=tools, add_generation_prompt=True)
+    except ChatError:
         return None
 
 
@@ -142,14 +142,6 @@ def _described(function: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """For templates that have no system role: its text opens the user's first message."""
-    if messages[0]["role"] != "system" or len(messages) == 1:
-        return list(messages)
-    system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-
-
 def _as_user(messages: Sequence[Message]) -> Message:
     """One message of the user, tools' answers in the tags that Hermes and Qwen models know."""
     return {"role": "user", "content": "\n".join(map(_tagged, messages))}
@@ -163,9 +155,3 @@ def _tagged(message: Message) -> str:
 def _plain(messages: Sequence[Message]) -> str:
     said = (f"{m['role'].capitalize()}: {m['content']}" for m in messages)
     return "\n\n".join(said).removeprefix("System: ")
-
-
-def _defused(tokenizer: PreTrainedTokenizerBase, message: Message) -> str:
-    """The message's text without special tokens: what a tool repeats must not open a new turn."""
-    special = [re.escape(str(t)) for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return re.sub("|".join(special), " ", message["content"]) if special else message["content"]

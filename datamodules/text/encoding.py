@@ -12,8 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import closing_id, end_ids
-from datamodules.templates import render_chat
-from datamodules.text.prompts import Content, Prompt, prompt_text
+from datamodules.template_options import template_variables
+from datamodules.text.answers import answered
+from datamodules.text.prompts import Content, Prompt, conversation, prompt_text
+from datamodules.text.tokens import decoded, going_on, tokenize
 
 
 @dataclass(frozen=True)
@@ -82,34 +84,37 @@ class Rendered:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Content) -> Rendered:
-    """
+    """A prompt with its response; see ``render_all``."""
+    return render_all(tokenizer, prompt, [response])[0]
+
+
+def render_all(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, responses: Sequence[Content]
+) -> list[Rendered]:
+    """A prompt with each of its responses; the prompt is the same text in all of them.
+
+    A generation prompt may open thoughts (``<think>``) where the template writes none before an
+    answer: those then belong to the responses, as in TRL.
+
     Raises:
         ValueError: the chat template refuses the conversation, or does not render it as its prompt
             and then an answer; or the text is no Unicode.
     """
-    plain = isinstance(response, str)
-    try:
-        start = prompt_text(tokenizer, prompt) if prompt.content else ""
-        whole = start + response if plain else _render_answer(tokenizer, prompt, response)
-    except ValueError:
-        raise
-    except Exception as error:  # templates raise what they like
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    if not whole.startswith(start):
-        raise ValueError(
-            "the tokenizer's chat template renders a conversation differently once it is answered,"
-            f" so prompt and response cannot be told apart: {start[-60:]!r} is not how"
-            f" {whole[:200]!r} begins. Give prompt, chosen and rejected as plain text instead"
-        )
-    try:
-        whole.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds half a character: {error.reason}") from error
-    return Rendered(start, whole, plain)
-
-
-def _render_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Content) -> str:
-    return render_chat(tokenizer, [*prompt.content, *answer], tools=prompt.tools)
+    start = prompt_text(tokenizer, prompt, marked=True) if prompt.content else ""
+    rendered = [
+        (start, start + response)
+        if isinstance(response, str)
+        else answered(tokenizer, prompt, start, response)
+        for response in responses
+    ]
+    start = min((start for start, _ in rendered), key=len)
+    for text in (start, *(whole for _, whole in rendered)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text holds half a character: {error.reason}") from error
+    plain = [isinstance(response, str) for response in responses]
+    return [Rendered(start, whole, p) for (_, whole), p in zip(rendered, plain, strict=True)]
 
 
 def encode(
@@ -127,8 +132,8 @@ def encode(
             model will see it.
     """
     plain = [text.plain for text in texts]
-    prompt_ids = _tokenize(tokenizer, [text.start for text in texts], plain)
-    whole_ids = _tokenize(tokenizer, [text.whole for text in texts], plain)
+    prompt_ids = tokenize(tokenizer, [text.start for text in texts], plain)
+    whole_ids = tokenize(tokenizer, [text.whole for text in texts], plain)
     ends = end_ids(tokenizer) | ({tokenizer.sep_token_id} - {None})
     pairs = []
     for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
@@ -138,14 +143,27 @@ def encode(
         if ids[: len(start)] == start:
             answer = ids[len(start) :]
         else:
-            answer = tokenizer(text.whole[len(text.start) :], add_special_tokens=False)["input_ids"]
-            if ids[-1] in ends and answer[-1:] != ids[-1:]:
-                answer = [*answer, ids[-1]]
+            answer = _going_on(tokenizer, text, start, ids, ends)
         if close:
             answer = _closed(tokenizer, answer, text.plain)
         start = _end_of(tokenizer, start, limits.prompt_room(len(answer)))
         pairs.append((start, _beginning_of(answer, limits.max_length - len(start), ends)))
     return pairs
+
+
+def _going_on(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Rendered,
+    start: list[int],
+    ids: list[int],
+    ends: Set[int],
+) -> list[int]:
+    """The response's ids where a token of the whole text reaches across the border."""
+    response = text.whole[len(text.start) :]
+    end = ids[-1:] if text.plain and ids[-1] in ends else []
+    whole = decoded(tokenizer, ids[: len(ids) - len(end)] if end else ids)
+    answer = going_on(tokenizer, start, text.start, response, whole)
+    return answer if answer[-1:] == end else [*answer, *end]
 
 
 def encode_responses(
@@ -158,14 +176,16 @@ def encode_responses(
     """Token ids of responses behind their prompts, as reward models are trained on them.
 
     Args:
-        metadata: a conversation stands in its ``messages``, and the prompt's text is then not read.
+        metadata: a conversation stands in its ``messages`` (and ``tools``), and the prompt's text
+            is then not read.
 
     Raises:
         ValueError: see ``render``.
     """
+    known = template_variables(tokenizer)  # a reward model's template is not the policy's
     rows = zip(prompts, responses, metadata or [{}] * len(prompts), strict=True)
     texts = [
-        render(tokenizer, Prompt(meta["messages"]), [{"role": "assistant", "content": response}])
+        render(tokenizer, conversation(meta, known), [{"role": "assistant", "content": response}])
         if "messages" in meta
         else render(tokenizer, Prompt(prompt), response)
         for prompt, response, meta in rows
@@ -184,7 +204,7 @@ def encode_texts(
         ValueError: see ``render``.
     """
     rendered = [render(tokenizer, Prompt(""), text) for text in texts]
-    ids = _tokenize(tokenizer, [t.whole for t in rendered], [t.plain for t in rendered])
+    ids = tokenize(tokenizer, [t.whole for t in rendered], [t.plain for t in rendered])
     return _not_empty([_end_of(tokenizer, row, max_length) for row in ids])
 
 
@@ -193,23 +213,6 @@ def _not_empty(rows: list[list[int]]) -> list[list[int]]:
         if not row:
             raise ValueError(f"text {number} of {len(rows)} is empty: there is no token to score")
     return rows
-
-
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: Sequence[bool]
-) -> list[list[int]]:
-    """Ids of every distinct text once; a fast tokenizer spreads a call over all cores.
-
-    A chat template has written its own special tokens, so none are added to it.
-    """
-    ids: dict[tuple[str, bool], list[int]] = {}
-    for special in (True, False):
-        wanted = {t for t, p in zip(texts, plain, strict=True) if p is special}
-        if wanted:
-            order = sorted(wanted)
-            encoded = tokenizer(order, add_special_tokens=special)["input_ids"]
-            ids |= {(text, special): row for text, row in zip(order, encoded, strict=True)}
-    return [ids[text, special] for text, special in zip(texts, plain, strict=True)]
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, answer: list[int], plain: bool) -> list[int]:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datamodules.kept import THOUGHTS, tool_name
+
 Message = dict[str, Any]
 """``role``, and what else the row has: ``content``, ``tool_calls``, ``reasoning_content``, ..."""
 Schema = dict[str, Any]
 """A tool as a JSON schema."""
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which rows hold what an assistant thought before it spoke."""
 _SAYS = ("content", "tool_calls", *THOUGHTS)
 
 
@@ -59,13 +59,6 @@ def as_tools(value: Any) -> tuple[Schema, ...]:
         if all(isinstance(tool, Mapping) and tool_name(tool) for tool in tools):
             return tuple(_filled(tool) for tool in tools)
     raise ValueError(f"tools must be JSON schemas of functions, each with a name, not {value!r}")
-
-
-def tool_name(tool: Mapping[str, Any]) -> str | None:
-    """What a tool, or the tool of a call, is called."""
-    function = tool.get("function", tool)
-    name = function.get("name") if isinstance(function, Mapping) else None
-    return name if isinstance(name, str) else None
 
 
 def _wanted(value: Any) -> str:

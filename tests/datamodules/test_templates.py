@@ -1,10 +1,9 @@
 """Conversations of text through templates of every kind."""
 
 import pytest
-from jinja2 import TemplateError
 
 from datamodules.ends import turn_end
-from datamodules.templates import render_chat
+from datamodules.templates import ChatError, render_chat
 from datamodules.text.chat import opening, reply
 from datamodules.text.encoding import Limits, encode, render
 from datamodules.text.prompts import Prompt, prompt_text
@@ -63,20 +62,10 @@ def test_no_word_of_a_conversation_is_lost(template, asked, answered):
 
 def test_a_template_that_refuses_a_conversation_is_heard():
     tokenizer = tokenizer_of("{{ raise_exception('no system role') }}")
-    with pytest.raises(TemplateError, match="no system role"):
+    with pytest.raises(ChatError, match="no system role"):
         render_chat(tokenizer, CHAT)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
-        "{% for m in messages %}{{ m['content'].split('</think>')[-1] }}{% endfor %}",
-        "{{ messages | length }}",
-    ],
-)
-def test_a_template_that_changes_what_is_said_gets_text(template):
-    tokenizer = tokenizer_of(template)
-    messages = [{"role": "assistant", "content": "<think>hm</think>Yo"}]
-    expected = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert render_chat(tokenizer, messages) == expected
+def test_a_template_that_changes_letters_is_no_loss():
+    tokenizer = tokenizer_of("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
+    assert render_chat(tokenizer, CHAT) == " HI YOU "

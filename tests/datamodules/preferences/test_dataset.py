@@ -152,14 +152,14 @@ def test_a_bad_pair_is_refused_or_skipped_by_its_place(name, tokenizer):
 def test_a_conversation_that_the_template_refuses_is_skipped_by_its_place():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         + tokenizer.chat_template
     )
-    prompts = [[USER], [{"role": "system", "content": "Be brief."}, USER]]
-    with pytest.raises(ValueError, match=r"pair 2.*no system"):
+    prompts = [[USER], [{"role": "tool", "content": "Be brief."}, USER]]
+    with pytest.raises(ValueError, match=r"pair 2.*no tools"):
         PreferenceDataset(prompts, [[YES]] * 2, [[NO]] * 2, tokenizer)
     made, problem = skipping(prompts, [[YES]] * 2, [[NO]] * 2, tokenizer)
-    assert problem.startswith("pair 2") and "no system" in problem and len(made) == 1
+    assert problem.startswith("pair 2") and "no tools" in problem and len(made) == 1
 
 
 def test_sides_that_truncation_makes_equal_are_told_so(tokenizer):

@@ -199,7 +199,10 @@ def test_limits_hold_and_nothing_but_ends_is_added_or_lost(name, longest, close)
         encoded = tokenizer(prompt.content + response, return_offsets_mapping=True)
         border = len(prompt.content)
         if not close and not any(a < border < b for a, b in encoded["offset_mapping"]):
-            assert start0 + answer0 == encoded["input_ids"]
+            whole = encoded["input_ids"]
+            if response.endswith("<eos>") and whole[-2:] == [eos, eos]:
+                whole = whole[:-1]  # the tokenizer closes what is closed already
+            assert start0 + answer0 == whole
 
 
 # ------------------------------------------------------------------------ truncation

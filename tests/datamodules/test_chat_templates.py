@@ -1,0 +1,217 @@
+"""What a row says, through chat templates of every shape: all of it, or a refusal that names it."""
+
+import warnings
+
+import pytest
+from template_helpers import (
+    SYSTEM,
+    TEMPLATES,
+    TOOL,
+    calling,
+    says,
+    tokenizer_of,
+    user,
+)
+
+from datamodules import templates
+from datamodules.templates import ChatError, render_chat
+from datamodules.text.encoding import Limits, encode, render, render_all
+from datamodules.text.prompts import Prompt, asked_text, begun, encode_prompt, prompt_text
+
+ASKED, AGAIN = user("Is it wet?"), user("And now?")
+LONG = Limits(4000, 2000)
+
+
+def split(name, prompt, answer, tools=()):
+    """Prompt and response as their tokens decode."""
+    tokenizer = tokenizer_of(name)
+    asked = Prompt(prompt, {}, tuple(tools))
+    ((start, said),) = encode(tokenizer, [render(tokenizer, asked, answer)], LONG, close=False)
+    return tokenizer.decode(start), tokenizer.decode(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "said"),
+    [
+        ("chatml", "<|im_start|>user\nIs it wet?<|im_end|>\n<|im_start|>assistant\n",
+         "Yes.<|im_end|>\n"),
+        ("qwen3", "<|im_start|>user\nIs it wet?<|im_end|>\n<|im_start|>assistant\n",
+         "<think>\n\n</think>\n\nYes.<|im_end|>\n"),
+        ("r1", "<bos><|User|>Is it wet?<|Assistant|>", "Yes.<eos>"),
+        ("gemma", "<bos><start_of_turn>user\nIs it wet?<end_of_turn>\n<start_of_turn>model\n",
+         "Yes.<end_of_turn>\n"),
+        ("llama2", "<bos>[INST] Is it wet? [/INST]", " Yes. <eos>"),
+        ("llama3.1", "<bos><|system|><|eot|><|user|>Is it wet?<|eot|><|assistant|>",
+         "Yes.<|eot|>"),
+        ("mistral", "<bos>[INST] Is it wet?[/INST]", " Yes.<eos>"),
+        ("phi3", "<|user|>\nIs it wet?<|end|>\n<|assistant|>\n", "Yes.<|end|>\n<eos>"),
+        ("zephyr", "<|user|>\nIs it wet?<eos>\n<|assistant|>\n", "Yes.<eos>\n"),
+        ("vision", "User: Is it wet?<eou>\nAssistant:", " Yes.<eou>\n"),
+    ],
+)  # fmt: skip
+def test_a_question_and_its_answer(name, start, said):
+    assert split(name, [ASKED], [says("Yes.")]) == (start, said)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_system_message_is_in_the_prompt_of_every_template(name):
+    start, said = split(name, [SYSTEM, ASKED, says("No."), AGAIN], [says("Yes.")])
+    for words in ("Be terse.", "Is it wet?", "No.", "And now?"):
+        assert start.count(words) == 1, words
+    assert said.count("Yes.") == 1 and "now" not in said
+
+
+def test_a_template_without_a_system_role_is_told_of_once():
+    templates._warned.clear()
+    tokenizer = tokenizer_of("gemma")
+    with pytest.warns(UserWarning, match="no system role"):
+        text = render_chat(tokenizer, [SYSTEM, ASKED])
+    assert text.startswith("<bos><start_of_turn>user\nBe terse.\n\nIs it wet?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        render_chat(tokenizer, [SYSTEM, AGAIN])
+
+
+# ------------------------------------------------------------------------------ calls
+
+CALLED = '{"city": "Oslo", "now": true}'
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("hermes", '{"name": "weather", "arguments": {"city": "Oslo", "now": true}}'),
+        ("qwen3", '{"name": "weather", "arguments": {"city": "Oslo", "now": true}}'),
+        ("llama3.1", '{"name": "weather", "parameters": {"city": "Oslo", "now": true}}'),
+        ("deepseek", '<call>weather\n{"city": "Oslo", "now": true}</call>'),
+    ],
+)
+@pytest.mark.parametrize("arguments", [CALLED, {"city": "Oslo", "now": True}])
+def test_a_call_is_written_as_the_template_writes_it(name, written, arguments):
+    _, said = split(name, [ASKED], [calling(arguments)], [TOOL])
+    assert written in said
+    answered = [ASKED, calling(arguments), {"role": "tool", "content": "3 mm"}]
+    start, _ = split(name, answered, [says("Yes.")], [TOOL])
+    assert written in start and "3 mm" in start
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "llama2", "mistral", "phi3", "zephyr", "r1"])
+def test_a_template_that_drops_a_call_is_refused(name):
+    with pytest.raises(ChatError, match="drops the call of 'weather' in message 2"):
+        split(name, [ASKED], [calling(CALLED)])
+
+
+def test_what_else_a_template_drops_is_named():
+    asked = [ASKED, says("Hm."), {"role": "tool", "content": "3 mm"}]
+    with pytest.raises(ChatError, match="drops what the tool says in message 3"):
+        split("phi3", asked, [says("Yes.")])
+    with pytest.raises(ChatError, match="drops the tool 'weather'"):
+        split("chatml", [ASKED], [says("Yes.")], [TOOL])
+    name_only = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    name_only += "{{ c.function.name }}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatError, match="the arguments of the call of 'weather'"):
+        split(name_only, [ASKED], [calling(CALLED)])
+    shown_by_python = name_only.replace(".name", ".arguments")
+    said = split("weather" + shown_by_python, [ASKED], [calling({"city": "Oslo", "now": True})])[1]
+    assert said == '{"city": "Oslo", "now": true}'
+
+
+def test_the_same_short_words_twice_must_stand_there_twice():
+    last = "{{ messages[0].content }}{{ messages[-1].content }}"
+    with pytest.raises(ChatError, match="drops what the user says in message 3"):
+        render_chat(tokenizer_of(last), [user("Yes"), says("Yes"), user("Yes")])
+
+
+def test_a_name_that_a_template_does_not_show_is_named_once():
+    templates._warned.clear()
+    with pytest.warns(UserWarning, match="does not show 'name' of messages"):
+        split("chatml", [ASKED | {"name": "Ann"}], [says("Yes.")])
+
+
+# --------------------------------------------------------------------------- thoughts
+
+OWN = says("Yes.", reasoning_content="It rains.")
+TAGGED = says("<think>\nIt rains.\n</think>\n\nYes.")
+
+
+@pytest.mark.parametrize("answer", [OWN, says("Yes.", thinking="It rains."), TAGGED])
+@pytest.mark.parametrize("name", ["qwen3", "r1"])
+def test_the_thoughts_of_an_answer_are_learned(name, answer):
+    start, said = split(name, [ASKED], [answer])
+    assert (start + said).count("<think>\nIt rains.\n</think>\n\nYes.") == 1
+    assert start.endswith("<|Assistant|><think>\n" if name == "r1" else "assistant\n")
+
+
+def test_thoughts_that_a_template_cannot_show_are_refused():
+    with pytest.raises(ChatError, match="drops the thoughts in message 2"):
+        split("chatml", [ASKED], [OWN])
+    assert split("chatml", [ASKED], [TAGGED])[1].startswith("<think>\nIt rains.")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "r1"])
+def test_thoughts_of_earlier_turns_are_left_out_as_the_template_does(name):
+    start, said = split(name, [ASKED, TAGGED, AGAIN], [says("No.")])
+    assert "rains" not in start and "Yes." in start and "No." in said
+
+
+def test_both_sides_of_a_pair_have_the_same_prompt_whatever_they_thought():
+    tokenizer = tokenizer_of("r1")
+    sides = render_all(tokenizer, Prompt([ASKED]), [[TAGGED], [says("No.")]])
+    assert [side.start for side in sides] == ["<bos><|User|>Is it wet?<|Assistant|>"] * 2
+    said = [side.whole.removeprefix(side.start) for side in sides]
+    assert said == ["<think>\nIt rains.\n</think>\n\nYes.<eos>", "No.<eos>"]
+
+
+@pytest.mark.parametrize("tag", ["<think>\n", "<reasoning>", "[THINK]"])
+def test_a_generation_prompt_that_opens_thoughts_is_part_of_the_response(tag):
+    tokenizer = tokenizer_of(TEMPLATES["r1"].replace("<think>\n", tag))
+    prompt = Prompt([ASKED])
+    assert prompt_text(tokenizer, prompt).endswith("<|Assistant|>" + tag)
+    assert begun(tokenizer, prompt) == tag
+    assert asked_text(tokenizer, prompt).endswith("<|Assistant|>")
+    assert begun(tokenizer_of("qwen3"), prompt) == ""
+
+
+# ------------------------------------------------------------- messages that go on
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_that_ends_in_an_assistants_message_is_continued(name):
+    start, said = split(name, [ASKED, says("It is")], [says(" raining.")])
+    assert start.endswith("It is") and said.startswith(" raining.")
+    tokenizer = tokenizer_of(name)
+    prompt = Prompt([ASKED, says("It is")])
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)) == start
+    assert begun(tokenizer, prompt) == "It is"
+    assert asked_text(tokenizer, prompt) + "It is" == start
+
+
+def test_a_space_that_a_template_trims_belongs_to_the_response():
+    assert split("gemma", [ASKED, says("It is ")], [says("raining.")])[1].startswith(" raining.")
+    assert begun(tokenizer_of("gemma"), Prompt([ASKED, says("It is ")])) == "It is"
+
+
+def test_a_call_without_its_answer_cannot_be_continued():
+    with pytest.raises(ValueError, match="cannot be continued"):
+        split("hermes", [ASKED, calling(CALLED)], [says("x")])
+
+
+# ---------------------------------------------------------------- special tokens said
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("special", ["<|im_end|>", "<eos>", "<bos>", "<end_of_turn>", "<|eot|>"])
+def test_special_tokens_that_somebody_said_are_words(name, special):
+    tokenizer = tokenizer_of(name)
+    words = f"a{special}b {special}"
+    texts = [[user(w), says("Hm."), user("so")] for w in (words, "ab")]
+    said = [[says(w)] for w in (words, "ab")]
+    rows = [render(tokenizer, Prompt(t), s) for t, s in zip(texts, said, strict=True)]
+    armed, plain = encode(tokenizer, rows, LONG, close=False)
+    ids = set(tokenizer.added_tokens_decoder)
+    for part, clean in zip(armed, plain, strict=True):
+        assert [i for i in part if i in ids] == [i for i in clean if i in ids]
+        assert words in tokenizer.decode(part)
+    assert words in prompt_text(tokenizer, Prompt(texts[0]))
+    ids = encode_prompt(tokenizer, Prompt(texts[0]))
+    assert tokenizer.decode(ids) == prompt_text(tokenizer, Prompt(texts[0]))
