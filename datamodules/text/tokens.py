@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import special_once
-from datamodules.text.controls import is_marked, pieces
+from datamodules.text.controls import is_marked, pieces, readable
 
 ANCHORS = ("\n", ".", " ", "(", *"azeix059", "é")
 """Texts behind which others are tokenized."""
@@ -59,7 +59,9 @@ def going_on(
         start: the text of ``before``.
         whole: what both together should decode to.
     """
-    return _fitting(tokenizer, _encoder(tokenizer), before, start, text, whole)
+    if is_marked(text):
+        return _pieced(tokenizer, text, before, readable(start))
+    return _fitting(tokenizer, _encoder(tokenizer), before, readable(start), text, whole)
 
 
 def _candidates(encode: Encode, start: str, text: str) -> Iterator[list[int]]:
@@ -72,22 +74,34 @@ def _candidates(encode: Encode, start: str, text: str) -> Iterator[list[int]]:
             yield ids[len(head) :]
 
 
-def _pieced(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text in which marked special tokens are words."""
-    ids: list[int] = []
-    before = ""
+def _pieced(
+    tokenizer: PreTrainedTokenizerBase, text: str, before: Sequence[int] = (), start: str = ""
+) -> list[int]:
+    """Ids of a text in which marked special tokens are words, to stand behind ``before``."""
+    ids = list(before)
     for piece, is_word in pieces(text):
-        encode = _as_words(tokenizer) if is_word else _encoder(tokenizer)
-        tail = ids[-_TAIL:]
-        wanted = decoded(tokenizer, tail) + piece
-        new = _fitting(tokenizer, encode, tail, before, piece, wanted) if ids else encode(piece)
-        if is_word and tokenizer.added_tokens_encoder.get(piece) in new:
-            raise ValueError(
-                f"a message holds {piece!r}, which the tokenizer has as a special token only: take"
-                " it out of the row"
-            )
-        ids, before = ids + new, piece
-    return ids
+        ids, start = ids + _next(tokenizer, ids, start, piece, is_word), piece
+    return ids[len(before) :]
+
+
+def _next(
+    tokenizer: PreTrainedTokenizerBase, before: list[int], start: str, piece: str, is_word: bool
+) -> list[int]:
+    encode, tail = (_as_words if is_word else _encoder)(tokenizer), before[-_TAIL:]
+    if not before:
+        ids = encode(piece)
+    else:
+        whole = decoded(tokenizer, tail) + piece
+        ids = _fitting(tokenizer, encode, tail, start, piece, whole)
+    if not is_word or tokenizer.added_tokens_encoder.get(piece) not in ids:
+        return ids
+    if len(piece) == 1:
+        raise ValueError(
+            f"a message holds {piece!r}, which the tokenizer has as a special token only: take it"
+            " out of the row"
+        )
+    first = _next(tokenizer, before, start, piece[0], True)  # its vocabulary holds it as a word too
+    return first + _next(tokenizer, before + first, piece[0], piece[1:], True)
 
 
 def _fitting(
