@@ -1,7 +1,7 @@
 """PreferenceDataModule: a file of preferences -> batches for DPO, ORPO and reward models."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,6 +11,7 @@ from datamodules.checks import require_seed, require_whole
 from datamodules.preferences.dataset import ExampleDataset
 from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples
+from datamodules.template_options import set_template_defaults
 from datamodules.text.encoding import Limits
 from datamodules.text.tables import read_rows, require_dataset
 from datamodules.types import as_preference_learner
@@ -28,6 +29,9 @@ class PreferenceDataModule(L.LightningDataModule):
         train_dataset, eval_dataset: already tokenized, instead of a path.
         objectives: columns that hold scores; rows then have ``prompt`` and ``response``.
         split, eval_split: of Hugging Face datasets; default ``train`` and ``test``.
+        chat_template_kwargs: what the chat template reads beside the conversation, such as
+            ``{"enable_thinking": False}``; written into the template, so that an exported model
+            has it too (``set_template_defaults``). A column of that name says it for single rows.
         on_error: ``raise``, or ``skip`` rows that cannot be learned from.
         max_length, max_prompt_length: see ``Limits``.
         batch_size: examples a backward pass, over all processes.
@@ -49,6 +53,7 @@ class PreferenceDataModule(L.LightningDataModule):
         objectives: Sequence[str] | None = None,
         split: str | None = None,
         eval_split: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         on_error: str = "raise",
         max_length: int = 512,
         max_prompt_length: int = 256,
@@ -77,7 +82,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self.limits = Limits(max_length, max_prompt_length)
         except ValueError as error:
             raise ValueError(f"data.{error}") from None
-        self.on_error = on_error
+        self.chat_template_kwargs, self.on_error = chat_template_kwargs, on_error
         self.batch_size, self.accumulate = batch_size, gradient_accumulation_steps
         self.eval_batch_size, self.seed = eval_batch_size, seed
 
@@ -87,6 +92,9 @@ class PreferenceDataModule(L.LightningDataModule):
         Raises:
             ValueError: the algorithm is no ``PreferenceLearner``, or rows cannot be learned from.
         """
+        learner = as_preference_learner(self.trainer.lightning_module)
+        given = self.chat_template_kwargs
+        set_template_defaults(learner.tokenizer, given, "data.chat_template_kwargs")
         train, held_out = self.train_dataset, self.eval_dataset
         if train is None:
             assert self.path is not None  # __init__ has seen to it

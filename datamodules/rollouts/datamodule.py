@@ -5,7 +5,7 @@ It reads the prompts, makes the environment and holds out what is evaluated on; 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rewards.devices import set_own_device
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
+from datamodules.template_options import set_template_defaults
 from datamodules.text.cache import digest, plain
 from datamodules.text.prompts import Prompt, gather_prompts
 from datamodules.text.tables import require_dataset, require_path
@@ -41,6 +42,9 @@ class RolloutDataModule(L.LightningDataModule):
             evaluates nothing. An environment that is given as an object holds out its own alone.
         eval_generations: episodes of each held-out starting state; ``val/pass@k`` wants several.
         prompt_column, split, chat: see ``load_prompts``; the first two are of a path.
+        chat_template_kwargs: what the chat template reads beside the conversation, such as
+            ``{"enable_thinking": False}``; written into the template (``set_template_defaults``).
+            A column of that name says it for single prompts.
         batch_size: episodes an iteration, over all processes.
         num_generations: episodes of each starting state (a group) in an iteration.
         max_resamples: how often an iteration's groups whose rewards are all equal are replaced by
@@ -71,6 +75,7 @@ class RolloutDataModule(L.LightningDataModule):
         prompt_column: str | None = None,
         split: str | None = None,
         chat: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 16,
         num_generations: int = 1,
         max_resamples: int = 0,
@@ -98,6 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
         require_seed("data.seed", seed)
         self.env, self.prompts, self.path = env, prompts, path
         self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
+        self.chat_template_kwargs = chat_template_kwargs
         self._gather = partial(gather_prompts, column=prompt_column, split=split, chat=chat)
         self.plan = IterationPlan(
             batch_size=batch_size,
@@ -124,6 +130,7 @@ class RolloutDataModule(L.LightningDataModule):
             return
         set_own_device(self.trainer.strategy.root_device)
         policy = as_policy(self.trainer.lightning_module)
+        self._set_template(policy.tokenizer)
         whole = isinstance(self.env, Environment)
         held_out: Sequence[int] | None = None
         prompts: list[Prompt] | None = None
@@ -136,6 +143,7 @@ class RolloutDataModule(L.LightningDataModule):
         if isinstance(own, PreTrainedTokenizerBase) and own is not policy.tokenizer:
             _require_same_tokens(own, policy.tokenizer)
             note_model_ends(own, model_ends(policy.tokenizer))
+            self._set_template(own)
         if held_out is None:
             held_out = env.held_out
         if self.eval_size and held_out is None and not whole:
@@ -160,6 +168,9 @@ class RolloutDataModule(L.LightningDataModule):
             for name, starts in sets.items()
             if starts
         }
+
+    def _set_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        set_template_defaults(tokenizer, self.chat_template_kwargs, "data.chat_template_kwargs")
 
     def _digest(self, starts: Sequence[int]) -> str:
         """Of prompts by what they say, of an environment's own starting states by number."""

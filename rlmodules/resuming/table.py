@@ -43,7 +43,8 @@ TABLE: dict[str, dict[Effect, str]] = {
     "data": {  # of what path, prompts and split name, the rows themselves are compared
         N: "path prompts split on_error eval_path eval_prompts eval_split",
         A: "eval_size eval_generations eval_batch_size rows.held_out",
-        R: "env prompt_column chat objectives max_length max_prompt_length max_resamples",
+        R: """env prompt_column chat chat_template_kwargs objectives max_length max_prompt_length
+            max_resamples""",
         O: """rows batch_size mini_batch_size epochs num_generations seed
             gradient_accumulation_steps""",
     },

@@ -13,7 +13,7 @@ from datamodules.text.cache import digest
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.resuming import contents
 
-PROMPTS = ("prompts", "path", "prompt_column", "split", "chat")
+PROMPTS = ("prompts", "path", "prompt_column", "split", "chat", "chat_template_kwargs")
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p")
 HELD_OUT = ("eval_prompts", "eval_path", "eval_size")
 

@@ -132,6 +132,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "data.eval_path": ("data.eval_path=null",),
     "preferences:data.eval_path": ("data.eval_path=${oc.env:WALKED}/others.jsonl",),
     "data.eval_batch_size": ("data.eval_batch_size=2",),
+    "data.chat_template_kwargs": ("data.chat_template_kwargs={enable_thinking:false}",),
     "data.split": ("data.split=test",),
     "data.eval_split": ("data.eval_split=validation",),
     "data.prompt_column": (

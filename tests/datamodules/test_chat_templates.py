@@ -1,8 +1,12 @@
 """What a row says, through chat templates of every shape: all of it, or a refusal that names it."""
 
+import json
 import warnings
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
+from helpers import config, data, run
 from template_helpers import (
     SYSTEM,
     TEMPLATES,
@@ -12,11 +16,16 @@ from template_helpers import (
     tokenizer_of,
     user,
 )
+from transformers import PreTrainedTokenizerFast
 
-from datamodules import templates
+from datamodules import PreferenceDataModule, templates
+from datamodules.template_options import set_template_defaults
 from datamodules.templates import ChatError, render_chat
-from datamodules.text.encoding import Limits, encode, render, render_all
+from datamodules.text.chat import opening
+from datamodules.text.encoding import Limits, encode, encode_responses, render, render_all
 from datamodules.text.prompts import Prompt, asked_text, begun, encode_prompt, prompt_text
+from rlmodules import PPO
+from rlmodules.models.embedded import tiny_model
 
 ASKED, AGAIN = user("Is it wet?"), user("And now?")
 LONG = Limits(4000, 2000)
@@ -215,3 +224,96 @@ def test_special_tokens_that_somebody_said_are_words(name, special):
     assert words in prompt_text(tokenizer, Prompt(texts[0]))
     ids = encode_prompt(tokenizer, Prompt(texts[0]))
     assert tokenizer.decode(ids) == prompt_text(tokenizer, Prompt(texts[0]))
+
+
+# ------------------------------------------------------------------- template options
+
+OFF = "<|im_start|>user\nIs it wet?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def without_thinking(name="qwen3"):
+    tokenizer = tokenizer_of(name)
+    set_template_defaults(tokenizer, {"enable_thinking": False}, "data.chat_template_kwargs")
+    return tokenizer
+
+
+def test_template_options_reach_prompts_pairs_and_rewards():
+    tokenizer, prompt = without_thinking(), Prompt([ASKED])
+    assert prompt_text(tokenizer, prompt) == OFF
+    row = render(tokenizer, prompt, [says("Yes.")])
+    assert (row.start, row.whole) == (OFF, OFF + "Yes.<|im_end|>\n")
+    assert opening(tokenizer, [ASKED])[0] == OFF
+    (ids,) = encode_responses(tokenizer, [""], ["Yes."], [{"messages": [ASKED]}], LONG)
+    assert tokenizer.decode(ids) == row.whole
+    assert prompt_text(tokenizer_of("qwen3"), prompt) != OFF
+
+
+def test_template_options_go_with_an_exported_tokenizer(tmp_path):
+    without_thinking().save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert prompt_text(loaded, Prompt([ASKED])) == OFF
+    thinking = loaded.apply_chat_template(
+        [ASKED], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    assert thinking == prompt_text(tokenizer_of("qwen3"), Prompt([ASKED]))
+
+
+def test_a_row_has_template_options_of_its_own():
+    tokenizer, own = tokenizer_of("qwen3"), {"chat_template_kwargs": {"enable_thinking": False}}
+    assert prompt_text(tokenizer, Prompt([ASKED], own)) == OFF
+    with pytest.raises(ValueError, match=r"chat_template_kwargs names 'enable_thinkin'"):
+        prompt_text(tokenizer, Prompt([ASKED], {"chat_template_kwargs": {"enable_thinkin": 1}}))
+    # a reward model's template need not know what the policy's does
+    reward = tokenizer_of("chatml")
+    (ids,) = encode_responses(reward, [""], ["Yes."], [own | {"messages": [ASKED]}], LONG)
+    assert "Yes." in reward.decode(ids)
+
+
+@pytest.mark.parametrize("option", ["enable_thinkin", "messages", "c", "bos_token"])
+def test_an_option_that_the_template_does_not_read_is_refused(option):
+    with pytest.raises(ValueError, match=rf"{option}.*it reads \['enable_thinking'\]"):
+        set_template_defaults(tokenizer_of("qwen3"), {option: 1}, "data.chat_template_kwargs")
+    plain = tokenizer_of("qwen3")
+    plain.chat_template = None
+    with pytest.raises(ValueError, match="it reads none"):
+        set_template_defaults(plain, {option: 1}, "data.chat_template_kwargs")
+
+
+@pytest.mark.parametrize("value", [None, True, 2, 0.5, 'a "b" \\ {{ c }}', [1, "b"], {"a": [None]}])
+def test_options_of_every_kind_and_templates_that_begin_with_a_newline(value):
+    tokenizer = tokenizer_of("\n{{ extra | tojson }}{{ messages[0].content }}")
+    set_template_defaults(tokenizer, {"extra": value}, "data.chat_template_kwargs")
+    set_template_defaults(tokenizer, {"extra": value}, "data.chat_template_kwargs")
+    assert tokenizer.chat_template.count("is not defined") == 1
+    expected = f"\n{json.dumps(value)}Is it wet?"
+    assert prompt_text(tokenizer, Prompt([ASKED])) == expected
+
+
+def test_data_modules_write_template_options_into_the_policys_template(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": [ASKED], "chosen": [says("Yes.")], "rejected": [says("No.")]}
+    path.write_text(json.dumps(row) + "\n")
+    options = {"enable_thinking": False}
+    data = PreferenceDataModule(str(path), eval_size=0, chat_template_kwargs=options)
+    learner = SimpleNamespace(tokenizer=tokenizer_of("qwen3"), closes_texts=True)
+    data.trainer = SimpleNamespace(lightning_module=learner, is_global_zero=False)
+    with patch("datamodules.preferences.datamodule.as_preference_learner", lambda m: m):
+        data.setup()
+    example = data.train_dataset[0]
+    assert learner.tokenizer.decode(example.sequences[0][: example.prompt_length]) == OFF
+
+
+def test_prompts_of_a_run_have_its_template_options():
+    c = config(batch_size=2, mini_batch_size=2, max_new_tokens=2, num_iterations=1, ppo_epochs=1)
+    template = TEMPLATES["qwen3"].replace("<|im_start|>", "<").replace("<|im_end|>", ">")
+    module = PPO(c, model=tiny_model()[0], tokenizer=tokenizer_of(template))
+    seen = []
+
+    def reward(prompts, responses, metadata=None):
+        seen.extend(prompts)
+        return [float(len(response)) for response in responses]
+
+    options = {"enable_thinking": False}
+    rollouts = data(c, reward, prompts=[[ASKED]] * 2, chat_template_kwargs=options)
+    run(c, module, data=rollouts)
+    assert seen and all(text.endswith("<think>\n\n</think>\n\n") for text in seen)
