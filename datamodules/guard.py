@@ -4,7 +4,9 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -117,3 +119,56 @@ class _Worker(threading.Thread):
                     return
                 self.busy = (index, time.monotonic())
             self.finished.put((index, attempt(call)))
+
+
+def in_main(call: Callable[[], Any]) -> Any:
+    """The result of ``call`` made in the main thread, or its ``Failure``.
+
+    Another thread has it made there while the main one is within ``serving_main``.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return attempt(call)
+    reply: SimpleQueue = SimpleQueue()
+    with _asking:
+        if _calls is None:
+            return Failure(
+                RuntimeError("the main thread is not at hand: it waits for something else")
+            )
+        _calls.put((call, reply))
+    return reply.get()
+
+
+_asking = threading.Lock()
+_calls: SimpleQueue | None = None
+"""What the main thread is asked for; None where it does not look."""
+
+
+@contextmanager
+def serving_main() -> Iterator[Callable[[Future], None]]:
+    """Gives a function that waits for a future in the main thread, and makes there what is asked
+    for by ``in_main`` meanwhile; elsewhere it only waits."""
+    global _calls
+    if threading.current_thread() is not threading.main_thread() or _calls is not None:
+        yield lambda future: None
+        return
+    calls = _calls = SimpleQueue()
+
+    def wait(future: Future) -> None:
+        future.add_done_callback(lambda _: calls.put(None))
+        while (asked := calls.get()) is not None:
+            call, reply = asked
+            try:
+                result = attempt(call)
+            except BaseException as error:  # an interrupt by the user
+                reply.put(Failure(error))
+                raise
+            reply.put(result)
+
+    try:
+        yield wait
+    finally:
+        with _asking:
+            _calls = None
+        while not calls.empty():  # whoever waits still is told
+            if (asked := calls.get()) is not None:
+                asked[1].put(Failure(RuntimeError("the main thread went on without it")))

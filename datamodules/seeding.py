@@ -1,6 +1,12 @@
 """Seeds: every random stream is a function of numbers that a resumed run knows too."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning as L
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 
 
 def derive_seed(*parts: int) -> int:
@@ -17,3 +23,27 @@ def derive_seed(*parts: int) -> int:
 def seed_all(seed: int) -> None:
     """Seed torch, numpy and random: rewards and dropout draw from those."""
     L.seed_everything(seed % 2**32, verbose=False)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Puts back what foreign code may change within and training depends on: random states, the
+    working folder, torch's default type.
+
+    Args:
+        device: whose random state is put back besides the CPU's.
+    """
+    states, folder, dtype = (
+        _collect_rng_states(include_cuda=False),
+        os.getcwd(),
+        torch.get_default_dtype(),
+    )
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        _set_rng_states(states)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)

@@ -105,6 +105,8 @@ class Trajectory:
     another; empty before the first."""
     kept_mass: list[float] = field(default_factory=list)
     """Of all responses' tokens (see ``Response``)."""
+    unscored: bool = False
+    """No reward applies to it (``None``), which is another thing than a reward of 0."""
 
 
 def sequence_of(trajectory: Trajectory) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from datamodules.rewards.functions import sentiment
+from datamodules.rewards import sentiment
 from rlmodules.forward_backward import AsyncTrainingClient
 from rlmodules.models import ModelConfig, load_model, load_tokenizer
 

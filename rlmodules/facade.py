@@ -1,6 +1,6 @@
 """What the façades share: a module, the folder of its run, and the Trainer that fits it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 
 from datamodules import Environment
+from datamodules.rewards.weighting import Reward, WeightedReward
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.callbacks.card import write_card
@@ -41,7 +42,7 @@ class Facade:
     env: Environment | None = None
     report: Report | None = None
     """Of the last run."""
-    reward_fn: Callable[..., Sequence[float]] | None = None
+    reward_fn: Reward | None = None
 
     def __init__(
         self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
@@ -127,7 +128,16 @@ class Facade:
             "data": plain,
             "trainer": self.trainer_options,
         }
-        objects = {"env._target_": self.env, "reward._target_": self.reward_fn}
-        code = {name: code_of(given) for name, given in objects.items()}
+        code = {"env._target_": code_of(self.env)} | dict(_told(self.reward_fn))
         here = {"started_by": "trainers"}
         return dict(flatten(groups)) | code | settings_of(self.module) | here
+
+
+def _told(reward: Reward | None, name: str = "reward._target_") -> Iterator[tuple[str, Any]]:
+    """A reward by its code, or several by theirs and their weights."""
+    if isinstance(reward, WeightedReward):
+        for part, one in reward.components.items():
+            yield from _told(one, f"reward.components.{part}")
+        yield from ((f"reward.weights.{part}", w) for part, w in reward.weights.items())
+    else:
+        yield name, code_of(getattr(reward, "fn", None))

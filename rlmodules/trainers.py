@@ -1,6 +1,6 @@
 """Façades for scripts and notebooks: module, data module and ``L.Trainer`` in one object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from rlmodules.facade import Facade, Metrics
 from rlmodules.models import ModelConfig
 from rlmodules.reward_models.config import RewardModelConfig
 from rlmodules.reward_models.scalar import RewardModel
+from rlmodules.reward_models.weighted import rewards_of
 
 
 class OnlineTrainer(Facade):
@@ -29,7 +30,10 @@ class OnlineTrainer(Facade):
     Args:
         config: settings.
         tokenizer: default: the model's own.
-        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``; default: length.
+        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``, or as
+            ``TextGenerationEnv`` takes them: TRL's, several in a list or a dict; or by name, as
+            ``reward=`` does (``"length"``, ``"my_module:my_fn"``); default: length.
+        reward_weights: of several, in a list or by name; default: 1 each.
         env: plays and scores instead of ``reward_fn``; it has prompts of its own.
         model: a causal language model to train instead of loading ``config.model_name``.
         model_config: how to load it (type, LoRA, attention).
@@ -50,8 +54,9 @@ class OnlineTrainer(Facade):
         self,
         config: OnlineConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        reward_fn: Callable[..., Sequence[float]] | None = None,
+        reward_fn: Any = None,
         *,
+        reward_weights: Sequence[float] | Mapping[str, float] | None = None,
         env: Environment | None = None,
         model: nn.Module | None = None,
         model_config: ModelConfig | None = None,
@@ -60,7 +65,10 @@ class OnlineTrainer(Facade):
     ) -> None:
         if env is not None and reward_fn is not None:
             raise ValueError("give either env, which scores itself, or reward_fn, not both")
-        self.reward_fn, self.env = reward_fn, env
+        if reward_weights is not None and reward_fn is None:
+            raise ValueError(f"reward_weights={reward_weights!r} go with several in reward_fn")
+        self.reward_fn = None if reward_fn is None else rewards_of(reward_fn, reward_weights)
+        self.env = env
         module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
         super().__init__(module, output_dir, trainer_options)
 

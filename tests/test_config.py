@@ -30,6 +30,8 @@ NEEDS = {  # what the user must give besides
     "model=hf": ["model.name=random:tiny"],
     "reward=function": ["reward.path=tests.rewards:fn"],
     "reward=model": ["reward.path=some/folder"],
+    "reward=judge": ["reward.url=http://localhost:8000/v1", "reward.model=name"],
+    "reward=weighted": ["reward.components={short: length}"],
     "env=gsm8k": ["env.path=problems.jsonl"],
     "env=custom": ["env._target_=my_envs.MyEnv"],
     "task=collect_preferences": ["out=pairs.jsonl"],

@@ -53,7 +53,7 @@ def said(*overrides):
         ("algo=pp0", "there is no algo=pp0: did you mean ppo?"),
         ("env=maths", "there is no env=maths: did you mean math?"),
         ("reward=lenght", "there is no reward=lenght: did you mean length?"),
-        ("reward=xyz", "there is no reward=xyz: there are function, length, model, none,"),
+        ("reward=xyz", "there is no reward=xyz: there are function, judge, length, model,"),
         ("env=math env.difficulti=3", "no `difficulti` in env: did you mean difficulty?"),
         ("+data.evalsize=3", "no `evalsize` in data: did you mean eval_size?"),
         ("+reward.timeout=3", "no `timeout` in reward: did you mean timeout_s?"),

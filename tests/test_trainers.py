@@ -12,7 +12,7 @@ from pair_helpers import PROMPTS as QUESTIONS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from datamodules import PreferenceDataset
+from datamodules import PreferenceDataset, Prompt
 from rlmodules import (
     DPOConfig,
     DPOTrainer,
@@ -273,3 +273,29 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
     assert {type(c) for c in given["callbacks"]} <= known
     (last,) = (c for c in given["callbacks"] if isinstance(c, SaveLast))
     assert vars(last) == vars(callbacks["last"])
+
+
+def starts_with(completions, letter, **kwargs):
+    """As TRL's users write them: columns of the rows by name."""
+    return [float(text.startswith(first)) for text, first in zip(completions, letter, strict=True)]
+
+
+def test_rewards_are_given_as_trl_takes_them_and_continued_by_what_they_are(tmp_path):
+    prompts = [Prompt(text, {"letter": text[0]}) for text in ("One", "Two", "Three", "Four")]
+    c = PPOConfig(**QUICK | {"num_iterations": 1})
+
+    def trainer(reward_fn, **options):
+        return PPOTrainer(c, reward_fn=reward_fn, output_dir=tmp_path, **options, **QUIET)
+
+    given = [starts_with, "length"]
+    first = trainer(given, reward_weights=[2.0, 1.0])
+    metrics = first.train(prompts)
+    parts = [metrics[f"rollout/reward_{name}"][0] for name in ("starts_with", "length_reward")]
+    assert metrics["rollout/reward"][0] == pytest.approx(2 * parts[0] + parts[1])
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"reward\.weights\.starts_with: 2\.0 -> 3\.0"):
+        trainer(given, reward_weights=[3.0, 1.0]).train(prompts, 2, ckpt_path=last)
+    with pytest.raises(ValueError, match="a parameter letter, which no row has"):
+        trainer(starts_with).train(["One", "Two"])
+    with pytest.raises(ValueError, match=r"reward_weights=\[1\.0\] go with several"):
+        trainer(None, reward_weights=[1.0])

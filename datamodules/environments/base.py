@@ -47,6 +47,10 @@ class Environment(ABC):
     is set, each episode is scored by itself, in threads."""
     num_failed: int = 0
     """Episodes that have failed so far."""
+    num_scored: int = 0
+    """Episodes that some reward applied to so far."""
+    num_unscored: int = 0
+    """Episodes that none did."""
     held_out: Sequence[int] | None = None
     """Starting states kept for evaluation; None leaves the choice to the data module."""
 
@@ -91,9 +95,12 @@ class Environment(ABC):
     def respond(self, tokens: Tensor) -> StepResult:
         """Take one whole response [A]. The reward of a finished episode is left to ``score``."""
 
-    def score(self, episodes: "Sequence[Environment]") -> list[tuple[float, dict[str, float]]]:
+    def score(
+        self, episodes: "Sequence[Environment]"
+    ) -> list[tuple[float | None, dict[str, float]]]:
         """Final reward and metrics of finished episodes, forks of this one, as one batch.
 
+        A reward of None does not apply: nothing is said of the episode's worth.
         May run in a worker thread while the policy is evaluated.
         """
         return [(0.0, {}) for _ in episodes]
@@ -113,6 +120,8 @@ class Environment(ABC):
     def _scored(self, result: StepResult) -> StepResult:
         if result.done:
             reward, metrics = self.score([self])[0]
-            result.reward += reward
+            if reward is None:
+                result.info["unscored"] = True
+            result.reward += reward or 0.0
             result.metrics.update(metrics)
         return result

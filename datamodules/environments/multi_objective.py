@@ -21,6 +21,9 @@ Component = Callable[..., float]
 class MultiObjectiveRewardEnv(TextGenerationEnv):
     """``reward = sum of weight x component``; each component is in ``metrics`` as ``reward_NAME``.
 
+    A component that is None does not apply: it is left out of the sum and of the metrics; where
+    none applies, neither does the reward.
+
     Args:
         tokenizer, prompts: as of ``TextGenerationEnv``.
         reward_components: name -> ``(prompt, generated, full_text) -> float``. One that has a
@@ -63,7 +66,9 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
             if "metadata" in inspect.signature(component).parameters
         }
 
-    def score(self, episodes: Sequence["MultiObjectiveRewardEnv"]) -> list[tuple[float, dict]]:
+    def score(
+        self, episodes: Sequence["MultiObjectiveRewardEnv"]
+    ) -> list[tuple[float | None, dict]]:
         """Episodes side by side in threads."""
         calls = [partial(self._score_episode, episode) for episode in episodes]
         scored = run_all(calls)
@@ -74,8 +79,8 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
 
     def compute_multi_objective_reward(
         self, prompt: str, generated: str, full_text: str, metadata: dict[str, Any] | None = None
-    ) -> tuple[float, dict[str, float]]:
-        """The weighted sum, and every component's own value.
+    ) -> tuple[float | None, dict[str, float]]:
+        """The weighted sum, and the own value of every component that applies.
 
         Raises:
             ValueError: a component returned something other than a finite number.
@@ -84,15 +89,18 @@ class MultiObjectiveRewardEnv(TextGenerationEnv):
         for name, component in self.reward_components.items():
             more = {"metadata": metadata or {}} if name in self._takes_metadata else {}
             value = component(prompt, generated, full_text, **more)
+            if value is None:
+                continue
             parts[name] = finite_number(value)
             if parts[name] is None:
                 raise ValueError(
                     f"the reward component {name!r} returned {value!r}, which is no"
                     f" finite number\n  prompt:   {prompt!r}\n  response: {generated!r}"
                 )
-        return sum(self.reward_weights[name] * value for name, value in parts.items()), parts
+        total = sum(self.reward_weights[name] * value for name, value in parts.items())
+        return (total if parts else None), parts
 
-    def _score_episode(self, episode: "MultiObjectiveRewardEnv") -> tuple[float, dict]:
+    def _score_episode(self, episode: "MultiObjectiveRewardEnv") -> tuple[float | None, dict]:
         prompt, generated = asked_text(self.tokenizer, episode._prompt), episode.response
         total, parts = self.compute_multi_objective_reward(
             prompt, generated, prompt + generated, episode.metadata

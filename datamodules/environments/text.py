@@ -1,7 +1,6 @@
 """Write a continuation or an answer; a reward function judges it at the end."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from typing_extensions import Unpack
 
 from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
-from datamodules.rewards.functions import RewardFunction, as_reward, length_reward
+from datamodules.rewards.built_in import length_reward
+from datamodules.rewards.calling import Conversation, Samples
+from datamodules.rewards.weighting import as_reward
 from datamodules.text.prompts import (
     Prompt,
     as_prompt,
@@ -30,8 +31,10 @@ class TextGenerationEnv(Environment):
     Args:
         tokenizer: of the policy.
         prompts: strings, chat messages (lists of ``{"role": ..., "content": ...}``) or ``Prompt``s.
-        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``, or for one response at a
-            time ``(prompt, generated, full_text) -> float``, known by these names; default: length.
+        reward_fn: ``(prompts, responses, metadata=None) -> list[float]``, for one response at a
+            time ``(prompt, generated, full_text) -> float``, TRL's ``(completions, **columns)``, or
+            what else ``datamodules.rewards.calling`` knows by its names; several in a list, or by
+            name in a dict, are added up; default: length.
         max_length, stop_sequences, temperature, options: see ``Environment``.
 
     Raises:
@@ -45,7 +48,7 @@ class TextGenerationEnv(Environment):
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[str | list[Mapping[str, str]] | Prompt],
         max_length: int | None = None,
-        reward_fn: RewardFunction | None = None,
+        reward_fn: Any = None,
         stop_sequences: Sequence[str] | None = None,
         temperature: float | None = None,
         **options: Unpack[Options],
@@ -61,7 +64,8 @@ class TextGenerationEnv(Environment):
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self._starts = [as_prompt(prompt) for prompt in prompts]
-        self.reward_fn = as_reward(_batched(reward_fn or length_reward))
+        self.reward_fn = as_reward(length_reward if reward_fn is None else reward_fn)
+        self.reward_fn.require({name for start in self._starts for name in _row(start)})
         self.current_prompt_idx = 0
         self._index: int | None = None
         self._prompt: Prompt | None = None
@@ -120,14 +124,29 @@ class TextGenerationEnv(Environment):
         ended = self._ended_by_token(whole=True)
         return self._result(done=True, truncated=not ended)
 
-    def score(self, episodes: Sequence["TextGenerationEnv"]) -> list[tuple[float, dict]]:
+    def attach(self, policy: Any) -> None:
+        """See ``Environment``; refuses before anything is sampled.
+
+        Raises:
+            ValueError: episodes are to be scored in threads, and the reward wants the main one.
+        """
+        super().attach(policy)
+        if self.timeout_s is not None and self.reward_fn.in_main:
+            raise ValueError(
+                f"env.timeout_s={self.timeout_s} scores each episode in a thread, and"
+                " reward.run_in=main wants the main one: leave env.timeout_s at null"
+                " (reward.timeout_s limits a reward)"
+            )
+
+    def score(self, episodes: Sequence["TextGenerationEnv"]) -> list[tuple[float | None, dict]]:
         """One call of the reward function for all episodes."""
-        rewards = self.reward_fn(
+        samples = Samples(
             [asked_text(self.tokenizer, episode._prompt) for episode in episodes],
             [episode.response for episode in episodes],
             [episode.metadata for episode in episodes],
+            [list(episode._response) for episode in episodes],
         )
-        return [(reward, {}) for reward in rewards]
+        return self.reward_fn.scores(samples)
 
     @property
     def response(self) -> str:
@@ -180,12 +199,7 @@ class TextGenerationEnv(Environment):
     def metadata(self) -> dict[str, Any]:
         """The other columns of the prompt's row; of a conversation also its ``messages``, without
         the one that the response continues, and its ``tools``."""
-        prompt = self._prompt
-        if isinstance(prompt.content, str):
-            return dict(prompt.metadata)
-        messages = prompt.content[:-1] if is_continued(prompt) else prompt.content
-        tools = {"tools": list(prompt.tools)} if prompt.tools else {}
-        return prompt.metadata | tools | {"messages": messages}
+        return _row(self._prompt)
 
     def _result(self, *, done: bool, truncated: bool) -> StepResult:
         self._done = done
@@ -216,20 +230,10 @@ class TextGenerationEnv(Environment):
             raise RuntimeError("the episode is over: call reset() before the next step")
 
 
-def _batched(reward_fn: RewardFunction | Callable[..., float]) -> RewardFunction | Callable:
-    """A reward of one response as a reward of a batch; others as they are."""
-    try:
-        names = inspect.signature(reward_fn).parameters
-    except (TypeError, ValueError):  # nothing callable, or built in
-        return reward_fn
-    if not {"generated", "full_text"} <= set(names):
-        return reward_fn
-
-    def one_by_one(
-        prompts: Sequence[str], responses: Sequence[str], metadata: object = None
-    ) -> list[float]:
-        pairs = zip(prompts, responses, strict=True)
-        return [reward_fn(prompt=p, generated=r, full_text=p + r) for p, r in pairs]
-
-    one_by_one.__qualname__ = getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
-    return one_by_one
+def _row(prompt: Prompt) -> dict[str, Any]:
+    """See ``TextGenerationEnv.metadata``."""
+    if isinstance(prompt.content, str):
+        return dict(prompt.metadata)
+    messages = prompt.content[:-1] if is_continued(prompt) else prompt.content
+    tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+    return prompt.metadata | tools | {"messages": Conversation(messages)}

@@ -14,14 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.guard import Failure, attempt
-from datamodules.rewards.functions import (
-    Metadata,
-    RewardError,
-    RewardFunction,
-    as_reward,
-    finite_number,
-)
+from datamodules.rewards.calling import TEXTS, Metadata
+from datamodules.rewards.functions import RewardError, finite_number
 from datamodules.rewards.scorers import Classifier, comparison_of, reward_of
+from datamodules.rewards.weighting import Reward, as_reward
 
 Texts = Sequence[str]
 
@@ -97,9 +93,9 @@ def as_judge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Judge:
     Args:
         model: a ``Judge``; a ``PairScorer`` (``PairwiseRewardModel``) or ``TextScorer``
             (``RewardModel``); a sequence classifier of transformers with one output; a reward
-            function (a callable with a parameter ``metadata``, which is how
-            rewards are called); or a callable ``(prompt, response1, response2) -> P(first is
-            better)``, in [0, 1].
+            function (it names ``metadata``, ``responses`` or ``completions``, which is how rewards
+            are called), or several (``as_reward``); or a callable
+            ``(prompt, response1, response2) -> P(first is better)``, in [0, 1].
         tokenizer: of the model, where it has none of its own.
 
     Raises:
@@ -116,13 +112,15 @@ def as_judge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Judge:
         scorer = Classifier(model, tokenizer, name=f"preference_model={name}")
         _require_tokens(model, tokenizer)
         return _by_reward(reward_of(scorer, name=name))
+    if isinstance(model, Reward | dict | list | tuple):
+        return _by_reward(as_reward(model))
     if not callable(model):
         raise ValueError(
             f"preference_model={model!r} is neither a model nor a callable: give a reward model, a"
             " reward function (datamodules.rewards.model loads a checkpoint) or"
             " (prompt, response1, response2) -> P(first is better)"
         )
-    if _takes_metadata(model):
+    if _is_reward(model):
         return _by_reward(as_reward(model))
     return _one_by_one(model, _probability)
 
@@ -199,22 +197,28 @@ def _probability_of_verdict(verdict: Any, otherwise: Judge | None) -> float | No
     return (1 + number) / 2
 
 
-def _by_reward(reward: RewardFunction) -> Judge:
+def _by_reward(reward: Reward) -> Judge:
     def compare(prompts: Texts, firsts: Texts, seconds: Texts, metadata: Metadata) -> list[float]:
         sides = [*zip(prompts, firsts, metadata), *zip(prompts, seconds, metadata)]  # noqa: B905
         keys = [repr(side) for side in sides]
         once = dict(zip(keys, sides, strict=True))  # a response of many pairs is scored once
         rewards = reward(*map(list, zip(*once.values(), strict=True))) if once else []
         of = dict(zip(once, rewards, strict=True))
+        if None in rewards:
+            prompt, response, _ = list(once.values())[rewards.index(None)]
+            raise RewardError(
+                f"{reward.name} does not apply (None), so nothing says which response is better"
+                f"\n  prompt:   {prompt!r}\n  response: {response!r}"
+            )
         scores = torch.tensor([of[key] for key in keys], dtype=torch.float64).view(2, -1)
         return (scores[0] - scores[1]).sigmoid().tolist()
 
     return Judge(compare, reward.name)
 
 
-def _takes_metadata(fn: Callable[..., Any]) -> bool:
+def _is_reward(fn: Callable[..., Any]) -> bool:
     try:
-        return "metadata" in inspect.signature(fn).parameters
+        return not {"metadata", *TEXTS}.isdisjoint(inspect.signature(fn).parameters)
     except (TypeError, ValueError):  # some built-in functions hide theirs
         return False
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.checks import require_whole
 from datamodules.positions import positions_of
+from datamodules.rewards.calling import Metadata
 from datamodules.rewards.devices import follow, place
-from datamodules.rewards.functions import Metadata, RewardFunction
+from datamodules.rewards.functions import RewardFunction
 from datamodules.text.encoding import Limits, Window, encode_responses
 
 BATCH = 16

@@ -59,6 +59,8 @@ class Collected:
     """Mean score of those that were scored; NaN if none was."""
     failed: int
     """Answers of this session that the environment gave up (``env.on_error=skip``)."""
+    unscored: int = 0
+    """Answers of this session that no reward applies to: they are in no pair."""
 
     def __str__(self) -> str:
         share = self.without_pair / self.prompts
@@ -73,6 +75,8 @@ class Collected:
             lines.append(f"answers sampled in this run: {self.sampled}, {scored}")
         if self.failed:
             lines.append(f"answers that the environment gave up: {self.failed}")
+        if self.unscored:
+            lines.append(f"answers that no reward applies to, left out of pairs: {self.unscored}")
         return "\n".join(lines)
 
 
@@ -148,18 +152,19 @@ class PreferenceCollector:
         size = max(self.batch_size // self.num_generations, 1)
         batches = [order[i : i + size] for i in range(done, len(order), size)]
         scores: list[float] = []
-        failed = 0
+        failed = unscored = 0
         for batch in track(batches, description="Collecting", transient=True):
             for start, group in zip(batch, self._groups(policy, env, batch), strict=True):
-                intact = [(t, answer) for t, answer in group if not t.failed]
-                failed += len(group) - len(intact)
+                intact = [(t, answer) for t, answer in group if not (t.failed or t.unscored)]
+                failed += sum(t.failed for t, _ in group)
+                unscored += sum(t.unscored for t, _ in group)
                 answers = [answer for _, answer in intact]
                 scores += [answer.score for answer in answers]
                 pairs = choose_pairs(answers, self.max_pairs, self.min_gap, self.truncated)
                 if pairs:
                     prompt = intact[0][0].observations[0]
                     file.append([_row(start, prompt, *pair) for pair in pairs])
-        return _summary(file, len(order), scores, failed)
+        return _summary(file, len(order), scores, failed, unscored)
 
     def _order(self, starts: Sequence[int]) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -272,7 +277,9 @@ def _row(start: int, observation: Observation, chosen: Answer, rejected: Answer)
     }
 
 
-def _summary(file: PairsFile, prompts: int, scores: list[float], failed: int) -> Collected:
+def _summary(
+    file: PairsFile, prompts: int, scores: list[float], failed: int, unscored: int
+) -> Collected:
     def mean(values: list[float]) -> float:
         return float(torch.tensor(values, dtype=torch.float64).mean())
 
@@ -283,7 +290,8 @@ def _summary(file: PairsFile, prompts: int, scores: list[float], failed: int) ->
         without_pair=prompts - len({row["index"] for row in file.rows}),
         mean_chosen=mean([row["score_chosen"] for row in file.rows]),
         mean_rejected=mean([row["score_rejected"] for row in file.rows]),
-        sampled=len(scores) + failed,
+        sampled=len(scores) + failed + unscored,
         mean_sampled=mean(scores),
         failed=failed,
+        unscored=unscored,
     )

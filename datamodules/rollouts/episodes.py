@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.checks import is_finite
 from datamodules.environments.base import Environment
-from datamodules.guard import Failure, attempt, run_all
-from datamodules.rewards.functions import RewardError, finite_number
-from datamodules.seeding import derive_seed
+from datamodules.guard import Failure, attempt, run_all, serving_main
+from datamodules.rewards.devices import own_device
+from datamodules.rewards.functions import RewardError
+from datamodules.rollouts.results import checked, checked_score
+from datamodules.seeding import derive_seed, undisturbed
 from datamodules.types import Observation, Policy, Response, Rollout, StepResult, Trajectory
 
 SHOWN_FAILURES = 8
 """Failed episodes of an environment that are shown; others are counted."""
+PATIENCE = 3
+"""Batches without any reward, from the first on, after which there will be none."""
 
 
 class EpisodeError(RuntimeError):
@@ -38,9 +41,10 @@ def play(policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequenc
     began = time.perf_counter()
     episodes, trajectories = act_out(policy, env, starts, seeds)
     sampled = time.perf_counter()
-    with ThreadPoolExecutor(1, "score") as pool:
+    with ThreadPoolExecutor(1, "score") as pool, serving_main() as serve_until:
         scored = pool.submit(score, env, episodes, trajectories)
         evaluation = policy.evaluate(trajectories)
+        serve_until(scored)
         scored.result()
     if any(t.failed for t in trajectories):  # found out only after it was evaluated
         evaluation = evaluation.without([t.failed for t in trajectories])
@@ -68,7 +72,7 @@ def act_out(
             _record(trajectories[i], observations[i], response)
             calls.append(partial(episodes[i].respond, torch.tensor(response.tokens)))
         for i, result in zip(live, _guarded(calls, env.timeout_s), strict=True):
-            result = _checked(result)
+            result = checked(result)
             if isinstance(result, Failure):
                 _fail(env, trajectories[i], result)
             else:
@@ -88,19 +92,26 @@ def act_out(
 def score(
     env: Environment, episodes: Sequence[Environment], trajectories: Sequence[Trajectory]
 ) -> None:
-    """Add final rewards and metrics to the trajectories, as one batch where that is possible."""
+    """Add final rewards and metrics to the trajectories, as one batch where that is possible.
+
+    Whatever rewards do meanwhile to random numbers or to the working folder is undone.
+    """
     pairs = [(e, t) for e, t in zip(episodes, trajectories, strict=True) if not t.failed]
     if not pairs:
         return
-    for (_, trajectory), result in zip(pairs, _scores(env, [e for e, _ in pairs]), strict=True):
-        result = _checked_score(result)
+    with undisturbed(own_device()):
+        scores = _scores(env, [e for e, _ in pairs])
+    for (_, trajectory), result in zip(pairs, scores, strict=True):
+        result = checked_score(result)
         if isinstance(result, Failure):
             _fail(env, trajectory, result)
             continue
         reward, metrics = result
-        trajectory.rewards[-1] += float(reward)
+        trajectory.unscored = reward is None
+        trajectory.rewards[-1] += 0.0 if reward is None else float(reward)
         trajectory.total_reward = sum(trajectory.rewards)
         trajectory.metrics |= metrics
+    _count_scored(env, [t for _, t in pairs if not t.failed])
 
 
 def require_some(
@@ -108,21 +119,41 @@ def require_some(
     trajectories: Sequence[Trajectory],
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> None:
-    """Check that something is left to learn from.
+    """Check that something is left to learn from, and that some reward applies to something.
 
     Args:
         total: sum over all processes.
 
     Raises:
-        EpisodeError: all episodes failed, in every process.
+        EpisodeError: all episodes failed, in every process; or no reward has applied to any so far,
+            and there were ``PATIENCE`` batches of them.
     """
     intact = sum(not trajectory.failed for trajectory in trajectories)
-    counts = total(torch.tensor([float(intact), float(len(trajectories))]))
+    sizes = (intact, len(trajectories), env.num_scored, env.num_unscored)
+    counts = total(torch.tensor(sizes, dtype=torch.float32))
+    if counts[2] == 0 and counts[3] >= PATIENCE * counts[1] > 0:
+        raise EpisodeError(
+            f"no reward applies to any of the first {int(counts[3])} episodes (None for each), so"
+            " there is nothing to learn from"
+        )
     if counts[0] == 0 and counts[1] > 0:
         raise EpisodeError(
             f"all {int(counts[1])} episodes of {type(env).__name__} failed, so there is nothing"
             " to learn from; see the warnings above"
         )
+
+
+def _count_scored(env: Environment, trajectories: Sequence[Trajectory]) -> None:
+    """Count those that a reward applies to; a first batch without any is said."""
+    unscored = sum(t.unscored for t in trajectories)
+    if unscored and unscored == len(trajectories) and not (env.num_scored or env.num_unscored):
+        warnings.warn(
+            f"no reward applies to any of these {unscored} episodes (None for each): nothing is"
+            f" learned from them\n  prompt:   {trajectories[0].observations[0].prompt!r}",
+            stacklevel=2,
+        )
+    env.num_unscored += unscored
+    env.num_scored += len(trajectories) - unscored
 
 
 def _reset(
@@ -229,39 +260,6 @@ def _record(trajectory: Trajectory, observation: Observation, response: Response
     trajectory.rewards.append(0.0)
     trajectory.finish_reason = response.finish_reason
     trajectory.kept_mass += response.kept_mass
-
-
-def _checked_score(result: Any) -> tuple[float, dict[str, Any]] | Failure:
-    """What ``score`` returned for one episode, if it can be used."""
-    if isinstance(result, Failure):
-        return result
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        return Failure(TypeError(f"score gave {result!r}, expected (reward, dict of metrics)"))
-    if finite_number(result[0]) is None:
-        return Failure(ValueError(f"the reward {result[0]!r} is no finite number"))
-    return _metrics_wrong(result[1]) or result
-
-
-def _metrics_wrong(metrics: Any) -> Failure | None:
-    """A failure where a metric is no number: means are taken of them."""
-    for name, value in metrics.items():
-        if not isinstance(name, str) or not (isinstance(value, bool) or is_finite(value)):
-            wrong = f"the metric {name!r}={value!r} is no finite number: leave it out"
-            return Failure(ValueError(wrong))
-    return None
-
-
-def _checked(result: Any) -> StepResult | Failure:
-    """What ``respond`` returned, if it can be gone on with."""
-    if isinstance(result, Failure):
-        return result
-    if not isinstance(result, StepResult):
-        return Failure(TypeError(f"respond returned {result!r}, which is no StepResult"))
-    if finite_number(result.reward) is None:
-        return Failure(ValueError(f"the reward {result.reward!r} is no finite number"))
-    if not result.done and result.next_observation is None:
-        return Failure(ValueError("the episode is not done, and there is no next_observation"))
-    return _metrics_wrong(result.metrics) or result
 
 
 def _take(trajectory: Trajectory, result: StepResult) -> None:

@@ -256,4 +256,4 @@ def _others(starts: Sequence[int], taken: set[int], known: Sequence[int], size: 
 
 def _differ(group: Sequence[Trajectory]) -> bool:
     """Whether the rewards of a group differ: equal ones tell nothing apart."""
-    return len({t.total_reward for t in group if not t.failed}) > 1
+    return len({t.total_reward for t in group if not (t.failed or t.unscored)}) > 1

@@ -6,6 +6,10 @@ advantage of all its tokens, so no critic is needed. RLOO and REINFORCE++ are se
 a part of the reward. We deviate from the paper in two places: without several updates an iteration
 the old log-probabilities are the new ones, so that the ratio is exactly 1; and a sequence's KL in
 the reward is one sum, where REINFORCE++ discounts it token by token.
+
+An episode that no reward applies to (None) has no say in its group's mean and deviation, and the
+advantage 0, as in TRL: its tokens count in averages, and its KL in the loss (``beta``) still holds
+the policy to the reference; a KL in the reward goes with the reward that it has not.
 """
 
 from dataclasses import dataclass
@@ -131,21 +135,21 @@ class GRPO(OnlineModule):
         """Rewards -> advantages within groups."""
         c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
         rewards = torch.tensor([t.total_reward for t in trajectories])
-        intact = torch.tensor([not t.failed for t in trajectories])
+        counted = torch.tensor([not (t.failed or t.unscored) for t in trajectories])
         if c.kl_in_reward:
             divergence = evaluation.kl()
             assert divergence is not None  # beta is positive, so there is a reference
             rewards = rewards - c.beta * (divergence * evaluation.mask).sum(1)
         advantages = group_advantages(
             rewards,
-            intact,
+            counted,
             c.num_generations,
             baseline=c.baseline,
             scale=c.scale_rewards,
             reduce=self.sum_over_ranks,
         )
         entropy = masked_mean(-evaluation.logprobs, evaluation.mask, reduce=self.sum_over_ranks)
-        metrics = self._group_metrics(rewards, intact, rollout.resampled)
+        metrics = self._group_metrics(rewards, counted, rollout.resampled)
         metrics["rollout/entropy"] = entropy.item()
         if c.mask_truncated_completions:
             cut = [t.finish_reason == "length" for t in trajectories]
@@ -160,10 +164,10 @@ class GRPO(OnlineModule):
         )
         return experience, metrics
 
-    def _group_metrics(self, rewards: Tensor, intact: Tensor, resampled: int) -> dict[str, float]:
+    def _group_metrics(self, rewards: Tensor, counted: Tensor, resampled: int) -> dict[str, float]:
         """How far the groups tell their responses apart."""
         groups = rewards.view(-1, self.config.num_generations)
-        counts = intact.view_as(groups)
+        counts = counted.view_as(groups)
         highest = groups.masked_fill(~counts, -torch.inf).amax(1)
         lowest = groups.masked_fill(~counts, torch.inf).amin(1)
         equal = (highest <= lowest).float()

@@ -1,5 +1,6 @@
 """What held-out episodes were like: means, repetition, and how many problems were solved."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,19 @@ import torch
 from datamodules.types import Rollout, Trajectory
 from rlmodules.algorithms.metrics import Means, distinct_bigrams
 from rlmodules.functional.statistics import pass_at_k
+
+REPORTED = ("reward_", "logged_")
+"""Beginnings of the names of an episode's metrics whose means are reported."""
+
+
+NAN = float("nan")
+
+
+def absent(known: Mapping[str, float], kind: str) -> dict[str, float]:
+    """NaN for the rewards among metrics that were known: where nothing is said of one any more, its
+    last value must not stand for it."""
+    rewards = tuple(f"{kind}/{name}" for name in ("reward", *REPORTED))
+    return {name: NAN for name in known if name.startswith(rewards)}
 
 
 class HeldOut:
@@ -19,6 +33,7 @@ class HeldOut:
 
     def __init__(self) -> None:
         self.solved: dict[int, bool] = {}
+        self.last: dict[str, float] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -37,7 +52,7 @@ class HeldOut:
             row: dict[str, Any] = {
                 "prompt": trajectory.observations[0].prompt,
                 "response": _shown(trajectory, tokenizer),
-                "reward": trajectory.total_reward,
+                "reward": None if trajectory.unscored else trajectory.total_reward,
             }
             length = int(evaluation.mask[i].sum())
             if divergence is not None:
@@ -53,10 +68,10 @@ class HeldOut:
 
     def _add_means(self, trajectory: Trajectory, length: int) -> None:
         ended = trajectory.finish_reason == "eos"
-        parts = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+        parts = {k: v for k, v in trajectory.metrics.items() if k.startswith(REPORTED)}
+        parts |= {} if trajectory.unscored else {"reward": trajectory.total_reward}
         self.means.add(
             {
-                "val/reward": trajectory.total_reward,
                 "val/response_length": length,
                 "val/eos_fraction": ended,
                 **{f"val/{name}": value for name, value in parts.items()},
@@ -69,7 +84,8 @@ class HeldOut:
         attempts: dict[int, list[bool]] = {}
         for some in _gathered(module, [self.attempts]):
             attempts |= some
-        metrics = module.over_ranks(self.means)
+        self.last = absent(self.last, "val") | module.over_ranks(self.means)
+        metrics = dict(self.last)
         metrics["val/distinct_bigrams"] = distinct_bigrams(texts)
         if attempts:
             self.solved = {start: tries[0] for start, tries in sorted(attempts.items())}

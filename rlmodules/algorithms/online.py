@@ -28,7 +28,7 @@ from datamodules.types import (
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
-from rlmodules.algorithms.held_out import HeldOut
+from rlmodules.algorithms.held_out import NAN, REPORTED, HeldOut, absent
 from rlmodules.algorithms.metrics import Means, Stopwatch
 from rlmodules.algorithms.policy import load_policy, policy_from_export
 from rlmodules.checks import require
@@ -211,31 +211,36 @@ class OnlineModule(AlgorithmModule):
         evaluation, trajectories = rollout.evaluation, rollout.trajectories
         total = self.sum_over_ranks
         intact = torch.tensor([not t.failed for t in trajectories])
+        scored = intact & torch.tensor([not t.unscored for t in trajectories])
         mean = lambda values: masked_mean(torch.tensor(values).float(), intact, reduce=total)  # noqa: E731
         rewards = torch.tensor([t.total_reward for t in trajectories])
         lengths = torch.tensor([float(sum(map(len, t.actions))) for t in trajectories])
         kept = torch.tensor([k for t in trajectories for k in t.kept_mass])
         self.num_episodes = int(total(intact.sum().float()))
         metrics: dict[str, float | Tensor] = {
-            "rollout/reward": masked_mean(rewards, intact, reduce=total),
-            "rollout/reward_std": masked_var(rewards, intact, reduce=total).sqrt(),
             "rollout/response_length": masked_mean(lengths, intact, reduce=total),
             "rollout/eos_fraction": mean([t.finish_reason == "eos" for t in trajectories]),
             "rollout/cut_mass": 1 - masked_mean(kept, kept >= 0, reduce=total),
             "rollout/failed": 1
             - total(intact.sum().float()) / total(torch.tensor(len(trajectories) * 1.0)),
+            "rollout/unscored": mean([t.unscored for t in trajectories]),
             "time/rollout_s": rollout.seconds["rollout"],
             "time/evaluate_s": rollout.seconds["evaluate"],
             "time/rollout_tokens_per_s": total(lengths.sum()) / rollout.seconds["rollout"],
         }
         if (divergence := evaluation.kl()) is not None:
             metrics["rollout/kl"] = masked_mean(divergence, evaluation.mask, reduce=total)
+        applies = total(scored.sum().float()) > 0  # else there is no mean: 0 would be one
+        metrics["rollout/reward"] = masked_mean(rewards, scored, reduce=total)
+        metrics["rollout/reward_std"] = masked_var(rewards, scored, reduce=total).sqrt()
+        metrics |= {} if applies else dict.fromkeys(("rollout/reward", "rollout/reward_std"), NAN)
         parts = Means()  # processes may have met different ones
         for trajectory in trajectories:
-            numbers = {k: v for k, v in trajectory.metrics.items() if k.startswith("reward_")}
+            numbers = {k: v for k, v in trajectory.metrics.items() if k.startswith(REPORTED)}
             parts.add({f"rollout/{name}": value for name, value in numbers.items()})
         metrics |= self.over_ranks(parts)
-        self.rollout_metrics = {name: float(value) for name, value in metrics.items()}
+        said = {name: float(value) for name, value in metrics.items()}
+        self.rollout_metrics = absent(self.rollout_metrics, "rollout") | said
 
     def log_iteration(self, epochs: int) -> None:
         """Log the iteration that ends, in which ``epochs`` passes were made over its episodes."""

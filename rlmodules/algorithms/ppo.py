@@ -150,7 +150,9 @@ class PPO(OnlineModule):
 
     def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """Rewards with the KL penalty -> advantages and returns."""
-        c, trajectories, evaluation = self.config, rollout.trajectories, rollout.evaluation
+        c, trajectories = self.config, rollout.trajectories
+        # An episode that no reward applies to has no return: nothing is learned from it.
+        evaluation = rollout.evaluation.without([t.unscored for t in trajectories])
         mask, values, total = evaluation.mask, evaluation.values, self.sum_over_ranks
         scores = action_rewards(trajectories, mask)
         if c.reward_clip is not None:

@@ -56,7 +56,12 @@ TABLE: dict[str, dict[Effect, str]] = {
             time_limit_s memory_mb demonstrations max_turns tool_bonus error_penalty
             task config answer_format instruction""",
     },
-    "reward": {A: "timeout_s batch_size device", R: "path max_length label"},
+    "reward": {
+        N: "concurrency retries cache run_in api_key_env",
+        A: "timeout_s batch_size device",
+        R: """path max_length label components weights
+            url model rubric scale response_format on_unreadable temperature max_tokens""",
+    },
     "trainer": {
         N: """logger callbacks limit_test_batches limit_predict_batches num_sanity_val_steps
             log_every_n_steps enable_checkpointing enable_progress_bar enable_model_summary

@@ -79,9 +79,11 @@ SOURCES: dict[str, dict[str, Source]] = {
     },
     "reward": {
         "function": Source("datamodules.rewards.function"),
+        "judge": Source("datamodules.rewards.judge"),
         "length": Source("datamodules.rewards.length"),
         "sentiment": Source("datamodules.rewards.sentiment"),
         "model": Source("rlmodules.reward_models.serving.model"),
+        "weighted": Source("rlmodules.reward_models.weighted.weighted", unchecked=("components",)),
     },
     "task": {
         "collect_preferences": Source(

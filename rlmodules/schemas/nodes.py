@@ -210,7 +210,7 @@ class DataPreferences:
 class EnvText:
     _target_: str = option('datamodules.TextGenerationEnv', '')
     max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
-    reward_fn: Any = option(MISSING, '``(prompts, responses, metadata=None) -> list[float]``, or for one response at a time ``(prompt, generated, full_text) -> float``, known by these names; default: length.')
+    reward_fn: Any = option(MISSING, "``(prompts, responses, metadata=None) -> list[float]``, for one response at a time ``(prompt, generated, full_text) -> float``, TRL's ``(completions, **columns)``, or what else ``datamodules.rewards.calling`` knows by its names; several in a list, or by name in a dict, are added up; default: length.")
     stop_sequences: list[str] | None = option([], 'Strings that end a response. They count only in the response, never in the prompt.')
     temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
     on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
@@ -335,8 +335,30 @@ class EnvReasoningGym:
 @dataclass
 class RewardFunction:
     _target_: str = option('datamodules.rewards.function', '')
-    path: str = option(MISSING, '')
-    timeout_s: float | None = option(60.0, '')
+    path: str = option(MISSING, 'where the function stands: any that ``RewardFunction`` takes.')
+    run_in: str = option('thread', 'see ``RewardFunction``.')
+    concurrency: int | None = option(None, 'see ``RewardFunction``.')
+    retries: int = option(2, 'see ``RewardFunction``.')
+    cache: str | None = option(None, 'see ``RewardFunction``.')
+    timeout_s: float | None = option(60.0, 'see ``RewardFunction``.')
+
+
+@dataclass
+class RewardJudge:
+    _target_: str = option('datamodules.rewards.judge', '')
+    url: str = option(MISSING, "of the endpoint, as OpenAI's client has it (``/chat/completions`` is added).")
+    model: str = option(MISSING, 'its name there.')
+    rubric: str = option('How helpful, correct and clear is the response?', "what to judge by; ``{COLUMN}`` stands for a column of the prompt's row.")
+    api_key_env: str | None = option(None, 'NAME of the environment variable that holds the key; null sends none.')
+    scale: list[float] = option([0, 10], 'worst and best score; the reward is 0 and 1 there.')
+    response_format: str = option('json_schema', 'how the form of the answer is asked for: ``json_schema``, ``json_object``, or ``text`` for endpoints that know neither.')
+    on_unreadable: str = option('raise', 'what an answer without a score in ``scale`` does: ``raise`` stops the run, ``skip`` gives the response no reward.')
+    temperature: float | None = option(0.0, 'of the judge; null leaves it to the endpoint.')
+    max_tokens: int | None = option(None, 'most tokens of an answer; null leaves it to the endpoint.')
+    concurrency: int = option(16, 'see ``RewardFunction``.')
+    retries: int = option(4, 'see ``RewardFunction``.')
+    cache: str | None = option(None, 'see ``RewardFunction``.')
+    timeout_s: float | None = option(60.0, 'seconds that one answer may take.')
 
 
 @dataclass
@@ -360,6 +382,14 @@ class RewardModel:
     label: int | None = option(None, 'which of several outputs of a classifier; a model of ours has one reward.')
     device: str | None = option(None, 'default: that of the process, as the Trainer says; without one its GPU.')
     timeout_s: float | None = option(60.0, 'see ``reward_of``.')
+
+
+@dataclass
+class RewardWeighted:
+    _target_: str = option('rlmodules.reward_models.weighted.weighted', '')
+    components: Any = option(MISSING, "name -> a reward: ``length`` (a choice of ``reward=`` that needs no option), ``my_pkg.my_module:my_fn``, or options of a choice, as ``{path: my:fn}`` and ``{reward: judge, url: ..., model: ...}``. ``reward`` may be left out where ``path`` is a function's, or where the component is called as the choice.")
+    weights: Any = option(None, 'name -> weight; 1 for all by default.')
+    timeout_s: float | None = option(60.0, 'of each component that does not say its own.')
 
 
 @dataclass
@@ -402,9 +432,11 @@ NODES: dict[str, dict[str, type]] = {
     },
     "reward": {
         "function": RewardFunction,
+        "judge": RewardJudge,
         "length": RewardLength,
         "sentiment": RewardSentiment,
         "model": RewardModel,
+        "weighted": RewardWeighted,
     },
     "task": {
         "collect_preferences": TaskCollectPreferences,

@@ -17,6 +17,7 @@ from datamodules import (
     TextGenerationEnv,
 )
 from datamodules.environments.preference import PreferenceComparisonEnv
+from datamodules.rewards.functions import RewardError
 from datamodules.rollouts.collector import Answer, PreferenceCollector, choose_pairs
 from datamodules.rollouts.episodes import EpisodeError
 from datamodules.rollouts.pairs_file import PairsFile
@@ -228,7 +229,7 @@ def test_an_interrupted_collection_goes_on_as_if_nothing_had_been(tmp_path):
             raise KeyboardInterrupt
         return printable(prompts, responses)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RewardError, match="KeyboardInterrupt"):
         collect(cut, reward=interrupted, batch_size=4)
     begun = cut.read_bytes()
     assert 0 < len(begun) < len(whole.read_bytes()) and whole.read_bytes().startswith(begun)
@@ -403,3 +404,13 @@ def test_pairs_collected_by_a_command_are_what_dpo_trains_on(tmp_path, command):
     assert "pairs.jsonl, line 1" in output and "holds pairs of other settings" in output
     output = command(*quick, "algo=dpo", "data.path=pairs.jsonl", "algo.num_epochs=1")
     assert "pairs to train on" in output
+
+
+def test_an_answer_that_no_reward_applies_to_is_in_no_pair(tmp_path):
+    def by_row(prompts, responses, metadata=None):
+        return [None if i % 4 == 0 else float(i % 4) for i in range(len(responses))]
+
+    summary, rows = collect(tmp_path / "pairs.jsonl", reward=by_row, batch_size=4)
+    assert (summary.unscored, summary.sampled, summary.mean_sampled) == (6, 24, 2.0)
+    assert "answers that no reward applies to, left out of pairs: 6" in str(summary)
+    assert {(row["score_chosen"], row["score_rejected"]) for row in rows} == {(3.0, 1.0)}

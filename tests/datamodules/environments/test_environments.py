@@ -71,7 +71,7 @@ def test_the_documented_dataclasses_have_the_documented_fields():
         "total_reward",
         "metrics",
     ]
-    assert [f.name for f in ours] == ["failed", "finish_reason", "kept_mass"]
+    assert [f.name for f in ours] == ["failed", "finish_reason", "kept_mass", "unscored"]
     whole = Trajectory([], [], [], [], True, 1.5, {"a": 1.0})  # ours need not be given
     assert (whole.failed, whole.finish_reason, whole.kept_mass) == (False, "", [])
 

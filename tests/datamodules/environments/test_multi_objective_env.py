@@ -131,12 +131,24 @@ def test_weights_are_one_unless_given_and_name_the_components(tokenizer):
         MultiObjectiveRewardEnv(tokenizer, ["x"], {})
 
 
-@pytest.mark.parametrize("value", [float("nan"), None, "1.0"])
+@pytest.mark.parametrize("value", [float("nan"), [1.0], "1.0"])
 def test_a_component_that_is_no_number_is_named(tokenizer, value):
     env = MultiObjectiveRewardEnv(tokenizer, ["Hi"], {"odd": lambda p, g, f: value})
     env.reset()
     with pytest.raises(ValueError, match=r"'odd' returned .*\n.*'Hi'\n.*'you'"):
         end_with(env, "you")
+
+
+def test_a_component_that_does_not_apply_is_left_out_of_the_sum(tokenizer):
+    parts = {"four": lambda p, g, f: 1.0 if "4" in g else None, "one": lambda p, g, f: None}
+    env = MultiObjectiveRewardEnv(tokenizer, ["Hi"], parts, {"four": 2.0, "one": -1.0})
+    env.reset()
+    result = end_with(env, "4")
+    assert (result.reward, result.info.get("unscored")) == (2.0, None)
+    assert {k: v for k, v in result.metrics.items() if "reward" in k} == {"reward_four": 1.0}
+    env.reset()
+    result = end_with(env, "5")
+    assert (result.reward, result.info["unscored"]) == (0.0, True)
 
 
 def test_what_a_component_raises_reaches_the_caller(tokenizer):

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from datamodules import rewards
-from datamodules.rewards.functions import RewardError, RewardFunction, as_reward, length_reward
+from datamodules.rewards.built_in import length_reward
+from datamodules.rewards.functions import RewardError, RewardFunction
+from datamodules.rewards.weighting import as_reward
 
 PROMPTS = ["prompt zero", "prompt one", "prompt two"]
 RESPONSES = ["response zero", "response one", "response two"]
@@ -89,7 +91,7 @@ def test_a_reward_that_is_not_finite_names_its_own_row(wrong):
     assert "judge_x" in message and str(wrong) in message and shows(message, 2)
 
 
-NO_NUMBERS = ["good", "1.5", None, [1.0, 2.0], {"score": 1.0}, 10**400]
+NO_NUMBERS = ["good", "1.5", [1.0, 2.0], {"score": 1.0}, 10**400]
 
 
 @pytest.mark.parametrize("wrong", NO_NUMBERS, ids=lambda wrong: str(wrong)[:12])

@@ -1,0 +1,83 @@
+"""Rewards that want the main thread: told by what they raise, or by signals they fail to set."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TELLING = (
+    "main thread",  # signal.signal, signal.set_wakeup_fd, tkinter, matplotlib
+    "threaded environment",  # math-verify
+    "no current event loop",
+    "created in a thread can only be used in that same thread",  # SQLite
+    "_thread._local' object has no attribute",
+    "thread.local' object has no attribute",
+    "switch to a different thread",  # greenlets
+    "different thread",
+    "not the thread",
+    "LookupError: <ContextVar",
+)
+"""What libraries say where they are called in another thread than they were made in."""
+REMEDY = "set reward.run_in=main, which calls it in the main thread"
+
+
+class HiddenSignalError(RuntimeError):
+    """A function could not set a signal, and went on without."""
+
+
+def wants_main(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it came of, is of a call in another thread than the main one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said = f"{type(error).__name__}: {error}"
+        if any(part in said for part in TELLING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_noted = threading.local()
+_lock = threading.Lock()
+_watchers = 0
+_set_signal = signal.signal
+
+
+def _noting(*args: Any) -> Any:
+    try:
+        return _set_signal(*args)
+    except ValueError:
+        _noted.count = getattr(_noted, "count", 0) + 1
+        raise
+
+
+@contextmanager
+def noting_signals() -> Iterator[None]:
+    """Notices that signals could not be set within, off the main thread, though nothing was raised.
+
+    math-verify raises then, and who catches what it raises takes each answer for wrong.
+
+    Raises:
+        HiddenSignalError: it was so.
+    """
+    global _watchers
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    with _lock:
+        _watchers += 1
+        signal.signal = _noting
+    before = getattr(_noted, "count", 0)
+    try:
+        yield
+    finally:
+        with _lock:
+            _watchers -= 1
+            if not _watchers:
+                signal.signal = _set_signal
+    if getattr(_noted, "count", 0) > before:
+        raise HiddenSignalError(
+            "it set a signal (math-verify and signal.alarm do), which is possible in the main"
+            " thread alone, and caught the error, so that its rewards mean nothing"
+        )
