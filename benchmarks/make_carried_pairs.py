@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from datamodules import rewards
-from datamodules.text.prompts import Prompt, encode_prompt, load_prompts
+from datamodules.text.prompt_files import load_prompts
+from datamodules.text.prompts import Prompt, encode_prompt
 from rlmodules import ModelConfig, SamplingParams, sample
 from rlmodules.models import load_model, load_tokenizer
 

@@ -18,8 +18,8 @@ from .preferences.dataset import PreferenceDataset as PreferenceDataset
 from .rewards.functions import RewardError as RewardError
 from .rewards.functions import RewardFunction as RewardFunction
 from .rollouts.datamodule import RolloutDataModule as RolloutDataModule
+from .text.prompt_files import load_prompts as load_prompts
 from .text.prompts import Prompt as Prompt
-from .text.prompts import load_prompts as load_prompts
 from .types import Observation as Observation
 from .types import StepResult as StepResult
 from .types import Trajectory as Trajectory

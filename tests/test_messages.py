@@ -16,7 +16,7 @@ from datamodules.guard import Failure, attempt
 from datamodules.rewards.functions import RewardError, RewardFunction
 from datamodules.rewards.judges import Judge
 from datamodules.rollouts.episodes import EpisodeError
-from datamodules.text.prompts import load_prompts
+from datamodules.text.prompt_files import load_prompts
 from rlmodules import checks
 from rlmodules.models.embedded import tiny_tokenizer
 

@@ -1,7 +1,6 @@
 """PreferenceDataset: texts -> token sequences, checked; what a batch holds.
 
-An example is one or more responses to one prompt: a pair has two, a scored response is alone.
-Sequences stay ragged on the CPU; the algorithm lays them out for its model.
+A pair has two responses to one prompt, a scored response is alone. Sequences stay ragged.
 """
 
 import copy
@@ -95,7 +94,7 @@ class ExampleDataset(Dataset[Example]):
         problems: sentences on rows that were given up before.
 
     Attributes:
-        items: what the examples were made of.
+        items, places: what the examples were made of, and where that stands.
         problems: what was left out, and why, one sentence each.
 
     Raises:
@@ -122,6 +121,7 @@ class ExampleDataset(Dataset[Example]):
         encoded = zip(*encode_cached(tokenizer, texts, limits, close), strict=True)
         self.examples: list[Example] = []
         self.items: list[Pair | Scored] = []
+        self.places: list[str] = []
         for where, item in usable:
             texts_of_item = [next(encoded) for _ in item.responses]
             prompt, responses = texts_of_item[0][0], [answer for _, answer in texts_of_item]
@@ -129,6 +129,7 @@ class ExampleDataset(Dataset[Example]):
                 problems.append(f"{where}: {problem}")
             else:
                 self.items.append(item)
+                self.places.append(where)
                 self.examples.append(_example(item, prompt, responses))
         self.problems = report(problems, len(self.examples), on_error)
 
@@ -159,6 +160,7 @@ class ExampleDataset(Dataset[Example]):
         part = copy.copy(self)
         part.examples = [self.examples[row] for row in rows]
         part.items = [self.items[row] for row in rows]
+        part.places = [self.places[row] for row in rows]
         part.problems = []
         return part
 
@@ -279,8 +281,8 @@ def _unusable(
     tokenizer: PreTrainedTokenizerBase, limits: Limits, prompt: Tensor, responses: Sequence[Tensor]
 ) -> str | None:
     """Why an example cannot be learned from; None if it can."""
-    silent = end_ids(tokenizer) | {tokenizer.sep_token_id}
-    silent |= {tokenizer.bos_token_id, tokenizer.cls_token_id}
+    others = {tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id}
+    silent = end_ids(tokenizer) | others
     names = ("chosen", "rejected") if len(responses) == 2 else ("",)
     for name, response in zip(names, responses, strict=True):
         if all(int(token) in silent for token in response):

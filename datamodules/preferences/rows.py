@@ -1,16 +1,29 @@
 """Preference pairs as people write them down: rows -> ``Pair`` and ``Scored``.
 
-Formats are TRL's. Explicit prompt: ``prompt``, ``chosen``, ``rejected``. Implicit prompt:
-``chosen`` and ``rejected`` begin with the same messages, or the same text up to a space. Each is
-plain text or a list of ``{"role": ..., "content": ...}`` messages.
+Formats are TRL's, with prompts as ``datamodules.text.layouts`` reads them. Explicit prompt: in a
+column beside ``chosen`` and ``rejected``. Implicit prompt: what both begin with, messages or
+characters. Each side is plain text, a list of messages, or one message.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from datamodules.text.prompts import Content, Prompt, as_prompt
+from datamodules.text.columns import Cells, texts_of
+from datamodules.text.layouts import (
+    CONVERSATIONS,
+    content_of,
+    framed,
+    makes_conversations,
+    prompt_of,
+    with_system,
+)
+from datamodules.text.messages import Message
+from datamodules.text.prompts import Content, Prompt
+
+RESPONSES = ("response", "completion", "output")
+"""Where a scored response stands."""
 
 
 @dataclass(frozen=True)
@@ -41,121 +54,205 @@ class Scored:
         return (self.response,)
 
 
-def as_pair(row: Any) -> Pair:
-    """A row with ``chosen`` and ``rejected``, and with or without ``prompt`` and ``margin``.
+def as_pair(row: Any, *, chat: bool = False) -> Pair:
+    """A row with ``chosen`` and ``rejected``, and with or without a prompt and ``margin``.
+
+    Args:
+        row: columns, or ``Cells`` of them.
+        chat: make a conversation of a prompt's text.
 
     Raises:
-        ValueError: a column is missing or of the wrong kind, a response is empty, or both sides say
-            the same.
+        ValueError: a column is missing or of the wrong kind, or may belong to the prompt and would
+            not be read; a response is empty, or both sides say the same.
     """
-    row = _mapping(row)
-    for name in ("chosen", "rejected"):
-        _require(row, name)
-    chosen, rejected = (_content(row[name], name) for name in ("chosen", "rejected"))
-    if isinstance(chosen, str) != isinstance(rejected, str):
+    cells = row if isinstance(row, Cells) else Cells(row)
+    sides = [_side(cells, name) for name in ("chosen", "rejected")]
+    if isinstance(sides[0], str) != isinstance(sides[1], str):
         raise ValueError("'chosen' and 'rejected' must both be text, or both be messages")
-    if chosen == rejected:
+    if sides[0] == sides[1]:
         raise ValueError("'chosen' and 'rejected' are equal, so there is nothing to prefer")
-    if row.get("prompt") is None:
-        prompt, chosen, rejected = split_common(chosen, rejected)
+    margin = _number(cells.require("margin"), "margin") if "margin" in cells else None
+    whole = _whole_conversation(cells, sides)
+    prompt = None if whole else _explicit(cells, chat=chat, text=isinstance(sides[0], str))
+    said, explicit = [*texts_of(sides)], prompt is not None
+    if prompt is None:
+        prompt, chosen, rejected = split_common(*sides)
+        prompt = _framed(prompt, cells)
     else:
-        prompt, chosen, rejected = _with_prompt(row["prompt"], chosen, rejected)
+        said += texts_of(prompt.content)
+        prompt, chosen, rejected = _with_prompt(prompt, *sides)
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        _require_words(side, name)
-    return Pair(prompt, chosen, rejected, _number(row.get("margin"), "margin"))
+        _require_answer(side, name, prompt)
+    told = explicit or isinstance(prompt.content, list)  # a text may begin alike by chance
+    cells.refuse_left([*said, *whole], whole=told and bool(prompt.content))
+    return Pair(prompt, chosen, rejected, margin)
 
 
-def as_scored(row: Any, objectives: Sequence[str]) -> Scored:
-    """A row with ``prompt``, ``response`` and a column for each objective.
+def as_scored(row: Any, objectives: Sequence[str], *, chat: bool = False) -> Scored:
+    """A row with a prompt, ``response`` and a column for each objective.
 
     Raises:
-        ValueError: a column is missing, the response is empty, or no objective has a score.
+        ValueError: a column is missing, or may belong to the prompt and would not be read; the
+            response is empty, or no objective has a score.
     """
-    row = _mapping(row)
-    _require(row, "prompt")
-    _require(row, "response")
+    cells = row if isinstance(row, Cells) else Cells(row)
+    given = _explicit(cells, chat=chat, text=True)
+    if given is None:
+        cells.require("prompt")
+        given = Prompt("")
+    response = _side(cells, *RESPONSES)
     for name in objectives:
-        if name not in row:
+        if name not in cells:
             raise ValueError(
-                f"there is no column {name!r}; there are {_names(row)}:"
+                f"there is no column {name!r}; there are {sorted(cells.row)}:"
                 " name the columns that hold scores in data.objectives"
             )
-    response = _content(row["response"], "response")
-    targets = tuple(_number(row[name], name) for name in objectives)
+    targets = tuple(_number(cells.require(name), name) for name in objectives)
     if all(target is None for target in targets):
         raise ValueError(f"no objective has a score ({', '.join(objectives)})")
-    prompt, response, _ = _with_prompt(row["prompt"] or "", response, response)
-    _require_words(response, "response")
+    prompt, response, _ = _with_prompt(given, response, response)
+    _require_answer(response, "response", prompt)
+    cells.refuse_left([*texts_of(given.content), *texts_of(response)], whole=True)
     return Scored(prompt, response, targets)
 
 
 def split_common(chosen: Content, rejected: Content) -> tuple[Prompt, Content, Content]:
-    """The prompt that both sides begin with, and what each side says after it."""
-    shared = 0
-    for a, b in zip(chosen, rejected, strict=False):
-        if a != b:
-            break
-        shared += 1
+    """The prompt that both sides begin with, and what each side says after it.
+
+    As ``extract_prompt`` of TRL 1.16: all that is equal, to the character, but for one space, which
+    is the response's; and of a side that the other begins with, the last character.
+
+    Raises:
+        ValueError: conversations that begin with different messages.
+    """
+    shared = _shared(chosen, rejected)
     if isinstance(chosen, str):
-        # Whole words: the space belongs to the response, as tokenizers attach it to the next word.
-        shared = max(chosen.rfind(" ", 0, shared), 0)
-    return as_prompt(chosen[:shared]), chosen[shared:], rejected[shared:]
+        if shared == min(len(chosen), len(rejected)):
+            shared = max(shared - 1, 0)
+        elif shared and chosen[shared - 1] == " ":
+            shared -= 1
+    elif not shared and chosen and rejected:
+        raise ValueError(
+            f"'chosen' begins with {_shown(chosen[0])} and 'rejected' with {_shown(rejected[0])}:"
+            " they have no prompt in common, so give it in a column 'prompt'"
+        )
+    return Prompt(chosen[:shared]), chosen[shared:], rejected[shared:]
+
+
+def _side(cells: Cells, *names: str) -> Content:
+    value = cells.require(*names)
+    one = isinstance(value, Mapping) and ("role" in value or "from" in value)
+    return content_of([value] if one else value, names[0])
+
+
+def _explicit(cells: Cells, *, chat: bool, text: bool) -> Prompt | None:
+    """The prompt of a column; of texts it may be given as an empty one."""
+    prompt = prompt_of(cells, chat=chat)
+    if prompt is None and text and isinstance(cells.row.get(cells.names.get("prompt", "")), str):
+        return Prompt(cells.require("prompt"))
+    if prompt is not None and prompt.content and isinstance(prompt.content, list):
+        column = next((c for c in CONVERSATIONS if cells.names.get(c) in cells.used), None)
+        if column is not None and prompt.content[-1]["role"] == "assistant":
+            raise ValueError(
+                f"{cells.names[column]!r} ends with an answer beside those that are compared: leave"
+                " it out, or call the column 'prompt' if they continue it"
+            )
+    return prompt
+
+
+def _whole_conversation(cells: Cells, sides: Sequence[Content]) -> list[str]:
+    """What a column says that repeats a whole side, as UltraFeedback's ``messages`` do; it is no
+    prompt."""
+    if cells.peek("prompt") is not None or isinstance(sides[0], str):
+        return []
+    for name in CONVERSATIONS:
+        value = cells.peek(name)
+        if value is not None and content_of(value, name) in sides:
+            return [*texts_of(content_of(value, name))]
+    return []
+
+
+def _framed(prompt: Prompt, cells: Cells) -> Prompt:
+    """An implicit prompt with what other columns add to it.
+
+    Raises:
+        ValueError: a text has no place for it.
+    """
+    if isinstance(prompt.content, str) and makes_conversations(cells):
+        raise ValueError(
+            "system, history and tools stand beside a conversation or a prompt in a column of its"
+            " own, and here the prompt is what both texts begin with: give it in a column 'prompt'"
+        )
+    return framed(prompt.content, cells)
 
 
 def _with_prompt(
-    prompt: Any, chosen: Content, rejected: Content
+    prompt: Prompt, chosen: Content, rejected: Content
 ) -> tuple[Prompt, Content, Content]:
     """Prompt and responses in one form: a conversation as soon as one of them is messages."""
-    content = as_prompt(prompt).content
-    if isinstance(content, str) and isinstance(chosen, str):
-        return Prompt(content), chosen, rejected
-    start = _messages(content, "user")
+    if isinstance(prompt.content, str) and isinstance(chosen, str):
+        return prompt, chosen, rejected
+    start = _messages(prompt.content, "user")
     sides = [_messages(side, "assistant") for side in (chosen, rejected)]
+    system = start[0] if start and start[0]["role"] == "system" else None
+    asked = start[1:] if system else start
     # Some data sets repeat the prompt in both sides, perhaps after a system message.
-    shared = 0
-    while shared < min(map(len, sides)) and sides[0][shared] == sides[1][shared]:
-        shared += 1
-    for end in range(len(start), shared + 1):
-        if start and sides[0][end - len(start) : end] == start:
-            return Prompt(sides[0][:end]), sides[0][end:], sides[1][end:]
-    sides = [s[len(start) :] if s[: len(start)] == start else s for s in sides]
-    return Prompt(start), sides[0], sides[1]
+    shared = _shared(*sides)
+    for end in range(len(asked), shared + 1):
+        if asked and sides[0][end - len(asked) : end] == asked:
+            begun = sides[0][:end]
+            start = with_system(begun, system["content"]) if system else begun
+            return replace(prompt, content=start), sides[0][end:], sides[1][end:]
+    for repeated in (start, asked):
+        sides = [s[len(repeated) :] if repeated and _begins(s, repeated) else s for s in sides]
+    return replace(prompt, content=start), sides[0], sides[1]
 
 
-def _messages(content: Content, role: str) -> list[dict[str, str]]:
+def _begins(side: list[Message], messages: list[Message]) -> bool:
+    return side[: len(messages)] == messages
+
+
+def _shared(chosen: Content, rejected: Content) -> int:
+    """How many characters or messages both begin with."""
+    for shared, (a, b) in enumerate(zip(chosen, rejected, strict=False)):
+        if a != b:
+            return shared
+    return min(len(chosen), len(rejected))
+
+
+def _messages(content: Content, role: str) -> list[Message]:
     if not isinstance(content, str):
         return content
     return [{"role": role, "content": content}] if content else []
 
 
-def _mapping(row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"a row must be an object with columns, not {type(row).__name__}")
-    return row
-
-
-def _require(row: Mapping[str, Any], name: str) -> None:
-    if name not in row:
-        raise ValueError(f"there is no column {name!r}; there are {_names(row)}")
-
-
-def _names(row: Mapping[str, Any]) -> list[str]:
-    return sorted(map(str, row))
-
-
-def _content(value: Any, name: str) -> Content:
-    try:
-        return as_prompt(value).content
-    except ValueError:
-        raise ValueError(
-            f"{name!r} must be text or a list of messages with 'role' and 'content', not {value!r}"
-        ) from None
-
-
-def _require_words(side: Content, name: str) -> None:
-    text = side if isinstance(side, str) else "".join(str(m["content"] or "") for m in side)
-    if not text.strip():
+def _require_answer(side: Content, name: str, prompt: Prompt) -> None:
+    """
+    Raises:
+        ValueError: it says nothing, or begins with what it answers.
+    """
+    if not any(text.strip() for text in texts_of(side)):
         raise ValueError(f"the {name} response is empty")
+    if isinstance(side, str) or side[0]["role"] not in ("user", "system", "developer"):
+        return
+    asked = prompt.content[-1] if prompt.content else None
+    why = "which is not the prompt"
+    if isinstance(asked, dict) and _squeezed(asked) == _squeezed(side[0]):
+        why = f"which differs from the prompt {_shown(asked)} by spaces or line ends alone"
+    raise ValueError(
+        f"{name!r} begins with {_shown(side[0])}, {why}: it would be trained as if the model had"
+        " said it. Make the two alike, or leave the prompt out of one of them"
+    )
+
+
+def _squeezed(message: Message) -> str:
+    return "".join(str(message.get("content")).split())
+
+
+def _shown(message: Message | str) -> str:
+    if isinstance(message, str):
+        return repr(message)
+    return f"{message['role']}: {str(message.get('content'))[:40]!r}"
 
 
 def _number(value: Any, name: str) -> float | None:

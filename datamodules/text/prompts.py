@@ -1,4 +1,4 @@
-"""Prompts: where they come from, and how they become tokens.
+"""Prompts, and how they become tokens; ``prompt_files`` reads them.
 
 A prompt is plain text, continued as it stands, or a conversation, which goes through the chat
 template exactly once.
@@ -18,7 +18,6 @@ from datamodules.template_options import require_variables
 from datamodules.templates import render_chat
 from datamodules.text.controls import disarmed, readable
 from datamodules.text.messages import Message, Schema, as_messages, as_tools
-from datamodules.text.tables import read_rows
 from datamodules.text.tokens import tokenize_chat
 
 Content = str | list[Message]
@@ -123,65 +122,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:
     plain = isinstance(prompt.content, str)
     ids = opened(tokenizer, text) if plain else tokenize_chat(tokenizer, text)
     return torch.tensor(ids, dtype=torch.long)
-
-
-def gather_prompts(
-    given: Sequence[Any] | None, path: str | None, *, chat: bool = False, **read: Any
-) -> list[Prompt]:
-    """The prompts ``given``, or else those read from ``path`` (``load_prompts``)."""
-    if given is None:
-        return load_prompts(path, chat=chat, **read)
-    as_messages = lambda p: [{"role": "user", "content": p}] if isinstance(p, str) else p  # noqa: E731
-    return [as_prompt(as_messages(prompt) if chat else prompt) for prompt in given]
-
-
-def load_prompts(
-    path: str,
-    *,
-    column: str | None = None,
-    split: str | None = None,
-    chat: bool = False,
-    option: str = "data.path",
-) -> list[Prompt]:
-    """Read prompts from a file or a Hugging Face dataset.
-
-    Args:
-        path: a .txt (one a line), .yaml (a list), .csv, .json, .jsonl or .parquet file, the id of a
-            Hugging Face dataset, or ``package:NAME`` for a file that this project carries.
-        column: where the prompt stands; default ``prompt``, then ``question``, ``text``, ``query``.
-        split: of a Hugging Face dataset; default ``train``.
-        chat: make each plain text the user's message of a conversation.
-        option: which one gave ``path``, for errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no such column, an empty prompt, or no prompt at all; names file and row.
-    """
-    prompts = []
-    for where, row in read_rows(path, split, option=option):
-        if not isinstance(row, Mapping):
-            row = {"prompt": row}
-        key = _column(row, column, where)
-        content = row[key]
-        if content is None or content == [] or (isinstance(content, str) and not content.strip()):
-            raise ValueError(f"{where}: the column {key!r} is empty")
-        if chat and isinstance(content, str):
-            content = [{"role": "user", "content": content}]
-        metadata = {name: value for name, value in row.items() if name != key}
-        try:
-            prompts.append(Prompt(as_prompt(content).content, metadata))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if not prompts:
-        raise ValueError(f"{option}={path!r} holds no prompts")
-    return prompts
-
-
-def _column(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    for name in (column,) if column else ("prompt", "question", "text", "query"):
-        if name in row:
-            return name
-    raise ValueError(
-        f"{where}: there is no column {column or 'prompt'!r}; there are {sorted(row)}:"
-        " name the one that holds the prompt in data.prompt_column"
-    )

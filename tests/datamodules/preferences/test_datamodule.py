@@ -110,7 +110,7 @@ def test_scored_rows_are_read_by_objectives(write):
 # ------------------------------------------------------------------------ held out
 
 
-@pytest.mark.parametrize(("eval_size", "expected"), [(256, 10), (4, 4)])
+@pytest.mark.parametrize(("eval_size", "expected"), [(None, 10), (4, 4)])
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_tenth_at_most_eval_size_is_held_out_with_its_prompts(write, eval_size, expected, chat):
     asked = [f"p{i // 2}" for i in range(100)]
@@ -321,3 +321,62 @@ def test_an_unwritable_cache_only_warns(build, tmp_path, monkeypatch, below):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") + below)
     with pytest.warns(UserWarning, match="could not be written"):
         assert build()[1]
+
+
+# ------------------------------------------------------------------------ columns, splits
+
+
+def test_columns_are_mapped_and_the_unused_ones_named(write, capsys):
+    rows = [{"q": f"p{i}", "good": f" a{i}", "bad": f" b{i}", "note": "x"} for i in range(3)]
+    path = write(rows)
+    data = made(path, columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
+    assert texts(data.train_dataloader())[0] == ("p0", " a0<eos>", " b0<eos>")
+    assert f"{path}: columns that are not used: note" in capsys.readouterr().out
+    reading = data.readings["data.path"]
+    assert reading.columns.used == ("q", "good", "bad")
+    assert reading.places == [f"{path}, line {i}" for i in (1, 2, 3)] and reading.rows == 3
+    with pytest.raises(ValueError, match=r"3 of 3 rows cannot be (.|\n)*no column 'chosen'"):
+        made(path)
+    with pytest.raises(ValueError, match=r"columns=\{note2: null\}: no row of .* 'note2'"):
+        made(path, columns=data.columns | {"note2": None})
+    with pytest.raises(ValueError, match="nothing is read as 'propmt'"):
+        made(path, columns={"propmt": "q"})
+
+
+def test_numbers_of_a_table_are_answers(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected,margin\n2+2?,4,5,0.5\n1.0?,007,1e3,1\n")
+    items = made(str(path)).train_dataset.items
+    assert [(i.prompt.content, i.chosen, i.rejected, i.margin) for i in items] == [
+        ("2+2?", "4", "5", 0.5),
+        ("1.0?", "007", "1e3", 1.0),
+    ]
+
+
+def test_one_system_message_makes_conversations_of_all_rows(write):
+    rows = [pair("a") | {"system": None}, pair("b", 1) | {"system": "Be brief."}]
+    first, second = made(write(rows)).train_dataset.items
+    assert first.prompt.content == [{"role": "user", "content": "a"}]
+    assert [m["role"] for m in second.prompt.content] == ["system", "user"]
+
+
+def test_a_datasets_own_test_split_is_held_out(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    splits = {"train": [pair(f"a{i}", i) for i in range(20)], "test": [pair("b"), pair("c", 1)]}
+    sets = {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
+    datasets.DatasetDict(sets).save_to_disk(tmp_path / "set")
+    path = str(tmp_path / "set")
+    data = made(path)
+    assert (len(data.train_dataset), len(data.eval_dataset)) == (20, 2)
+    assert f"2 held out (the split test of {path})" in capsys.readouterr().out
+    assert made(path, eval_size=0).eval_dataset is None
+    assert len(made(path, split="test", eval_size=1).train_dataset) == 1
+
+
+def test_as_many_are_held_out_as_asked_for_or_none(write):
+    path = write([pair(f"p{i // 4}", i) for i in range(40)])
+    assert len(made(path, eval_size=8).eval_dataset) == 8
+    with pytest.raises(ValueError, match=r"eval_size=10: rows of one prompt .* makes 8 here"):
+        made(path, eval_size=10)
+    with pytest.raises(ValueError, match=r"eval_size=40 would hold out all 40"):
+        made(path, eval_size=40)

@@ -42,21 +42,41 @@ def test_an_explicit_prompt_may_be_empty():
     ("chosen", "rejected", "expected"),
     [
         ("The sky is blue.", "The sky is green.", ("The sky is", " blue.", " green.")),
-        # "bl" is common too, but half a word
-        ("The sky is blue.", "The sky is black.", ("The sky is", " blue.", " black.")),
-        ("blue", "black", ("", "blue", "black")),
+        ("The sky is blue.", "The sky is black.", ("The sky is bl", "ue.", "ack.")),
+        ("blue", "black", ("bl", "ue", "ack")),
         ("yes", "no", ("", "yes", "no")),
-        ("a b", "a b c", ("a", " b", " b c")),
-        ("a b c", "a b", ("a", " b c", " b")),
-        ("Q:  two", "Q:  three", ("Q: ", " two", " three")),
+        ("no ", "yes", ("", "no ", "yes")),
+        ("a b", "a b c", ("a ", "b", "b c")),  # one begins with the other: its last character
+        ("a b c", "a b", ("a ", "b c", "b")),
+        ("Q:  two", "Q:  three", ("Q:  t", "wo", "hree")),
+        ("Q:  two", "Q:  one", ("Q: ", " two", " one")),
+        (
+            "Below is a task.\n\n### Response:\nHello there",
+            "Below is a task.\n\n### Response:\nGo away",
+            ("Below is a task.\n\n### Response:\n", "Hello there", "Go away"),
+        ),
+        (
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>",
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>",
+            (
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+                "Yes<|im_end|>",
+                "No<|im_end|>",
+            ),
+        ),
+        (
+            "问：天空是什么颜色？答：蓝色",
+            "问：天空是什么颜色？答：绿色",
+            ("问：天空是什么颜色？答：", "蓝色", "绿色"),
+        ),
         (
             "\n\nHuman: Hi\n\nAssistant: Yes. Fine.",
-            "\n\nHuman: Hi\n\nAssistant: Yes, bad.",
-            ("\n\nHuman: Hi\n\nAssistant:", " Yes. Fine.", " Yes, bad."),
+            "\n\nHuman: Hi\n\nAssistant: No, bad.",
+            ("\n\nHuman: Hi\n\nAssistant:", " Yes. Fine.", " No, bad."),
         ),
     ],
 )
-def test_an_implicit_prompt_is_the_common_text_up_to_a_space(row, chosen, rejected, expected):
+def test_an_implicit_prompt_is_the_common_text_as_in_trl(row, chosen, rejected, expected):
     assert parts(row | {"chosen": chosen, "rejected": rejected}) == expected
 
 
@@ -64,8 +84,6 @@ def test_an_implicit_prompt_is_the_common_messages():
     start = [SYSTEM, user("Hi"), says("Yes?"), user("Bye")]
     row = {"chosen": [*start, says("Bye!")], "rejected": [*start, says("No!")]}
     assert parts(row) == (start, [says("Bye!")], [says("No!")])
-    row = {"chosen": [user("a"), says("x")], "rejected": [user("b"), says("x")]}
-    assert parts(row) == ([], row["chosen"], row["rejected"])
 
 
 def test_a_conversation_has_a_prompt_and_two_answers():
@@ -122,7 +140,7 @@ def test_a_prompt_that_is_repeated_after_a_system_message_is_not_asked_twice():
 
 def test_an_empty_prompt_text_adds_no_message():
     row = {"prompt": "", "chosen": [user("a"), says("x")], "rejected": [user("a"), says("y")]}
-    assert parts(row)[0] == []
+    assert parts(row) == ([user("a")], [says("x")], [says("y")])
 
 
 def test_split_common_loses_nothing():
@@ -215,7 +233,7 @@ def test_a_response_that_only_repeats_the_prompt_is_refused():
         as_pair(row)
 
 
-WRONG = [5, None, ["text"], [{"role": "user"}], [{"content": "x"}], says("alone"), [5]]
+WRONG = [5, None, ["text"], [{"role": "user"}], [{"content": "x"}], {"content": "alone"}, [5]]
 
 
 @pytest.mark.parametrize("wrong", WRONG)

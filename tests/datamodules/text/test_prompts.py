@@ -7,7 +7,8 @@ import datasets
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, load_prompts, prompt_text
+from datamodules.text.prompt_files import load_prompts
+from datamodules.text.prompts import Prompt, as_prompt, encode_prompt, prompt_text
 from datamodules.text.tables import ASSETS
 from rlmodules.models.embedded import tiny_tokenizer
 
@@ -134,13 +135,13 @@ def test_a_missing_file_is_named_with_the_option_that_named_it(tmp_path):
 
 
 def test_a_missing_column_is_answered_with_file_columns_and_remedy(write):
-    path = write("a.csv", "instruction,answer\nx,4\n")
+    path = write("a.csv", "frage,answer\nx,4\n")
     with pytest.raises(
-        ValueError, match=re.escape(path) + r".*'prompt'.*answer.*instruction.*prompt_column"
+        ValueError, match=re.escape(path) + r".*'prompt'.*answer.*frage.*prompt_column"
     ):
         load_prompts(path)
     with pytest.raises(
-        ValueError, match=re.escape(path) + r".*'task'.*answer.*instruction.*prompt_column"
+        ValueError, match=re.escape(path) + r".*'task'.*answer.*frage.*prompt_column"
     ):
         load_prompts(path, column="task")
 
