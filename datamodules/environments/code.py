@@ -22,8 +22,9 @@ from datamodules.environments.code_problems import (
 )
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.sandbox import MEMORY_MB, TIME_LIMIT_S, Sandbox
+from datamodules.text.held_out import Source, source_of
 from datamodules.text.prompts import Prompt
-from datamodules.text.tables import PACKAGE
+from datamodules.text.tables import PACKAGE, require_dataset
 
 OWN_PROBLEMS = f"{PACKAGE}code_problems.jsonl"
 WEIGHTS = {"syntax": 0.1, "style": 0.1, "tests": 0.8}
@@ -62,7 +63,8 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         tokenizer: of the policy. With a chat template the problems are put as a user's message.
         path: problems to train on: the project's own by default, or a file of rows of HumanEval's
             or MBPP's kind (see ``load_problems``).
-        eval_path: held-out problems.
+        eval_path: held-out problems; without it a data set's own test split, where it has one.
+        split, eval_split, name: of folders and Hugging Face datasets, see ``read_rows``.
         heldout: without ``eval_path``: share of the problems that is held out, the same ones every
             time; 0 leaves the choice to the data module.
         sandbox: ``auto``, ``bubblewrap``, ``landlock`` or ``unsafe``, see ``Sandbox``.
@@ -85,6 +87,9 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         path: str | None = None,
         eval_path: str | None = None,
         *,
+        split: str | None = None,
+        eval_split: str | None = None,
+        name: str | None = None,
         heldout: float = 0.25,
         sandbox: str = "auto",
         time_limit_s: float = TIME_LIMIT_S,
@@ -93,7 +98,12 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         **options: Unpack[Options],
     ) -> None:
         self.sandbox = Sandbox(sandbox, time_limit_s=time_limit_s, memory_mb=memory_mb)
-        problems, self.held_out = _split(path or OWN_PROBLEMS, eval_path, heldout)
+        require_dataset("env.split", split, path)
+        require_dataset("env.eval_split", eval_split, path, eval_path)
+        require_dataset("env.name", name, path, eval_path)
+        source = source_of(path, split, eval_path, eval_split, name, "env")
+        train = load_problems(path or OWN_PROBLEMS, split=split, name=name)
+        problems, self.held_out = _split(train, path or OWN_PROBLEMS, source, name, heldout)
         self.problems = _by_name(problems)
         self.chat = tokenizer.chat_template is not None
         super().__init__(
@@ -189,14 +199,13 @@ def style(program: str, given_lines: int = 0) -> float:
 
 
 def _split(
-    path: str, eval_path: str | None, heldout: float
+    train: list[CodeProblem], path: str, source: Source | None, name: str | None, heldout: float
 ) -> tuple[list[CodeProblem], Sequence[int] | None]:
     """All problems, and the numbers of those that are held out."""
     if not 0 <= heldout < 1:
         raise ValueError(f"env.heldout={heldout} must be at least 0 and below 1")
-    train = load_problems(path)
-    if eval_path is not None:
-        held_out = load_problems(eval_path, "env.eval_path")
+    if source is not None:
+        held_out = load_problems(source.path, source.option, split=source.split, name=name)
         return train + held_out, range(len(train), len(train) + len(held_out))
     count = round(heldout * len(train))
     if count == len(train):

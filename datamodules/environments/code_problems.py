@@ -111,7 +111,9 @@ def same_code(left: str, right: str) -> bool:
         return False
 
 
-def load_problems(path: str, option: str = "env.path") -> list[CodeProblem]:
+def load_problems(
+    path: str, option: str = "env.path", *, split: str | None = None, name: str | None = None
+) -> list[CodeProblem]:
     """Read a file of problems (see ``read_rows`` for its formats).
 
     Rows whose tests hand objects of their own classes to the answer are left out with a warning:
@@ -122,7 +124,7 @@ def load_problems(path: str, option: str = "env.path") -> list[CodeProblem]:
         ValueError: a row of no known kind, without tests, or with tests that are no Python.
     """
     problems = []
-    for where, row in read_rows(path, option=option):
+    for where, row in read_rows(path, split, option=option, name=name):
         problem = _read(where, row)
         if _defines_classes(problem.setup):
             warnings.warn(

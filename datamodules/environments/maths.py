@@ -12,10 +12,13 @@ from datamodules.environments.base import Options
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.rewards.answers import as_number, is_correct
+from datamodules.text.held_out import how_many, source_of
 from datamodules.text.prompts import Prompt
-from datamodules.text.tables import read_rows
+from datamodules.text.tables import read_rows, require_dataset
 
 REWARD_WEIGHTS = {"correctness": 1.0, "formatting": 0.1}
+HELD_OUT = 200
+"""Problems to hold out, where no number was asked for."""
 MARK = "####"
 """What stands before the final answer in GSM8K (Cobbe et al. 2021, arXiv:2110.14168)."""
 NUMBER_ONLY = "Answer with the number only."
@@ -36,11 +39,14 @@ class MathEnv(MultiObjectiveRewardEnv):
         tokenizer: of the policy.
         difficulty: level of generated problems, 1 to 6 (see ``math_problems``); default 1.
         num_problems: to train on; None takes all that there are.
-        num_held_out: for evaluation (``held_out``); no problem is both there and in training.
+        num_held_out: for evaluation (``held_out``); no problem is both there and in training. None
+            takes 200, but of a file's problems a tenth at most.
         seed: of the problems, and of which rows of a file are held out.
         path: read problems from this file instead: rows of ``question`` and ``answer``, the final
             answer after ``####``.
-        eval_path: the held-out problems' file; None holds out rows of ``path``.
+        eval_path: the held-out problems' file; None takes the test split of ``path`` where that is
+            a data set with one, or holds out rows of ``path``.
+        split, eval_split, name: of folders and Hugging Face datasets, see ``read_rows``.
         reasoning: ask for steps and a last line ``#### answer``; else for the number alone.
         chat: prompts are conversations; None: where the tokenizer has a chat template. The small
             embedded model is three times as often right without.
@@ -62,17 +68,23 @@ class MathEnv(MultiObjectiveRewardEnv):
         tokenizer: PreTrainedTokenizerBase,
         difficulty: int | None = None,
         num_problems: int | None = None,
-        num_held_out: int = 200,
+        num_held_out: int | None = None,
         seed: int = 0,
         path: str | None = None,
         eval_path: str | None = None,
         reasoning: bool = False,
         chat: bool | None = False,
         *,
+        split: str | None = None,
+        eval_split: str | None = None,
+        name: str | None = None,
         reward_weights: Mapping[str, float] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        train, held_out = choose(difficulty, num_problems, num_held_out, seed, path, eval_path)
+        parts = {"split": split, "eval_split": eval_split, "name": name}
+        train, held_out = choose(
+            difficulty, num_problems, num_held_out, seed, path, eval_path, **parts
+        )
         chat = tokenizer.chat_template is not None if chat is None else chat
         self.reasoning = reasoning
         super().__init__(
@@ -119,21 +131,27 @@ def create_math_problem_env(tokenizer: PreTrainedTokenizerBase, **options: Any) 
 def choose(
     difficulty: int | None,
     num_problems: int | None,
-    num_held_out: int,
+    num_held_out: int | None,
     seed: int,
     path: str | None,
     eval_path: str | None,
+    **parts: str | None,
 ) -> tuple[list[QuestionAnswer], list[QuestionAnswer]]:
     """Problems to train on and held-out ones, generated or read; see ``MathEnv``."""
     if num_problems is not None:  # null takes all
         require_whole("env", 1, num_problems=num_problems)
-    require_whole("env", 0, num_held_out=num_held_out)
+    if num_held_out is not None:
+        require_whole("env", 0, num_held_out=num_held_out)
     require_seed("env.seed", seed)
+    for part, value in parts.items():
+        paths = (path,) if part == "split" else (path, eval_path)
+        require_dataset(f"env.{part}", value, *paths)
     if path is None:
         if eval_path is not None:
             raise ValueError(f"env.eval_path={eval_path!r} without env.path: give both, or neither")
         level = 1 if difficulty is None else difficulty
-        splits = generate(level, num_problems, num_held_out, seed)
+        count = HELD_OUT if num_held_out is None else num_held_out
+        splits = generate(level, num_problems, count, seed)
         train, held_out = ([(p.question, str(p.answer)) for p in split] for split in splits)
         return train, held_out
     if difficulty is not None:
@@ -141,7 +159,7 @@ def choose(
             f"env.difficulty={difficulty} is of generated problems, and env.path={path!r} reads"
             " them from a file: set one to null"
         )
-    return read_problems(path, eval_path, num_problems, num_held_out, seed)
+    return read_problems(path, eval_path, num_problems, num_held_out, seed, **parts)
 
 
 def ask(question: str, reasoning: bool, chat: bool) -> str | list[dict[str, str]]:
@@ -158,7 +176,15 @@ def ask(question: str, reasoning: bool, chat: bool) -> str | list[dict[str, str]
 
 
 def read_problems(
-    path: str, eval_path: str | None, num_problems: int | None, num_held_out: int, seed: int
+    path: str,
+    eval_path: str | None,
+    num_problems: int | None,
+    num_held_out: int | None,
+    seed: int,
+    *,
+    split: str | None = None,
+    eval_split: str | None = None,
+    name: str | None = None,
 ) -> tuple[list[QuestionAnswer], list[QuestionAnswer]]:
     """Problems to train on and held-out ones, each drawn in an order of ``seed``.
 
@@ -166,32 +192,40 @@ def read_problems(
         FileNotFoundError, ValueError: see ``MathEnv``.
     """
     rng = random.Random(seed)
-    train = _rows(path, "path", rng)
-    if eval_path is None:
-        held_out, train = train[:num_held_out], train[num_held_out:]
+    train = _rows(path, split, name, "env.path", rng)
+    source = (
+        source_of(path, split, eval_path, eval_split, name, "env") if num_held_out != 0 else None
+    )
+    if source is None:
+        count = how_many(len(train), num_held_out, HELD_OUT, "env.num_held_out")
+        held_out, train = train[:count], train[count:]
     else:
-        held_out = _rows(eval_path, "eval_path", rng)[:num_held_out]
+        held_out = _rows(source.path, source.split, name, source.option, rng)
+        count = min(HELD_OUT, len(held_out)) if num_held_out is None else num_held_out
+        held_out = held_out[:count]
         asked = {question for question, _ in held_out}
         train = [problem for problem in train if problem[0] not in asked]
-    if len(held_out) < num_held_out:
+    if len(held_out) < count:
         raise ValueError(
-            f"env.num_held_out={num_held_out}: {eval_path or path!r} holds"
+            f"env.num_held_out={num_held_out}: {source.path if source else path!r} holds"
             f" {len(held_out)} problems: lower it"
         )
     if len(train) < (num_problems or 1):
         raise ValueError(
             f"env.num_problems={num_problems}: {path!r} has {len(train)} problems beside the"
-            f" {num_held_out} held-out ones: lower one of the two (num_problems=null takes all)"
+            f" {count} held-out ones: lower one of the two (num_problems=null takes all)"
         )
     return train[:num_problems], held_out
 
 
-def _rows(path: str, option: str, rng: random.Random) -> list[QuestionAnswer]:
+def _rows(
+    path: str, split: str | None, name: str | None, option: str, rng: random.Random
+) -> list[QuestionAnswer]:
     """The distinct problems of a file, shuffled."""
-    rows = list(read_rows(path, option=f"env.{option}"))
+    rows = read_rows(path, split, option=option, name=name, text=("question", "answer"))
     problems = dict(_problem(where, row) for where, row in rows)
     if not problems:
-        raise ValueError(f"env.{option}={path!r} holds no problems")
+        raise ValueError(f"{option}={path!r} holds no problems")
     shuffled = list(problems.items())
     rng.shuffle(shuffled)
     return shuffled

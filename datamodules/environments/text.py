@@ -76,6 +76,10 @@ class TextGenerationEnv(Environment):
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def prompt(self, index: int) -> Prompt:
+        """Of the starting state ``index``."""
+        return self._starts[index]
+
     def reset(self, index: int | None = None) -> Observation:
         """Start over with prompt ``index``, or with the next one in turn."""
         if index is None:

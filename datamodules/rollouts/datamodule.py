@@ -4,9 +4,7 @@ It reads the prompts, makes the environment and holds out what is evaluated on; 
 ``streams.py``.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -18,12 +16,18 @@ from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rewards.devices import set_own_device
+from datamodules.rollouts.lengths import without_overlong
+from datamodules.rollouts.prompt_source import PromptSource
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
 from datamodules.template_options import set_template_defaults
 from datamodules.text.cache import digest, plain
-from datamodules.text.prompts import Prompt, gather_prompts
-from datamodules.text.tables import require_dataset, require_path
-from datamodules.types import as_policy
+from datamodules.text.columns import Reading
+from datamodules.text.held_out import how_many
+from datamodules.text.prompts import Prompt
+from datamodules.types import Policy, as_policy
+
+AT_MOST = 200
+"""Held-out starting states, where no number was asked for."""
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -36,15 +40,20 @@ class RolloutDataModule(L.LightningDataModule):
             there are prompts, else as ``env(tokenizer=...)`` (see ``make_environment``).
         prompts, path: training prompts, or where they are read from (``load_prompts``); neither
             for an environment that has its own.
-        eval_prompts, eval_path: held-out prompts; without them ``eval_size`` of the training ones
-            are held out, but no more than half.
+        eval_prompts, eval_path: held-out prompts; without them the data set's own test split is
+            held out, or what the environment holds out, or else ``eval_size`` of the training ones.
         eval_size: starting states to hold out for evaluation, or at most to evaluate on; 0
-            evaluates nothing. An environment that is given as an object holds out its own alone.
+            evaluates nothing. null holds out a tenth of the training ones, one at least, and takes
+            at most 200. An environment that is given as an object holds out its own alone.
         eval_generations: episodes of each held-out starting state; ``val/pass@k`` wants several.
-        prompt_column, split, chat: see ``load_prompts``; the first two are of a path.
         chat_template_kwargs: what the chat template reads beside the conversation, such as
             ``{"enable_thinking": False}``; written into the template (``set_template_defaults``).
             A column of that name says it for single prompts.
+        prompt_column, columns, chat: see ``load_prompts``; the first two are of a path.
+        split, eval_split, name: of folders and Hugging Face datasets, see ``read_rows``; default
+            ``train`` and ``test``. The name of a configuration is of both paths.
+        on_error: ``raise``, or ``skip`` rows that hold no prompt, or one too long to be answered
+            (as ``env.on_error=skip`` does too).
         batch_size: episodes an iteration, over all processes.
         num_generations: episodes of each starting state (a group) in an iteration.
         max_resamples: how often an iteration's groups whose rewards are all equal are replaced by
@@ -70,12 +79,16 @@ class RolloutDataModule(L.LightningDataModule):
         path: str | None = None,
         eval_prompts: Sequence[Any] | None = None,
         eval_path: str | None = None,
-        eval_size: int = 64,
+        eval_size: int | None = None,
         eval_generations: int = 1,
         prompt_column: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
         split: str | None = None,
+        eval_split: str | None = None,
+        name: str | None = None,
         chat: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
         batch_size: int = 16,
         num_generations: int = 1,
         max_resamples: int = 0,
@@ -86,25 +99,24 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _refuse_unread(env, prompts, path, eval_prompts, eval_path)
+        given, parts = (prompts, path, eval_prompts, eval_path), (split, eval_split, name)
+        _refuse_unread(env, *given)
+        self.source = PromptSource(*given, *parts, prompt_column, columns, chat, on_error)
         if max_resamples and num_generations == 1:
             raise ValueError(
                 f"data.max_resamples={max_resamples} replaces groups of equal rewards, and with"
                 " data.num_generations=1 there are no groups: leave it out"
             )
-        require_path("data.prompt_column", prompt_column, path, eval_path)
-        require_dataset("data.split", split, path, eval_path)
         sizes = {"batch_size": batch_size, "mini_batch_size": mini_batch_size, "epochs": epochs}
         sizes |= {"num_generations": num_generations, "eval_batch_size": eval_batch_size}
         sizes |= {"eval_generations": eval_generations}
         sizes |= {"gradient_accumulation_steps": gradient_accumulation_steps}
         require_whole("data", 1, **sizes)
-        require_whole("data", 0, eval_size=eval_size, max_resamples=max_resamples)
+        wanted = 0 if eval_size is None else eval_size
+        require_whole("data", 0, eval_size=wanted, max_resamples=max_resamples)
         require_seed("data.seed", seed)
-        self.env, self.prompts, self.path = env, prompts, path
-        self.eval_prompts, self.eval_path, self.eval_size = eval_prompts, eval_path, eval_size
         self.chat_template_kwargs = chat_template_kwargs
-        self._gather = partial(gather_prompts, column=prompt_column, split=split, chat=chat)
+        self.env, self.eval_size = env, eval_size
         self.plan = IterationPlan(
             batch_size=batch_size,
             num_generations=num_generations,
@@ -134,8 +146,9 @@ class RolloutDataModule(L.LightningDataModule):
         whole = isinstance(self.env, Environment)
         held_out: Sequence[int] | None = None
         prompts: list[Prompt] | None = None
-        if not whole and (self.prompts is not None or self.path is not None):
-            prompts, count = self._load()
+        said = "of the environment's own"
+        if not whole and not self.source.is_empty:
+            prompts, count, said = self.source.load(self._most)
             held_out = range(len(prompts) - count, len(prompts)) if count else None
         env = self.env = make_environment(self.env, policy.tokenizer, prompts)
         env.attach(policy.base_model)
@@ -146,9 +159,9 @@ class RolloutDataModule(L.LightningDataModule):
             self._set_template(own)
         if held_out is None:
             held_out = env.held_out
-        if self.eval_size and held_out is None and not whole:
-            held_out = self._draw(len(env))
-        self.eval_starts = list(held_out or ())[: self.eval_size]
+        if self.eval_size != 0 and held_out is None and not whole:
+            held_out, said = self._draw(len(env)), "drawn from them"
+        self.eval_starts = list(held_out or ())[: self._most]
         taken = set(held_out or ())
         self.train_starts = [i for i in range(len(env)) if i not in taken]
         self._prompts = prompts
@@ -157,6 +170,35 @@ class RolloutDataModule(L.LightningDataModule):
                 f"all {len(env)} starting states of the environment are held out for"
                 " evaluation: nothing is left to train on"
             )
+        self._leave_out_overlong(policy, env)
+        if not whole and self.trainer.is_global_zero:
+            print(self._counts(said), flush=True)
+
+    def _leave_out_overlong(self, policy: Policy, env: Environment) -> None:
+        """See ``without_overlong``; of what was read, errors say file and line."""
+        assert self.train_starts is not None, "they are known by now"
+        self.train_starts, self.eval_starts = without_overlong(
+            policy,
+            env,
+            self.train_starts,
+            self.eval_starts,
+            places=self.source.places,
+            skip="skip" in (self.source.on_error, env.on_error),
+        )
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """What was read of each file, by the option that names it."""
+        return self.source.readings
+
+    @property
+    def _most(self) -> int:
+        return AT_MOST if self.eval_size is None else self.eval_size
+
+    def _counts(self, said: str) -> str:
+        held_out = f"{len(self.eval_starts)} held out" + (f" ({said})" if self.eval_starts else "")
+        lines = [f"{len(self.train_starts or ())} starting states to train on, {held_out}"]
+        return "\n".join([*lines, *(text for r in self.readings.values() if (text := str(r)))])
 
     def contents(self) -> dict[str, dict[str, str]]:
         """What the starting states are, once they are known, for runs to be told apart by."""
@@ -164,7 +206,7 @@ class RolloutDataModule(L.LightningDataModule):
             return {}
         sets = {"data.rows": self.train_starts, "data.rows.held_out": self.eval_starts}
         return {
-            name: {"shown": f"{self.path or len(starts)}", "digest": self._digest(starts)}
+            name: {"shown": f"{self.source.path or len(starts)}", "digest": self._digest(starts)}
             for name, starts in sets.items()
             if starts
         }
@@ -189,50 +231,20 @@ class RolloutDataModule(L.LightningDataModule):
         sizes = (self.eval_generations, self.eval_batch_size)
         return HeldOutEpisodes(self.trainer, self.env, self.eval_starts, *sizes, self.seed)
 
-    def _load(self) -> tuple[list[Prompt], int]:
-        """Prompts, and how many of the last ones are given for evaluation alone."""
-        train = self._gather(self.prompts, self.path)
-        if not self.eval_size or (self.eval_prompts is None and self.eval_path is None):
-            return train, 0
-        held_out = self._gather(self.eval_prompts, self.eval_path, option="data.eval_path")
-        held_out = held_out[: self.eval_size]
-        return train + held_out, len(held_out)
-
     def _draw(self, count: int) -> list[int]:
-        """``eval_size`` of the ``count`` starting states."""
-        if count <= self.eval_size:
-            raise ValueError(
-                f"data.eval_size={self.eval_size} would hold out all {count} prompts:"
-                " lower it, set it to 0, or give data.eval_path"
-            )
-        size = min(self.eval_size, count // 2)
-        if size < self.eval_size:
-            warnings.warn(
-                f"data.eval_size={self.eval_size} of {count} prompts: half of them, {size}, are"
-                f" held out, and {count - size} trained on; set data.eval_size, or give"
-                " data.eval_path",
-                stacklevel=2,
-            )
+        """Some of the ``count`` starting states."""
+        size = how_many(count, self.eval_size, AT_MOST)
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randperm(count, generator=generator).tolist()[:size]
 
 
 def _refuse_unread(env: Any, prompts: Any, path: Any, eval_prompts: Any, eval_path: Any) -> None:
-    if prompts is not None and path is not None:
-        raise ValueError("give either data.prompts (a list) or data.path (a file), not both")
-    if eval_prompts is not None and eval_path is not None:
-        raise ValueError("give either data.eval_prompts (a list) or data.eval_path (a file)")
     given = {"prompts": prompts, "path": path, "eval_prompts": eval_prompts, "eval_path": eval_path}
     names = [name for name, value in given.items() if value is not None]
     if isinstance(env, Environment) and names:
         raise ValueError(
             f"data.{names[0]} has no use: the environment is made already, and has starting states"
             " of its own; leave it out, or give what makes an environment of prompts"
-        )
-    if names and prompts is None and path is None:
-        raise ValueError(
-            f"data.{names[0]} goes with data.path or data.prompts; an environment without prompts"
-            " holds out its own starting states"
         )
 
 

@@ -41,7 +41,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             lora.r lora.alpha lora.dropout lora.target_modules""",
     },
     "data": {  # of what path, prompts and split name, the rows themselves are compared
-        N: "path prompts split on_error eval_path eval_prompts eval_split",
+        N: "path prompts split name columns on_error eval_path eval_prompts eval_split",
         A: "eval_size eval_generations eval_batch_size rows.held_out",
         R: """env prompt_column chat chat_template_kwargs objectives max_length max_prompt_length
             max_resamples""",
@@ -52,7 +52,8 @@ TABLE: dict[str, dict[Effect, str]] = {
         A: "on_error timeout_s sandbox",
         R: """reward_fn preference_model human_feedback_fn
             max_length stop_sequences temperature difficulty
-            num_problems num_held_out seed path eval_path reasoning chat reward_weights heldout
+            num_problems num_held_out seed path eval_path split eval_split name
+            reasoning chat reward_weights heldout
             time_limit_s memory_mb demonstrations max_turns tool_bonus error_penalty
             task config answer_format instruction""",
     },

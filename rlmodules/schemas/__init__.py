@@ -6,6 +6,7 @@ imported here.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +41,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("required", required, replace=True)
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)
+    OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
 def required() -> None:
@@ -73,6 +75,11 @@ def take_files_from(start: Path, cfg: DictConfig) -> None:
         written = name in ("out", "paths.output_root")
         if written or (NAMES_A_FILE.search(name) and (start / value).exists()):
             OmegaConf.update(cfg, name, str(start / value))
+
+
+def unless(given: Any, default: str | None) -> str | None:
+    """A default that another option, if it is given, stands for."""
+    return default if given is None else None
 
 
 def carried_heldout(path: str | None) -> str | None:

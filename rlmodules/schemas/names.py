@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -83,6 +83,8 @@ def explain(error: Exception, trainer: Collection[str]) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     # Ctrl-C while a config is made can come out of OmegaConf as an error without a message.
     message = (str(error).splitlines() or [f"{type(error).__name__}, without a message"])[0]
+    if isinstance(error, OverrideParseException):
+        return f'{message}: quote what is text, as in \'data.prompts=["Say hello!", "What, now?"]\''
     if not isinstance(cause, OmegaConfBaseException):
         return message
     if "Could not override" in message:

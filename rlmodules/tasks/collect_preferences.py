@@ -13,9 +13,10 @@ from datamodules.text.cache import digest
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.resuming import contents
 
-PROMPTS = ("prompts", "path", "prompt_column", "split", "chat", "chat_template_kwargs")
+PROMPTS = ("prompts", "path", "prompt_column", "columns", "split", "name", "chat",
+           "chat_template_kwargs")  # fmt: skip
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p")
-HELD_OUT = ("eval_prompts", "eval_path", "eval_size")
+HELD_OUT = ("eval_prompts", "eval_path", "eval_split", "eval_size")
 
 
 def collect_preferences(

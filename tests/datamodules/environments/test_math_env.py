@@ -238,11 +238,14 @@ def test_a_missing_or_too_small_file_is_named_by_its_option(tmp_path):
     path = write(tmp_path, ROWS)
     with pytest.raises(FileNotFoundError, match=r"env\.eval_path='.*nowhere\.jsonl'"):
         MathEnv(TOKENIZER, path=path, eval_path=str(tmp_path / "nowhere.jsonl"))
-    with pytest.raises(ValueError, match=r"env\.num_held_out=200: .* holds 20 problems"):
-        MathEnv(TOKENIZER, path=path)
+    with pytest.raises(ValueError, match=r"env\.num_held_out=200 would hold out all 20"):
+        MathEnv(TOKENIZER, path=path, num_held_out=200)
+    assert len(MathEnv(TOKENIZER, path=path).held_out) == 2  # a tenth
+    with pytest.raises(ValueError, match=r"env\.num_held_out=21: .* holds 20 problems"):
+        MathEnv(TOKENIZER, path=path, eval_path=path, num_held_out=21)
     with pytest.raises(ValueError, match=r"env\.num_problems=19: .* has 15 problems"):
         MathEnv(TOKENIZER, path=path, num_held_out=5, num_problems=19)
-    with pytest.raises(ValueError, match=r"train\.jsonl.* 0 "):
+    with pytest.raises(ValueError, match=r"env\.num_held_out=20 would hold out all 20"):
         MathEnv(TOKENIZER, path=path, num_held_out=20)
     with pytest.raises(ValueError, match="no problems"):
         MathEnv(TOKENIZER, path=write(tmp_path, [], "empty.jsonl"), num_held_out=0)
