@@ -1,26 +1,28 @@
 """Tools that a model may call: plain functions, and calls as the model wrote them."""
 
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
 import json
-import re
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from transformers.utils import get_json_schema
 
+from datamodules.environments.call_forms import calls_in, named_call
+
 MAX_ANSWER = 2000
 """Characters of a tool's answer that the model is shown."""
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
-_FORM = '{"name": "TOOL", "arguments": {"ARGUMENT": "VALUE"}}'
+_FORM = '<tool_call>{"name": "TOOL", "arguments": {"ARGUMENT": "VALUE"}}</tool_call>'
 
 
 class ToolError(Exception):
     """What the model did wrong, in words for the model."""
-
-
-def calls_in(text: str) -> list[str]:
-    """What stands in the tags of each call of a response, the last of which may lack its end."""
-    return _CALL.findall(text)
 
 
 def as_call(name: str, **arguments: Any) -> str:
@@ -33,7 +35,7 @@ class Toolbox:
 
     Args:
         tools: with type hints, and a docstring that has ``Args:`` for each argument. They return
-            text or what JSON can hold.
+            what has a text (``answer_text``).
     """
 
     def __init__(self, tools: Sequence[Callable[..., Any]]) -> None:
@@ -42,6 +44,12 @@ class Toolbox:
         for tool, schema in zip(tools, self.schemas, strict=True):
             exact = schema["function"]["parameters"] | {"additionalProperties": False}
             self._tools[schema["function"]["name"]] = (tool, Draft202012Validator(exact))
+        functions = [schema["function"] for schema in self.schemas]
+        self._parameters = {f["name"]: f["parameters"].get("properties", {}) for f in functions}
+
+    def calls_in(self, text: str) -> list[str]:
+        """The calls of a response, in whatever form a model writes them (``call_forms``)."""
+        return calls_in(text, self._parameters)
 
     def answer(self, text: str) -> tuple[str, bool]:
         """The answer to a call for the model to read, and whether the call was in order."""
@@ -58,6 +66,7 @@ class Toolbox:
 
         Raises:
             ToolError: no such call can be made, or the tool raised.
+            TypeError: the tool returned something that has no text.
         """
         name, arguments = _parsed(text)
         if name not in self._tools:
@@ -72,7 +81,53 @@ class Toolbox:
             answer = tool(**arguments)
         except Exception as error:  # the model is to read it, and may do better
             raise ToolError(f"{name}: {type(error).__name__}: {error}") from error
-        return answer if isinstance(answer, str) else json.dumps(answer)
+        return answer_text(answer, name)
+
+
+def answer_text(value: Any, tool: str) -> str:
+    """What a tool returned, as text: text as it is, other values as JSON, in which dates are ISO
+    8601, sets lists, and decimal numbers text.
+
+    Raises:
+        TypeError: it has no text; names the tool.
+    """
+    try:
+        plain = _plain(value)
+        return plain if isinstance(plain, str) else json.dumps(plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"the tool {tool!r} returned a {type(value).__name__}, which cannot be shown to the"
+            f" model ({error}): return text, numbers, lists or dictionaries"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as what JSON holds."""
+    match value:
+        case enum.Enum():
+            return _plain(value.value)
+        case None | bool() | int() | float():
+            return value
+        case str() | decimal.Decimal() | uuid.UUID() | PurePath():
+            return str(value)
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta() | fractions.Fraction() | complex():
+            return str(value)
+        case bytes() | bytearray():
+            return bytes(value).decode(errors="backslashreplace")
+        case Mapping():
+            return {str(_plain(key)): _plain(part) for key, part in value.items()}
+        case set() | frozenset():
+            return sorted(map(_plain, value), key=lambda part: (type(part).__name__, str(part)))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    for method in ("tolist", "model_dump", "_asdict", "to_dict"):  # NumPy, torch, pydantic, pandas
+        if callable(found := getattr(value, method, None)) and not isinstance(value, type):
+            return _plain(found())
+    if isinstance(value, Iterable):
+        return list(map(_plain, value))
+    raise TypeError(f"a {type(value).__name__} has no text")
 
 
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:
@@ -82,10 +137,12 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
         raise ToolError(f"the call is no valid JSON ({error}): write {_FORM}") from error
     if isinstance(call, list) and len(call) == 1:  # as SmolLM2 was taught to write it
         call = call[0]
-    arguments = call.get("arguments", {}) if isinstance(call, dict) else None
-    if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
+    named = named_call(call)
+    if named is None and isinstance(call, dict) and set(call) <= {"name", "id", "type"}:
+        named = call.get("name"), {}
+    if named is None or not isinstance(named[0], str) or not isinstance(named[1], dict):
         raise ToolError(f"the call must have the form {_FORM}")
-    return call["name"], arguments
+    return named
 
 
 def _refuse(constant: str) -> float:

@@ -1,7 +1,8 @@
 """Episodes of several turns in which the model calls tools.
 
 A ``Scene`` is one task with its state, its tools (methods with type hints and docstrings) and its
-judgement; ``ToolEnv`` plays it. The model calls a tool in the form of Hermes and Qwen models::
+judgement; ``ToolEnv`` plays it. The model calls a tool in the form of Hermes and Qwen models, or in
+the one that its own chat template teaches (``call_forms``)::
 
     <tool_call>{"name": "book", "arguments": {"hotel_id": 3, "nights": 2}}</tool_call>
 
@@ -21,7 +22,7 @@ from typing_extensions import Unpack
 from datamodules.checks import require_finite, require_whole
 from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
-from datamodules.environments.toolbox import Toolbox, calls_in
+from datamodules.environments.toolbox import Toolbox
 from datamodules.text.chat import Message, opening, reply
 from datamodules.types import Observation, StepResult
 
@@ -135,7 +136,7 @@ class ToolEnv(Environment):
         text = self._text(response)
         self._context = self._context + response  # a new list: a fork may hold the old one
         self._turns += 1
-        calls = calls_in(text)
+        calls = self._toolbox.calls_in(text)
         if not calls:
             self._answer = text
             cut = not self._ended(response, text)
@@ -208,7 +209,7 @@ def solved(scene: Scene) -> list[Message]:
     messages = _parts(scene.messages)[1]
     for response in scene.solution():
         messages.append({"role": "assistant", "content": response})
-        for call in calls_in(response):
+        for call in toolbox.calls_in(response):
             messages.append({"role": "tool", "content": toolbox.answer(call)[0]})
     return messages
 

@@ -6,7 +6,7 @@ changes the model was queued in between: then it waits for that.
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,6 +186,12 @@ class Sampler:
         if isinstance(prompt, Tensor):
             rows = list(prompt) if prompt.dim() == 2 else [prompt]
             return [row.to("cpu", torch.long, copy=True) for row in rows], prompt.dim() == 2
+        if _holds_messages(prompt):
+            raise ValueError(
+                "a prompt is text or token ids, not messages: give the text that"
+                " tokenizer.apply_chat_template(messages, tokenize=False,"
+                " add_generation_prompt=True) makes of them"
+            )
         is_batch = any(isinstance(row, str) or torch.as_tensor(row).dim() for row in prompt)
         rows: Sequence[Any] = prompt if is_batch else [prompt]
         return [self._encoded(row) for row in rows], is_batch
@@ -197,3 +203,10 @@ class Sampler:
         if self.tokenizer is None:
             raise ValueError("a prompt that is text takes a tokenizer: give the pipeline one")
         return torch.tensor(opened(self.tokenizer, prompt), dtype=torch.long)
+
+
+def _holds_messages(prompt: Any) -> bool:
+    """Whether it is a message, or holds some, at any depth of lists."""
+    if isinstance(prompt, list | tuple):
+        return any(map(_holds_messages, prompt))
+    return isinstance(prompt, Mapping)

@@ -180,6 +180,16 @@ def test_the_end_token_of_the_tokenizer_ends_a_text(tokenizer):
     assert all(tokens[-1] == tokenizer.eos_token_id for tokens in ended)
 
 
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_messages_are_no_prompt_and_one_is_told_what_to_do(tokenizer, levels):
+    prompt = {"role": "user", "content": "Hi"}
+    for _ in range(levels):
+        prompt = [prompt]
+    with pipeline_of(tokenizer=tokenizer) as pipeline:
+        error = error_of(lambda: pipeline.sample(prompt, max_tokens=1, wait=False))
+    assert isinstance(error, ValueError) and "apply_chat_template" in str(error)
+
+
 def test_a_prompt_may_be_text_where_there_is_a_tokenizer(tokenizer):
     with pipeline_of(tokenizer=tokenizer) as pipeline:
         said = pipeline.sample("hello", max_tokens=5, seed=1)

@@ -9,11 +9,12 @@ import torch
 
 from datamodules.environments.booking import BookingEnv
 from datamodules.environments.calculator import CalculatorEnv
+from datamodules.environments.call_forms import calls_in
 from datamodules.environments.code import CodeGenerationEnv, style
 from datamodules.environments.code_problems import extract_code, same_code
 from datamodules.environments.maths import MathEnv
 from datamodules.environments.reasoning import ReasoningGymEnv, extract
-from datamodules.environments.toolbox import Toolbox, calls_in
+from datamodules.environments.toolbox import Toolbox
 from datamodules.rewards.answers import is_correct
 from datamodules.sandbox import Sandbox
 from rlmodules.models.embedded import tiny_tokenizer
