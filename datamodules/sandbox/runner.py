@@ -20,14 +20,23 @@ import marshal, os, sys, types
 size, blob = int(sys.argv.pop()), b""
 while len(blob) < size:
     blob += os.read(0, size - len(blob))
-*sources, options = marshal.loads(blob)
-confine, harness = types.ModuleType("confine"), types.ModuleType("harness")
-exec(sources[0], confine.__dict__)
-exec(sources[1], harness.__dict__)
-harness.main(confine, options)
+sources, options = marshal.loads(blob)
+for name, source in sources:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(source, module.__dict__)
+    parent, _, own = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], own, module)
+for name, _ in sources:
+    del sys.modules[name]
+module.main(options)
 """
+SOURCES = ("confine", "wire", "answering", "proxies", "line", "testing", "harness")
+"""The files that run inside, each after those that it imports."""
 TIME_LIMIT_S = 5.0
 MEMORY_MB = 512
+VALUED = ("passed", "failed", "unjudged")
+"""Where the answer gave a value."""
 KEPT_OUTPUT = 2000
 """Characters of an answer's output that a report shows."""
 
@@ -38,7 +47,8 @@ class Outcome:
 
     status: str
     """``passed``; ``failed``: the answer gave a wrong value; ``error``: it raised, or was ended;
-    ``broken``: the test itself cannot be run here."""
+    ``broken``: the test itself cannot be run here; ``unjudged``: it leaves the verdict to the
+    answer, by an operator of the answer's own class."""
     text: str = ""
     """What was raised or said."""
 
@@ -62,7 +72,7 @@ class Report:
     @property
     def ran(self) -> bool:
         """Whether it gave a value, right or wrong, in some test, and kept to its limits."""
-        return self.stopped is None and any(o.status in ("passed", "failed") for o in self.outcomes)
+        return self.stopped is None and any(o.status in VALUED for o in self.outcomes)
 
 
 class Sandbox:
@@ -171,9 +181,10 @@ def _probe(backend: Backend) -> None:
 @functools.cache
 def _sources() -> tuple:
     """Compiled here once, so that no sandboxed interpreter spends its time on it."""
-    folder = Path(__file__).parent
-    names = ("confine.py", "harness.py")
-    return tuple(compile((folder / n).read_text(), n, "exec", optimize=2) for n in names)
+    folder, (room, _, _) = Path(__file__).parent, __name__.rpartition(".")
+    packages = [(name, compile("", name, "exec")) for name in ("datamodules", room)]
+    files = [(f"{room}.{n}", (folder / f"{n}.py").read_text()) for n in SOURCES]
+    return (*packages, *((n, compile(text, n, "exec", optimize=2)) for n, text in files))
 
 
 def _run(
@@ -185,7 +196,7 @@ def _run(
         "readable": backend.readable and list(backend.readable),
         "filter": backend.filter,
     }
-    start = marshal.dumps((*_sources(), options))
+    start = marshal.dumps((_sources(), options))
     # -S, -s and an empty environment: no packages; one hash seed: sets have one order.
     python = [interpreter(), "-S", "-s", "-B", "-u", "-c", BOOT, str(len(start))]
     process = subprocess.Popen(
