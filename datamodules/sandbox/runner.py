@@ -1,6 +1,7 @@
 """Runs an answer against its tests in a process of its own, and reads what came of it."""
 
 import functools
+import hashlib
 import json
 import marshal
 import os
@@ -8,12 +9,18 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.checks import is_finite
-from datamodules.sandbox.backends import BACKENDS, Backend, find_backend, interpreter
+from datamodules.sandbox.backends import (
+    BACKENDS,
+    Backend,
+    find_backend,
+    interpreter,
+    package_folders,
+)
 
 BOOT = """
 import marshal, os, sys, types
@@ -117,14 +124,15 @@ class Sandbox:
         *,
         setup: str = "",
         calls: Mapping[str, str] | None = None,
+        packages: Iterable[str] = (),
     ) -> Report:
         """Run ``tests`` against ``program``.
 
         Args:
             tests: statements, ``assert f(2) == 4``, run in order in one scope.
             setup: what the tests need besides the answer, run before them in the same scope.
-            calls: name in the tests -> name of the answer's function that it stands for. Values
-                pass as plain data, so a function that changes its argument changes a copy.
+            calls: name in the tests -> name of the answer's function that it stands for.
+            packages: those of ``PACKAGES`` that the tests import; the answer may, too.
 
         Raises:
             ValueError: no tests, or a test that cannot be run (see ``Outcome``).
@@ -133,11 +141,21 @@ class Sandbox:
         if not tests:
             raise ValueError("tests is empty: an answer needs at least one")
         job = {"program": program, "tests": list(tests), "setup": setup, "calls": dict(calls or {})}
-        report = _run(self.backend, job, self.time_limit_s, self.memory_mb, self.output_kb)
+        backend = self._backend_with(tuple(sorted(packages)))
+        report = _run(backend, job, self.time_limit_s, self.memory_mb, self.output_kb)
         for test, outcome in zip(tests, report.outcomes, strict=True):
             if outcome.status == "broken":
                 raise ValueError(f"the test {test!r} cannot be run in a sandbox: {outcome.text}")
         return report
+
+    def _backend_with(self, packages: tuple[str, ...]) -> Backend:
+        return with_packages(self.backend, packages) if packages else self.backend
+
+
+@functools.cache
+def with_packages(backend: Backend, packages: tuple[str, ...]) -> Backend:
+    """The same backend, in which these packages can be imported."""
+    return replace(find_backend(backend.name, packages), filter=backend.filter, packages=packages)
 
 
 @functools.cache
@@ -178,6 +196,11 @@ def _probe(backend: Backend) -> None:
         raise OSError("a trial run could read the files of this project")
 
 
+def sandbox_version() -> str:
+    """Another one as soon as the code that judges answers is another."""
+    return hashlib.sha256(marshal.dumps(_sources())).hexdigest()
+
+
 @functools.cache
 def _sources() -> tuple:
     """Compiled here once, so that no sandboxed interpreter spends its time on it."""
@@ -195,6 +218,7 @@ def _run(
         "cpu_s": int(time_limit_s) + 1,
         "readable": backend.readable and list(backend.readable),
         "filter": backend.filter,
+        "packages": {name: package_folders(name)[0] for name in backend.packages},
     }
     start = marshal.dumps((_sources(), options))
     # -S, -s and an empty environment: no packages; one hash seed: sets have one order.
@@ -204,7 +228,7 @@ def _run(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PYTHONHASHSEED": "0"},
+        env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
         start_new_session=True,
     )
