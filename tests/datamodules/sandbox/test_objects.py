@@ -226,7 +226,7 @@ def test_values_of_the_standard_library_cross_over(sandbox):
     found = outcomes(sandbox, LIBRARY + "def f(x):\n    return eval(x)", tests, LIBRARY)
     assert {t: o for t, o in zip(tests, found, strict=True) if o.status != "passed"} == {}
     found = outcomes(sandbox, "def f(x):\n    return 'no'", wrong, LIBRARY)
-    assert all(o.status == "failed" for o in found) and len(found) > 35
+    assert all(o.status == "failed" for o in found) and len(found) >= 35
 
 
 OWN = (
