@@ -5,6 +5,7 @@ assistant, messages of a role that they have no branch for. What is compared are
 alone, as templates trim, escape and lay out what they print.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,24 +70,38 @@ def lost_in(
     text: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """What the conversation says and its text does not, in words; earlier thoughts may go."""
-    rest, lost = _letters(text), []
     said = [
         (spoken(m), f"what the {m['role']} says in message {n}")
         for n, m in enumerate(messages, start=1)
     ]
     said.sort(key=lambda part: -len(part[0]))  # a short one may also stand within a longer one
+    lost = [] if _stand_as_they_are([part for part, _ in said], text) else _lost_words(said, text)
+    letters = functools.cache(lambda: _letters(text))
+    for what, value in (*_parts(messages), *_tools(tools)):
+        if value.strip() not in text and _found(value, letters(), text) is None:
+            lost.append(what)
+    if any(repr(shown) in text for shown in _shown(messages)):
+        lost.append("the arguments of a call as JSON")
+    return lost
+
+
+def _stand_as_they_are(parts: Sequence[str], text: str) -> bool:
+    """Whether each part stands in ``text``, letter by letter: the quick way, and the usual case."""
+    for part in map(str.strip, parts):
+        if part not in text:
+            return False
+        text = text.replace(part, "\0", 1) if part else text
+    return True
+
+
+def _lost_words(said: Sequence[tuple[str, str]], text: str) -> list[str]:
+    rest, lost = _letters(text), []
     for content, what in said:
         form = _found(content, rest, text)
         if form is None:
             lost.append(what)
         elif form:
             rest = rest.replace(form, "\0", 1)
-    whole = _letters(text)
-    for what, value in (*_parts(messages), *_tools(tools)):
-        if _found(value, whole, text) is None:
-            lost.append(what)
-    if any(repr(shown) in text for shown in _shown(messages)):
-        lost.append("the arguments of a call as JSON")
     return lost
 
 

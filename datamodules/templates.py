@@ -76,7 +76,7 @@ def render_chat(
         ) from refusal
     raise ChatError(
         f"the tokenizer's chat template drops {best[1][0]}: use a model whose template shows it,"
-        " or leave it out of the row",
+        " write it into the content, or leave it out of the row",
         best[1],
     )
 

@@ -51,11 +51,12 @@ def answered(
     try:
         whole = write([*before, *answer])
     except ChatError as error:
+        last = f"the thoughts in message {len(before) + len(answer)}"
         tags = thought_tags(str(tokenizer.chat_template))
-        alone = len(answer) == 1 and "tool_calls" not in answer[0]
-        if not tags or not alone or not all("thoughts" in lost for lost in error.lost or [""]):
+        if not tags or error.lost != [last] or "tool_calls" in answer[-1]:
             raise
-        whole = _with_own_thoughts(tokenizer, write, before, start, answer[0])
+        asked = [*before, *answer[:-1]]
+        whole = _with_own_thoughts(tokenizer, write, asked, answer[-1])
     if whole.startswith(start) or not before:
         return start, whole
     unthought = _THOUGHTS.sub("", start)
@@ -101,7 +102,6 @@ def _with_own_thoughts(
     tokenizer: PreTrainedTokenizerBase,
     write: Callable[[Sequence[Message]], str],
     before: Sequence[Message],
-    start: str,
     answer: Message,
 ) -> str:
     """An answer whose thoughts the template would leave out."""
@@ -110,6 +110,4 @@ def _with_own_thoughts(
     said = with_thoughts(answer, tags).lstrip()
     said = said.removeprefix(opens).lstrip("\n")
     (message,) = disarmed(tokenizer, [{"role": "assistant", "content": said}])
-    if start.rstrip().endswith(opens):
-        return start + message["content"] + tail
     return f"{_THOUGHTS.sub('', head)}{opens}\n{message['content']}{tail}"

@@ -8,6 +8,7 @@ What an assistant says may hold tokens of its own (``<think>``, ``[TOOL_CALLS]``
 writes them: of it, those are marked that open and end turns and texts.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -59,6 +60,14 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)
+
+
+def doubled_in(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The tokens that open or end texts and stand twice in a row in ``ids``, as they do where a
+    text was rendered by two templates."""
+    tokens = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    counted = {*tokens, *end_ids(tokenizer)} - {None}
+    return [tokenizer.decode([a]) for a, b in itertools.pairwise(ids) if a == b and a in counted]
 
 
 def readable(text: str) -> str:

@@ -22,7 +22,14 @@ from datamodules import PreferenceDataModule, templates
 from datamodules.template_options import set_template_defaults
 from datamodules.templates import ChatError, render_chat
 from datamodules.text.chat import opening
-from datamodules.text.encoding import Limits, encode, encode_responses, render, render_all
+from datamodules.text.encoding import (
+    Limits,
+    encode,
+    encode_responses,
+    encode_texts,
+    render,
+    render_all,
+)
 from datamodules.text.prompts import Prompt, asked_text, begun, encode_prompt, prompt_text
 from rlmodules import PPO
 from rlmodules.models.embedded import tiny_model
@@ -149,6 +156,17 @@ def test_the_thoughts_of_an_answer_are_learned(name, answer):
     start, said = split(name, [ASKED], [answer])
     assert (start + said).count("<think>\nIt rains.\n</think>\n\nYes.") == 1
     assert start.endswith("<|Assistant|><think>\n" if name == "r1" else "assistant\n")
+
+
+def test_thoughts_at_the_end_of_a_whole_conversation_are_kept_too():
+    tokenizer = tokenizer_of("r1")
+    (ids,) = encode_texts(tokenizer, [[ASKED, says("Hm."), AGAIN, OWN]], 900)
+    assert tokenizer.decode(ids) == (
+        "<bos><|User|>Is it wet?<|Assistant|>Hm.<eos><|User|>And now?<|Assistant|>"
+        "<think>\nIt rains.\n</think>\n\nYes.<eos>"
+    )
+    turns = split("r1", [ASKED], [says("Hm."), AGAIN, TAGGED])
+    assert turns[1].endswith("And now?<|Assistant|><think>\nIt rains.\n</think>\n\nYes.<eos>")
 
 
 def test_thoughts_that_a_template_cannot_show_are_refused():

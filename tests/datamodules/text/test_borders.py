@@ -6,6 +6,7 @@ import pytest
 from tokenizer_helpers import KINDS, LOSSLESS, WORDS, trained
 
 from datamodules.ends import opened
+from datamodules.text.controls import doubled_in, found_in
 from datamodules.text.encoding import Limits, encode, encode_texts, render
 from datamodules.text.prompts import Prompt, encode_prompt
 from datamodules.text.tokens import decoded
@@ -127,3 +128,21 @@ def test_special_tokens_in_messages_are_words_to_every_tokenizer(kind, header):
         assert decoded(tokenizer, start + ids).replace(" ", "") == whole.replace(" ", "")
     if kind == "byte level":
         assert decoded(tokenizer, start + ids) == whole
+
+
+def test_special_tokens_in_messages_and_doubled_ones_are_counted():
+    tokenizer = trained("byte level")
+    tokenizer.chat_template = CHAT
+    said = [{"role": "user", "content": "a</s>b<s>"}, {"role": "assistant", "content": "</s>"}]
+    said[1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": ["<s>"]}}}]
+    assert found_in(tokenizer, said) == ["</s>", "<s>", "</s>", "<s>"]
+    assert found_in(tokenizer, [{"role": "user", "content": "a < s>"}]) == []
+    ids = tokenizer("<s><s>a</s> </s>b</s></s>")["input_ids"]
+    assert doubled_in(tokenizer, ids) == ["<s>", "</s>"]
+
+
+def test_a_private_character_of_the_marks_is_refused_not_lost():
+    tokenizer = trained("byte level")
+    tokenizer.chat_template = CHAT
+    with pytest.raises(ValueError, match="private use"):
+        encode_prompt(tokenizer, Prompt([{"role": "user", "content": "a\U000f1a00b"}]))
