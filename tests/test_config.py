@@ -68,6 +68,26 @@ def test_every_option_of_every_group_composes_and_resolves(option):
     ModelConfig.of(settings["model"], settings["algo"]["model_name"], given=False)
 
 
+@pytest.mark.parametrize(
+    ("written", "prompts"),
+    [
+        ("[hi,ho]", ["hi", "ho"]),
+        ("[hi there, ho]", ["hi there", "ho"]),
+        ('["Say hello!", "Hm, no."]', ["Say hello!", "Hm, no."]),
+        ("['It is 5 o\\'clock.']", ["It is 5 o'clock."]),
+        ("[{prompt: hi, answer: 4}]", [{"prompt": "hi", "answer": 4}]),
+    ],
+)
+@pytest.mark.parametrize("env", ["env=text", "env=preference"])
+def test_prompts_of_the_command_line_stand_for_the_carried_ones(written, prompts, env):
+    data = OmegaConf.to_container(composed(env, f"data.prompts={written}").data, resolve=True)
+    assert (data["prompts"], data["path"], data["eval_path"]) == (prompts, None, None)
+    data = composed(env, f"data.eval_prompts={written}").data
+    assert (data.path, data.eval_path) == ("package:openings_train.txt", None)
+    carried = composed(env).data
+    assert carried.eval_path == "package:openings_heldout.txt" and carried.eval_size is None
+
+
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in ("algo", "logger")])
 def test_every_part_instantiates(option, tmp_path):
     cfg = composed(option, "model=tiny", tmp_path=tmp_path)

@@ -66,6 +66,7 @@ def said(*overrides):
         ("trainer.max_time=3", "no `max_time` in trainer yet: write +trainer.max_time=..."),
         ("callbacks.bst.mode=min", "no `bst` in callbacks: did you mean best? (+callbacks.bst"),
         ("env=custom env._target_=a.b env.x=1", "(+env.x=... adds it)"),
+        ("data.prompts=[Hello!]", """quote what is text, as in 'data.prompts=["Say hello!"""),
         ("algo.batch_size=many", "algo.batch_size=many: Value 'many' of type 'str' could not"),
     ],
 )

@@ -9,13 +9,12 @@ import torch
 
 from datamodules.checks import require_seed, require_whole
 from datamodules.preferences.dataset import ExampleDataset
-from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
+from datamodules.preferences.reading import read_items
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples
 from datamodules.template_options import set_template_defaults
 from datamodules.text.columns import TEXT, Cells, Reading, check_columns, require_columns
 from datamodules.text.encoding import Limits
 from datamodules.text.held_out import how_many, source_of
-from datamodules.text.layouts import makes_conversations
 from datamodules.text.tables import read_rows, require_dataset
 from datamodules.types import as_preference_learner
 
@@ -191,9 +190,7 @@ class PreferenceDataModule(L.LightningDataModule):
                 problems.append(f"{where}: {error}")
         if not rows and not problems:
             raise ValueError(f"{option}={path!r} holds no rows")
-        items = self._items(rows, problems)
-        for _, cells in rows:
-            reading.note(cells)
+        items = read_items(rows, self.objectives, problems, reading)
         require_columns(self.columns, reading)
         dataset = ExampleDataset(
             items,
@@ -206,24 +203,6 @@ class PreferenceDataModule(L.LightningDataModule):
         reading.skipped, reading.places = dataset.problems, dataset.places
         reading.rows = len(dataset) + len(dataset.problems)
         return dataset
-
-    def _items(
-        self, rows: Sequence[tuple[str, Cells]], problems: list[str]
-    ) -> list[tuple[str, Pair | Scored]]:
-        """What the rows say; why one says nothing goes to ``problems``."""
-        chat = any(makes_conversations(cells) for _, cells in rows)
-        items: list[tuple[str, Pair | Scored]] = []
-        for where, cells in rows:
-            try:
-                item = (
-                    as_scored(cells, self.objectives, chat=chat)
-                    if self.objectives
-                    else as_pair(cells, chat=chat)
-                )
-                items.append((where, item))
-            except ValueError as error:
-                problems.append(f"{where}: {error}")
-        return items
 
     def _counts(self, train: ExampleDataset, held_out: ExampleDataset | None, said: str) -> str:
         unit = "scored responses" if self.objectives else "pairs"

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datamodules.text.columns import Cells, texts_of
+from datamodules.text.columns import PROMPTS, Cells, texts_of
 from datamodules.text.layouts import (
     CONVERSATIONS,
+    column_of,
     content_of,
     framed,
     makes_conversations,
@@ -76,11 +77,15 @@ def as_pair(row: Any, *, chat: bool = False) -> Pair:
     prompt = None if whole else _explicit(cells, chat=chat, text=isinstance(sides[0], str))
     said, explicit = [*texts_of(sides)], prompt is not None
     if prompt is None:
+        if not whole:
+            _require_no_gap(cells, sides)
         prompt, chosen, rejected = split_common(*sides)
         prompt = _framed(prompt, cells)
     else:
         said += texts_of(prompt.content)
         prompt, chosen, rejected = _with_prompt(prompt, *sides)
+    if isinstance(prompt.content, list) and not any(t.strip() for t in texts_of(prompt.content)):
+        raise ValueError("the prompt says nothing")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         _require_answer(side, name, prompt)
     told = explicit or isinstance(prompt.content, list)  # a text may begin alike by chance
@@ -158,6 +163,18 @@ def _explicit(cells: Cells, *, chat: bool, text: bool) -> Prompt | None:
                 " it out, or call the column 'prompt' if they continue it"
             )
     return prompt
+
+
+def _require_no_gap(cells: Cells, sides: Sequence[Content]) -> None:
+    """
+    Raises:
+        ValueError: texts, and a column for their prompt that is empty. (TRL has ``prompt`` empty
+            where the prompt is what both sides begin with.)
+    """
+    column = column_of(cells)
+    others = [name for name in PROMPTS if cells.peek(name) is not None]
+    if column is not None and isinstance(sides[0], str) and (column != "prompt" or others):
+        raise ValueError(f"the column {cells.names[column]!r} is empty")
 
 
 def _whole_conversation(cells: Cells, sides: Sequence[Content]) -> list[str]:

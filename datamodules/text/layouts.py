@@ -66,8 +66,14 @@ def content_of(value: Any, name: str) -> Content:
         ) from None
 
 
+def column_of(cells: Cells) -> str | None:
+    """Where a row's prompt stands, be it empty: by its columns, not by what they hold, so that
+    a gap is not filled with something else."""
+    return next((name for name in PROMPTS if name in cells), None)
+
+
 def prompt_of(cells: Cells, *, chat: bool = False) -> Prompt | None:
-    """The prompt of a row that has it in a column; None if there is none.
+    """The prompt of a row that has it in a column; None if there is none, or nothing in it.
 
     Args:
         chat: make a conversation of a text.
@@ -75,10 +81,9 @@ def prompt_of(cells: Cells, *, chat: bool = False) -> Prompt | None:
     Raises:
         ValueError: what stands there is no prompt.
     """
-    column = next((name for name in PROMPTS if cells.peek(name) is not None), None)
-    if column is None:
+    column = column_of(cells)
+    if column is None or (value := cells.take(column)) is None:
         return None
-    value = cells.take(column)
     if column == "input" and isinstance(value, Mapping) and "messages" in value:  # OpenAI's
         return _exported(value)
     content = content_of(value, cells.names[column])
@@ -197,8 +202,10 @@ def _message(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             )
         rest = {k: v for k, v in given.items() if k not in ("from", "value")}
         said = {"content": given["value"]}
+    elif "role" not in given:
+        return given
     else:
-        role = given.get("role")
+        role = given["role"]
         rest = {k: v for k, v in given.items() if k not in ("role", "content")}
         said = {"content": given["content"]} if "content" in given else {}
     if role in CALLS and isinstance(said.get("content"), str):

@@ -6,16 +6,15 @@ from typing import Any
 
 from datamodules.text.columns import (
     ADDED,
-    PROMPTS,
     TEXT,
     Cells,
     Reading,
     check_columns,
     require_columns,
-    says_nothing,
+    texts_of,
     unread,
 )
-from datamodules.text.layouts import CONVERSATIONS, makes_conversations, prompt_of
+from datamodules.text.layouts import CONVERSATIONS, column_of, makes_conversations, prompt_of
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import half_a_character, read_rows
 
@@ -127,8 +126,7 @@ def _prompt(cells: Cells, *, chat: bool) -> Prompt:
         return given
     prompt = prompt_of(cells, chat=chat)
     if prompt is None:
-        column = next((name for name in PROMPTS if name in cells), None)
-        if column is not None:
+        if (column := column_of(cells)) is not None:
             raise ValueError(f"the column {cells.names[column]!r} is empty")
         wanted = cells.names.get("prompt", "prompt")
         raise ValueError(
@@ -149,6 +147,6 @@ def _prompt(cells: Cells, *, chat: bool) -> Prompt:
         if content[last:]:  # the answer that it was written down with
             metadata["completion"] = content[last:]
         content = content[:last]
-    if says_nothing(content):
-        raise ValueError("the prompt is empty")
+    if not any(text.strip() for text in texts_of(content)):
+        raise ValueError("the prompt says nothing")
     return Prompt(content, metadata | prompt.metadata, prompt.tools)

@@ -380,3 +380,30 @@ def test_as_many_are_held_out_as_asked_for_or_none(write):
         made(path, eval_size=10)
     with pytest.raises(ValueError, match=r"eval_size=40 would hold out all 40"):
         made(path, eval_size=40)
+
+
+def test_a_row_without_a_prompt_among_others_that_have_one_is_refused(write):
+    gap = {"chosen": "yes", "rejected": "no"}
+    for row in (gap, gap | {"prompt": None}):
+        with pytest.raises(ValueError, match=r"line 2: there is no prompt, as other rows have one"):
+            made(write([pair("a"), row, pair("b", 1)]))
+    assert len(made(write([gap, gap | {"chosen": "ja"}]), eval_size=0).train_dataset) == 2
+    assert len(made(write([pair("a"), gap | {"prompt": ""}]), eval_size=0).train_dataset) == 2
+
+
+def test_what_may_not_be_meant_is_said(write, capsys):
+    turns = [{"role": r, "content": c} for r, c in zip("ua" * 2, "wxyz", strict=True)]
+    names = {"u": "user", "a": "assistant"}
+    turns = [{**m, "role": names[m["role"]]} for m in turns]
+    other = [turns[0], {"role": "assistant", "content": "n"}]
+    twice = {"prompt": "Q: a", "chosen": "Q: a yes", "rejected": "Q: a no"}
+    for row, said in [
+        ({"chosen": turns, "rejected": other}, "responses of 1 rows (the first is line 1) hold"),
+        (twice, "both sides of 1 rows (the first is line 1) begin with the text of their prompt"),
+        ({"chosen": "yes", "rejected": "no"}, "1 rows (the first is line 1) have no prompt"),
+    ]:
+        made(write([row]))
+        assert said in capsys.readouterr().out
+    made(write([pair("a")]))
+    assert ":" not in capsys.readouterr().out
+    assert made(write([twice]), columns={"prompt": None}).train_dataset.items[0].chosen == " yes"

@@ -198,6 +198,12 @@ def test_a_column_that_is_not_meant_is_left_out():
 
 LEFT_OVER = r"would not be read: name what it is, as data\.columns=\{prompt: \w+\}.*: null\}"
 REFUSED = {
+    "an empty question": ({"question": "", "chosen": "The a", "rejected": "The b"},
+                          "the column 'question' is empty"),
+    "empty conversations": ({"conversations": [], **SIDES}, "the column 'conversations' is empty"),
+    "a gap beside another prompt": ({"prompt": None, "question": "Hi", **SIDES},
+                                    "the column 'prompt' is empty"),
+    "a message of nothing": ({"prompt": [user("")], **SIDES}, "the prompt says nothing"),
     "a context": ({"question": "Hi", "context": "It rains.", **SIDES}, f"'context'.*{LEFT_OVER}"),
     "an input that nothing joins": ({"prompt": "Add.", "input": "1, 2", **SIDES}, "'input' says"),
     "two prompts": ({"prompt": "Hi", "instruction": "Be brief.", **SIDES}, "'instruction' says"),
