@@ -1,7 +1,4 @@
-"""PreferenceDataset: texts -> token sequences, checked; what a batch holds.
-
-A pair has two responses to one prompt, a scored response is alone. Sequences stay ragged.
-"""
+"""PreferenceDataset: texts -> ragged sequences of tokens, checked; what a batch holds."""
 
 import copy
 import warnings
@@ -15,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import end_ids
+from datamodules.preferences.borders import to_the_token
 from datamodules.preferences.rows import Pair, Scored, as_pair
 from datamodules.text.cache import cached, digest, tokenizer_digest
 from datamodules.text.encoding import Limits, Rendered, encode, render_all
@@ -112,7 +110,7 @@ class ExampleDataset(Dataset[Example]):
         problems: Sequence[str] = (),
     ) -> None:
         problems, usable, texts = list(problems), [], []
-        for where, item in rows:
+        for where, item in [(where, to_the_token(tokenizer, item)) for where, item in rows]:
             try:
                 texts += render_all(tokenizer, item.prompt, item.responses)
                 usable.append((where, item))
@@ -264,11 +262,11 @@ def report(problems: list[str], kept: int, on_error: str) -> list[str]:
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"data.on_error={on_error!r} must be raise or skip")
-    if not problems and kept:
+    if kept and not problems:
         return problems
-    shown = "".join(f"\n  {problem}" for problem in problems[:10])
-    more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-    what = f"{len(problems)} of {len(problems) + kept} rows cannot be learned from:{shown}{more}"
+    shown = problems[:10] + [f"... and {len(problems) - 10} more"] * (len(problems) > 10)
+    what = f"{len(problems)} of {len(problems) + kept} rows cannot be learned from:"
+    what += "".join(f"\n  {problem}" for problem in shown)
     if not kept:
         raise ProblemRowsError(what if problems else "there are no rows to learn from")
     if on_error == "raise":

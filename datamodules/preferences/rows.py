@@ -7,7 +7,7 @@ characters. Each side is plain text, a list of messages, or one message.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datamodules.text.columns import PROMPTS, Cells, texts_of
@@ -36,6 +36,8 @@ class Pair:
     rejected: Content
     margin: float | None = None
     """By how much the chosen response is better, where the row says so."""
+    implicit: bool = field(default=False, compare=False, repr=False)
+    """Whether the prompt is what both responses began with."""
 
     @property
     def responses(self) -> tuple[Content, ...]:
@@ -90,7 +92,7 @@ def as_pair(row: Any, *, chat: bool = False) -> Pair:
         _require_answer(side, name, prompt)
     told = explicit or isinstance(prompt.content, list)  # a text may begin alike by chance
     cells.refuse_left([*said, *whole], whole=told and bool(prompt.content))
-    return Pair(prompt, chosen, rejected, margin)
+    return Pair(prompt, chosen, rejected, margin, implicit=not explicit)
 
 
 def as_scored(row: Any, objectives: Sequence[str], *, chat: bool = False) -> Scored:
