@@ -6,6 +6,7 @@ python train.py -m algo=ppo algo.learning_rate=1e-5,3e-5 seed=0,1
 
 import inspect
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,7 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.atomic import explained, remove_leftovers, unwritten, write_text
 from datamodules.checks import require_seed
 from rlmodules import schemas
-from rlmodules.callbacks import AtomicCheckpointIO, OptimizedMetric, RunIsComplete, RunRecord
+from rlmodules.callbacks import (
+    AtomicCheckpointIO,
+    DataCheck,
+    OptimizedMetric,
+    RunIsComplete,
+    RunRecord,
+)
 from rlmodules.checks import naming, require_device, warn_of_hidden_datamodules
 from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
@@ -50,7 +57,7 @@ def train(cfg: DictConfig) -> float | None:
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     trainer = make_trainer(
         cfg.trainer,
-        callbacks=[record, *callbacks, optimized],
+        callbacks=[DataCheck(inspecting()), record, *callbacks, optimized],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
@@ -72,6 +79,13 @@ def train(cfg: DictConfig) -> float | None:
     return optimized.value(trainer)
 
 
+def inspecting() -> str:
+    """The command that shows what this run is trained on."""
+    program = Path(sys.argv[0]).name
+    start = ["python", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, "task=inspect", *HydraConfig.get().overrides.task])
+
+
 def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
     """What the run is, for itself to go on another time."""
     named = references(OmegaConf.to_container(cfg))
@@ -88,12 +102,17 @@ def run_task(cfg: DictConfig) -> None:
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)
     record = record_of(cfg, settings)
     weights = record.find_weights(cfg.ckpt_path, roots, trainer, algorithm.__name__)
-    module = algorithm(settings["algo"], settings["model"])
     if weights is not None:
         settings["ckpt_path"] = str(weights[0])
-        module.load_weights(weights[1])
+
+    def make_module() -> L.LightningModule:
+        module = algorithm(settings["algo"], settings["model"])
+        if weights is not None:
+            module.load_weights(weights[1])
+        return module
+
     datamodule = instantiate(cfg.data)
-    print(instantiate(cfg.task)(module, datamodule, trainer, settings))
+    print(instantiate(cfg.task)(make_module, datamodule, trainer, settings))
 
 
 def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:

@@ -13,6 +13,7 @@ from datamodules.rewards.weighting import Reward, WeightedReward
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.callbacks.card import write_card
+from rlmodules.callbacks.data_check import DataCheck
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.report import Report, RunReport
@@ -88,7 +89,7 @@ class Facade:
             interval = c.eval_every * accumulate  # Lightning counts batches
             evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}
         record = RunRecord(self._settings(data_options), FOLLOWING, resume_allow)
-        callbacks = [record, report, SaveLast(checkpoints, **save)]
+        callbacks = [DataCheck(), record, report, SaveLast(checkpoints, **save)]
         if extra.get("enable_progress_bar", True):
             callbacks.append(bar())
         options = {  # those of conf/trainer

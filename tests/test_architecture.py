@@ -51,6 +51,7 @@ MAY_IMPORT = {
     f"{R}.checks": "",
     f"{R}.functional": "",
     f"{R}.quiet": "",
+    f"{R}.views": f"{D}.atomic",
     f"{R}.models": BASE,
     f"{R}.sampling": f"{BASE} {R}.models",
     f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {D}.text {D}.preferences"
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
-    f"{R}.tasks": f"{PARTS} {R}.schemas",
+    f"{R}.tasks": f"{PARTS} {R}.schemas {R}.views {D}.seeding",
     f"{R}.sweeping": "",
     f"{R}.trainer_options": f"{R}.checks",
 }

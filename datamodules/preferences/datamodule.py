@@ -9,12 +9,14 @@ import torch
 
 from datamodules.checks import require_seed, require_whole
 from datamodules.preferences.dataset import ExampleDataset
+from datamodules.preferences.inspection import inspect_preferences
 from datamodules.preferences.reading import read_items
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples
 from datamodules.template_options import set_template_defaults
 from datamodules.text.columns import TEXT, Cells, Reading, check_columns, require_columns
 from datamodules.text.encoding import Limits
 from datamodules.text.held_out import how_many, source_of
+from datamodules.text.inspection import Inspection
 from datamodules.text.tables import read_rows, require_dataset
 from datamodules.types import as_preference_learner
 
@@ -146,6 +148,12 @@ class PreferenceDataModule(L.LightningDataModule):
         left = train.subset(rows)
         left.problems = train.problems
         return left, train.subset(held_out_rows)
+
+    def inspection(self) -> Inspection:
+        """What there is to see in the rows, once they are read."""
+        assert self.train_dataset is not None, "setup comes first"
+        scored = self.objectives is not None
+        return inspect_preferences(self.train_dataset, self.eval_dataset, scored=scored)
 
     def contents(self) -> dict[str, dict[str, str]]:
         """What was read, once it is, for runs to be told apart by."""

@@ -1,6 +1,7 @@
 """PreferenceDataset: texts -> ragged sequences of tokens, checked; what a batch holds."""
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.ends import end_ids
 from datamodules.preferences.borders import to_the_token
 from datamodules.preferences.rows import Pair, Scored, as_pair
-from datamodules.text.cache import cached, digest, tokenizer_digest
-from datamodules.text.encoding import Limits, Rendered, encode, render_all
+from datamodules.preferences.tokenized import Fitted, fitted
+from datamodules.text.cache import digest
+from datamodules.text.encoding import Limits, render_all
 from datamodules.text.prompts import as_prompt
-
-CACHED_TEXTS = 2000
-"""Fewer texts are tokenized faster than a cache of them is worth."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,10 @@ class Example:
     """By how much the first response is better than the second."""
     targets: Tensor | None = None
     """[K], the scores of the objectives, NaN where one is missing."""
+    cut_prompt: int = 0
+    """How many tokens the prompt has lost on its left."""
+    cut_responses: tuple[int, ...] = ()
+    """How many tokens each response has lost on its right."""
 
 
 class PreferenceBatch:
@@ -116,19 +119,20 @@ class ExampleDataset(Dataset[Example]):
                 usable.append((where, item))
             except ValueError as error:
                 problems.append(f"{where}: {error}")
-        encoded = zip(*encode_cached(tokenizer, texts, limits, close), strict=True)
+        self.tokenizer, self.limits, self.close = tokenizer, limits, close
+        found = fitted(tokenizer, texts, limits, close)
         self.examples: list[Example] = []
         self.items: list[Pair | Scored] = []
         self.places: list[str] = []
         for where, item in usable:
-            texts_of_item = [next(encoded) for _ in item.responses]
-            prompt, responses = texts_of_item[0][0], [answer for _, answer in texts_of_item]
-            if problem := _unusable(tokenizer, limits, prompt, responses):
+            sides = [next(found) for _ in item.responses]
+            responses = [side.response for side in sides]
+            if problem := _unusable(tokenizer, limits, sides[0].prompt, responses):
                 problems.append(f"{where}: {problem}")
             else:
                 self.items.append(item)
                 self.places.append(where)
-                self.examples.append(_example(item, prompt, responses))
+                self.examples.append(_example(item, sides))
         self.problems = report(problems, len(self.examples), on_error)
 
     def __len__(self) -> int:
@@ -219,39 +223,16 @@ class PreferenceDataset(ExampleDataset):
         )
 
 
-def _example(item: Pair | Scored, prompt: Tensor, responses: Sequence[Tensor]) -> Example:
-    sequences = tuple(torch.cat([prompt, response]) for response in responses)
+def _example(item: Pair | Scored, sides: Sequence[Fitted]) -> Example:
+    prompt, cut = sides[0].prompt, tuple(side.cut_response for side in sides)
+    sequences = tuple(torch.cat([prompt, side.response]) for side in sides)
     if isinstance(item, Pair):
-        return Example(sequences, len(prompt), margin=item.margin or 0.0)
-    targets = torch.tensor([float("nan") if t is None else t for t in item.targets])
-    return Example(sequences, len(prompt), targets=targets)
-
-
-def encode_cached(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered], limits: Limits, close: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Token ids of prompts and of responses."""
-
-    def make() -> dict[str, Tensor]:
-        pairs = encode(tokenizer, texts, limits, close=close)
-        columns = {"prompts": [p for p, _ in pairs], "answers": [a for _, a in pairs]}
-        made = {}
-        for name, rows in columns.items():
-            made[name] = torch.tensor([i for row in rows for i in row], dtype=torch.int32)
-            made[f"{name}_lengths"] = torch.tensor([len(row) for row in rows], dtype=torch.int32)
-        return made
-
-    if len(texts) < CACHED_TEXTS:
-        flat = make()
+        said: dict[str, Any] = {"margin": item.margin or 0.0}
     else:
-        contents = [(text.start, text.whole, text.plain) for text in texts]
-        key = digest(tokenizer_digest(tokenizer), vars(limits), close, contents)
-        flat = cached("tokens", key, make)
-    prompts, answers = (
-        list(torch.split(flat[name].long(), flat[f"{name}_lengths"].tolist()))
-        for name in ("prompts", "answers")
+        said = {"targets": torch.tensor([math.nan if t is None else t for t in item.targets])}
+    return Example(
+        sequences, len(prompt), cut_prompt=sides[0].cut_prompt, cut_responses=cut, **said
     )
-    return prompts, answers
 
 
 def report(problems: list[str], kept: int, on_error: str) -> list[str]:

@@ -16,6 +16,7 @@ from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
 from datamodules.rewards.devices import set_own_device
+from datamodules.rollouts.inspection import inspect_episodes
 from datamodules.rollouts.lengths import without_overlong
 from datamodules.rollouts.prompt_source import PromptSource
 from datamodules.rollouts.streams import HeldOutEpisodes, IterationPlan, TrainEpisodes
@@ -23,6 +24,7 @@ from datamodules.template_options import set_template_defaults
 from datamodules.text.cache import digest, plain
 from datamodules.text.columns import Reading
 from datamodules.text.held_out import how_many
+from datamodules.text.inspection import Inspection
 from datamodules.text.prompts import Prompt
 from datamodules.types import Policy, as_policy
 
@@ -199,6 +201,12 @@ class RolloutDataModule(L.LightningDataModule):
         held_out = f"{len(self.eval_starts)} held out" + (f" ({said})" if self.eval_starts else "")
         lines = [f"{len(self.train_starts or ())} starting states to train on, {held_out}"]
         return "\n".join([*lines, *(text for r in self.readings.values() if (text := str(r)))])
+
+    def inspection(self) -> Inspection:
+        """What there is to see in the prompts, once they are read."""
+        assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"
+        tokenizer = as_policy(self.trainer.lightning_module).tokenizer
+        return inspect_episodes(self.env, tokenizer, self.train_starts, self.eval_starts)
 
     def contents(self) -> dict[str, dict[str, str]]:
         """What the starting states are, once they are known, for runs to be told apart by."""

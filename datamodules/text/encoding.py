@@ -124,6 +124,22 @@ def encode(
     *,
     close: bool = True,
 ) -> list[tuple[list[int], list[int]]]:
+    """``(prompt ids, response ids)`` of each text within its limits; see ``encode_whole``."""
+    whole = encode_whole(tokenizer, texts, close=close)
+    return [truncated(tokenizer, start, answer, limits) for start, answer in whole]
+
+
+def truncated(
+    tokenizer: PreTrainedTokenizerBase, start: list[int], answer: list[int], limits: Limits
+) -> tuple[list[int], list[int]]:
+    """A prompt cut on the left and its response cut on the right, as the limits say."""
+    start = _end_of(tokenizer, start, limits.prompt_room(len(answer)))
+    return start, _beginning_of(answer, limits.max_length - len(start), _ends(tokenizer))
+
+
+def encode_whole(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered], *, close: bool = True
+) -> list[tuple[list[int], list[int]]]:
     """``(prompt ids, response ids)`` of each text; all of them in few calls of the tokenizer.
 
     Args:
@@ -134,7 +150,7 @@ def encode(
     plain = [text.plain for text in texts]
     prompt_ids = tokenize(tokenizer, [text.start for text in texts], plain)
     whole_ids = tokenize(tokenizer, [text.whole for text in texts], plain)
-    ends = end_ids(tokenizer) | ({tokenizer.sep_token_id} - {None})
+    ends = _ends(tokenizer)
     pairs = []
     for text, start, ids in zip(texts, prompt_ids, whole_ids, strict=True):
         start = start if text.start else []
@@ -146,9 +162,13 @@ def encode(
             answer = _going_on(tokenizer, text, start, ids, ends)
         if close:
             answer = _closed(tokenizer, answer, text.plain)
-        start = _end_of(tokenizer, start, limits.prompt_room(len(answer)))
-        pairs.append((start, _beginning_of(answer, limits.max_length - len(start), ends)))
+        pairs.append((start, answer))
     return pairs
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> Set[int]:
+    """What may close a text."""
+    return end_ids(tokenizer) | ({tokenizer.sep_token_id} - {None})
 
 
 def _going_on(

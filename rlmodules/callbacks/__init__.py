@@ -1,6 +1,7 @@
 """Lightning callbacks: progress, evaluation, stopping and saving, samples, report, export."""
 
 from rlmodules.callbacks.best import SaveBest
+from rlmodules.callbacks.data_check import DataCheck
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
 from rlmodules.callbacks.optimized import OptimizedMetric

@@ -90,7 +90,8 @@ SOURCES: dict[str, dict[str, Source]] = {
             "rlmodules.tasks.collect_preferences.collect_preferences",
             ("batch_size",),
             handed_on="datamodules.rollouts.collector.PreferenceCollector",
-        )
+        ),
+        "inspect": Source("rlmodules.tasks.inspect.inspect"),
     },
 }
 DEFAULTS: dict[str, Mapping[str, Any]] = {"reward": {"timeout_s": 60.0}}
@@ -104,7 +105,7 @@ HYDRAS: dict[str, Mapping[str, Any]] = {
 SUPPLIED = {
     "data": {"train_dataset", "eval_dataset"},
     "env": {"tokenizer", "prompts", "scenes", "examples", "held_out"},
-    "task": {"module", "data", "trainer", "settings", "seed"},
+    "task": {"make_module", "data", "trainer", "settings", "seed"},
 }
 """Parameters that code gives, never a config."""
 

@@ -417,6 +417,15 @@ class TaskCollectPreferences:
     _partial_: bool = option(True, '')
 
 
+@dataclass
+class TaskInspect:
+    _target_: str = option('rlmodules.tasks.inspect.inspect', '')
+    out: str | None = option(None, 'also write a page of HTML there, one file that needs nothing else.')
+    rows: int = option(3, 'how many rows of a file are shown token by token.')
+    episodes: int = option(2, 'how many episodes are played and shown; 0 shows prompts alone.')
+    _partial_: bool = option(True, '')
+
+
 NODES: dict[str, dict[str, type]] = {
     "algo": {
         "dpo": DPOConfig,
@@ -452,5 +461,6 @@ NODES: dict[str, dict[str, type]] = {
     },
     "task": {
         "collect_preferences": TaskCollectPreferences,
+        "inspect": TaskInspect,
     },
 }

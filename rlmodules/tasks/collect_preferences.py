@@ -1,6 +1,6 @@
 """``task=collect_preferences``: the policy of a run answers prompts, instead of being trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datamodules.rollouts.pairs_file import PairsFile
 from datamodules.text.cache import digest
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.resuming import contents
+from rlmodules.tasks.ready import make_ready
 
 PROMPTS = ("prompts", "path", "prompt_column", "columns", "split", "name", "chat",
            "chat_template_kwargs")  # fmt: skip
@@ -20,7 +21,7 @@ HELD_OUT = ("eval_prompts", "eval_path", "eval_split", "eval_size")
 
 
 def collect_preferences(
-    module: OnlineModule,
+    make_module: Callable[[], OnlineModule],
     data: RolloutDataModule,
     trainer: L.Trainer,
     settings: Mapping[str, Any],
@@ -31,7 +32,7 @@ def collect_preferences(
     """Pairs of answers to the training prompts of ``data``, in the file ``out``.
 
     Args:
-        module: the policy, in any algorithm that samples; nothing of it is trained.
+        make_module: makes the policy, in any algorithm that samples; nothing of it is trained.
         trainer: says on which device and in which precision to compute.
         settings: of the run, as plain values: rows say in ``source`` what they were made by.
         out: see ``PairsFile``.
@@ -40,6 +41,7 @@ def collect_preferences(
     Raises:
         ValueError: the algorithm has no environment to sample in, or there are several processes.
     """
+    module = make_module()
     if not isinstance(module, OnlineModule):
         raise ValueError(
             f"task=collect_preferences samples from a policy, and {type(module).__name__} learns"
@@ -52,11 +54,7 @@ def collect_preferences(
         )
     collector = PreferenceCollector(seed=data.seed, **options)
     file = PairsFile(out, source_of(settings, module) | collector.source)
-    trainer.strategy.connect(module)  # what loaders and `act` know of a Trainer
-    module.trainer = data.trainer = trainer
-    trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
-    module.eval()
-    data.setup()
+    make_ready(module, data, trainer)
     return collector.collect(module, data.env, file, data.train_starts)
 
 

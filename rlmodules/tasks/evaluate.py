@@ -13,17 +13,17 @@ from rlmodules.callbacks.report import Report
 
 
 def evaluate(
-    module: L.LightningModule,
+    make_module: Callable[[], L.LightningModule],
     data: L.LightningDataModule,
     trainer: L.Trainer,
     settings: Mapping[str, Any],
 ) -> str:
-    """Every ``val/`` metric of ``module``, which ``settings`` name, as lines of text.
+    """Every ``val/`` metric of the module, which ``settings`` name, as lines of text.
 
     Raises:
         ValueError: nothing is held out.
     """
-    found = trainer.validate(module, data, verbose=False)
+    found = trainer.validate(make_module(), data, verbose=False)
     if not found or not found[0]:
         raise ValueError("nothing is held out to evaluate on: see data.eval_size, data.eval_path")
     lines = [f"{settings['ckpt_path'] or settings['model']['name']} on held-out data:"]

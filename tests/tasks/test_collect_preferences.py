@@ -54,7 +54,9 @@ def collect(out, reward=printable, env=None, prompts=PROMPTS, settings=SETTINGS,
     )
     module = PPO(config(max_new_tokens=8, temperature=1.0, top_p=1.0, **changes))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    summary = collect_preferences(module, data, trainer, settings, out=str(out), **USUAL | options)
+    summary = collect_preferences(
+        lambda: module, data, trainer, settings, out=str(out), **USUAL | options
+    )
     return summary, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -373,13 +375,15 @@ def test_an_algorithm_that_samples_nothing_is_refused(tmp_path):
     model, tokenizer = tiny_model()
     module = DPO(DPOConfig(model_name="random:tiny"), model=model, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="DPO learns from pairs that exist: use algo=ppo"):
-        collect_preferences(module, None, None, SETTINGS, out=str(tmp_path / "pairs.jsonl"))
+        collect_preferences(lambda: module, None, None, SETTINGS, out=str(tmp_path / "pairs.jsonl"))
 
 
 def test_several_processes_are_refused(tmp_path):
     trainer = L.Trainer(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"in one process, not 2: set trainer\.devices=1"):
-        collect_preferences(PPO(config()), None, trainer, SETTINGS, out=str(tmp_path / "a.jsonl"))
+        collect_preferences(
+            lambda: PPO(config()), None, trainer, SETTINGS, out=str(tmp_path / "a.jsonl")
+        )
 
 
 # -------------------------------------------------------------------------- train.py
