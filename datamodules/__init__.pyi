@@ -15,6 +15,7 @@ from .experience import TokenBatch as TokenBatch
 from .preferences.datamodule import PreferenceDataModule as PreferenceDataModule
 from .preferences.dataset import PreferenceBatch as PreferenceBatch
 from .preferences.dataset import PreferenceDataset as PreferenceDataset
+from .rewards.answers import is_correct as is_correct
 from .rewards.functions import RewardError as RewardError
 from .rewards.functions import RewardFunction as RewardFunction
 from .rollouts.datamodule import RolloutDataModule as RolloutDataModule

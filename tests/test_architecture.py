@@ -42,7 +42,8 @@ MAY_IMPORT = {
     f"{D}.processes": "",
     f"{D}.sandbox": f"{D}.checks",
     f"{D}.text": f"{TYPES} {D}.atomic",
-    f"{D}.rewards": f"{TYPES} {D}.text {D}.guard",
+    f"{D}.mathematics": "",
+    f"{D}.rewards": f"{TYPES} {D}.text {D}.guard {D}.mathematics",
     f"{D}.environments": f"{TYPES} {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",
     f"{D}.rollouts": f"{TYPES} {D}.atomic {D}.text {D}.rewards {D}.environments {D}.guard"
     f" {D}.seeding {D}.processes",

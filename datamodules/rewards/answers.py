@@ -1,273 +1,152 @@
 r"""Is the final answer of a response equal to the expected one?
 
-Which answer counts: the last one that is *claimed* (``\boxed{..}``, ``#### ..``, ``Answer: ..``,
-"the answer is .."), because who marks an answer commits to it; where none is, the last number or
-formula of the text, because worked solutions end on their result. Exactly one value is compared:
-a list of guesses earns no more than its last one, a claimed list is no number, and a sum still to
-be done (``7 + 5``, ``8/2``) is no answer to itself. What is called incorrect is not claimed.
+A response is paid if the whole of what it claims denotes the expected answer and nothing else:
 
-Expected numbers are compared exactly, as fractions and in this process. Units and currency do not
-count; ``50%`` equals both 50 and 0.5. All other mathematics is left to ``math-verify`` in worker
-processes that end themselves after ``timeout_s``, so that no text can hold up training.
+1. ``mathematics.claims`` finds the words that it claims;
+2. the expected answer is a number, a label (a letter of multiple choice, a time, words) or a
+   formula, and the claim is read as the same;
+3. numbers are compared exactly, as fractions (``mathematics.values``, ``residue``), labels by
+   ``mathematics.labels``, formulas by computer algebra (``mathematics.formulas``) in worker
+   processes that end themselves after ``timeout_s``, so that no text can hold up training.
+
+Units and currency do not count; ``50%`` equals both 50 and 0.5. A sum still to be done (``7 + 5``,
+``8/2``) is no answer to itself.
 """
 
-import atexit
-import json
-import os
 import re
-import subprocess
-import sys
 import warnings
-from collections import deque
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
-from pathlib import Path
-from queue import LifoQueue
+from itertools import count
 
-LONGEST = 300
-"""Characters of an answer; longer ones are none."""
-WORKER = Path(__file__).with_name("answers_worker.py")
-
-REWRITES = (  # how LaTeX and typography write what the regex of numbers reads, in this order
-    (r"[\u2212\ufe63\uff0d]", "-"),
-    (r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})|\{,\}(?=\d{3})|(?<=\d)\\[,;!: ](?=\d{3})", ","),
-    (r"[\u00a0\u2009\u202f]|\\[,;!: ()\[\]]|\$\$|\\left\b|\\right\b|\\displaystyle\b", " "),
-    (r"\\([$%])", r"\1"),
-    (r"\\(?:text|mathrm|textbf|mathbf)\s?\{([^{}]*)\}", r" \1"),
-    (r"(?<=\d)(?=\\[dt]?frac)", " "),
-    (r"\\[dt]?frac\s?\{(-?\d+)\}\s?\{(\d+)\}|\\[dt]?frac\s?(\d)\s?(\d)", r"\1\3/\2\4"),
-    (r"\\times|\\cdot|·", "×"),
-    (r"\^\s?\\circ|\^\{\\circ\}|°", ""),
-    (r"(?<![\d)])\*\*|\*\*(?!\s?[\d(])", ""),  # bold, and not a power
-    (r"(^|[=:(])(\s?)-\s(?=[\d.$])", r"\1\2-"),
+from datamodules.mathematics import formulas
+from datamodules.mathematics.claims import BOX, Claim, final_claim
+from datamodules.mathematics.labels import Reading, last_line, read_label
+from datamodules.mathematics.residue import (
+    EXPLAINS,
+    is_name,
+    one_number,
+    spoken,
+    stated_numbers,
 )
+from datamodules.mathematics.typography import Unreadable, plain_characters, plain_latex
+from datamodules.mathematics.values import LONGEST, Number, read_number
 
-NUMBER = re.compile(
-    r"""(?<![\w^_{])(?<!\d[:.])
-    (?P<sign>(?<![\d)%]\s)-)?(?:[$€£¥₹]\s?(?P<sign2>-)?)?
-    (?:(?P<whole>\d+)\s(?=\d+/\d))?
-    (?P<digits>\d{1,3}(?:,\d{3})+(?![\d])(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\.)\.\d+)
-    (?:[eE](?P<e>[-+]?\d{1,3})(?!\d)|\s?[×*x]\s?10\s?\^\s?\{?(?P<power>-?\d{1,3})(?!\d)\}?)?
-    (?:\s?/\s?(?P<below>\d+(?![\d.])))?
-    (?P<percent>\s?%|\s?percent\b)?""",
-    re.VERBOSE,
+IN_DOLLARS = re.compile(r"\$\$?([^$\n]{1,300}?)\$\$?(?!\d)|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]")
+LEADING_PROSE = re.compile(
+    r"^(?:\s*(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|arc\w+)\b)[A-Za-z']{2,}[\s:,]+)+"
 )
-CLAIM = re.compile(
-    r"(?P<boxed>\\boxed\s?\{)|####|\banswer\b[^\n.:=?!]{0,60}?(?:\bis\b|[:=])(?:\s?(?:is\b|[:=]))*",
-    re.I,
-)
-DENIED = re.compile(
-    r"\b(?:incorrect|wrong)\s(?:final\s)?answer\b(?:[^\n.]|\.(?=\d))*"
-    r"|\banswer\b[^\n.:=?!]{0,40}?\bis(?:\s+not\b|n't)(?:[^\n.]|\.(?=\d))*",
-    re.I,
-)
-PART_OF_FORMULA = re.compile(r"\s?(?:[\\^_{]|[xyznπ]\b)|:\d|[eE][-+]?\d")
-GOES_ON = re.compile(r"\s?(?:[-,;:+*/×÷.]|or\b|and\b|to\b){1,2}\s?-?[$€£¥₹]?\d")
-OPERATOR_BEFORE = re.compile(r"[\d)%]\s?[-+*/×÷^]{1,2}\s?\(?$")
-FORMULA = re.compile(  # bounded: a search to the end of the text from each opening is quadratic
-    r"\$\$?([^$\s](?:[^$\n]{0,300}[^$\s])?)\$\$?(?!\d)|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]"
-)
-WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
-
-
-@dataclass(frozen=True)
-class Number:
-    """An exact value; 50% is 50 with ``percent``."""
-
-    value: Fraction
-    percent: bool
-
-    def same(self, other: "Number") -> bool:
-        """Equal; a percent sign may also be a unit that the other side leaves out."""
-        if self.percent == other.percent or self.value == other.value:
-            return self.value == other.value
-        percent, plain = (self, other) if self.percent else (other, self)
-        return percent.value / 100 == plain.value
+CLOSING_PROSE = re.compile(rf"\s*[,;]?\s{EXPLAINS.pattern}", re.I)
+GROUPED = re.compile(r"(?<![\d.,])(?<![\d.,] )\d{1,3}(?: \d{3})+(?![\d.,]| \d)")
 
 
 def is_correct(response: str, expected: str, timeout_s: float = 2.0) -> bool:
     """Whether the answer that ``response`` gives is the expected one.
 
     Args:
-        expected: a number in any usual notation, a formula in LaTeX, or words.
-        timeout_s: seconds that ``math-verify`` may take where the answer is neither number nor
-            words; after them the answer is wrong, and a warning shows it.
+        expected: a number in any usual notation, a letter of multiple choice, a time, words, or a
+            formula in LaTeX.
+        timeout_s: seconds that computer algebra may take where the answer is a formula; after
+            them the answer is wrong, and a warning shows it. An expected formula that cannot be
+            read is warned of too.
     """
-    number = as_number(expected)
-    if number is not None:
-        given = stated_number(response)
-        return given is not None and given.same(number)
-    answer, expected = stated_formula(response), _bare(expected)
-    if answer is None:
+    claim = final_claim(response)
+    if claim is None:
         return False
-    if answer == expected or WORDS.fullmatch(expected):
-        return answer.casefold() == expected.casefold()
-    return formulas_equal(expected, answer, timeout_s)
+    gold = read_expected(expected)
+    if isinstance(gold, Number):
+        return any(number.same(gold) for number in claimed_numbers(claim))
+    if not isinstance(gold, str):
+        said = _readable(last_line(claim))
+        return said is not None and gold.stated_by(said, claim.form)
+    said = claimed_formula(claim)
+    if said is None:
+        return False
+    try:
+        equal = formulas.formulas_equal(gold, said, timeout_s)
+    except formulas.Timeout:
+        _warn(
+            f"the answer {said!r} could not be compared with {gold!r} within {timeout_s:g} seconds"
+        )
+        return False
+    if equal is None:
+        _warn(f"the expected answer {expected!r} cannot be read, so no formula equals it: {said!r}")
+    return bool(equal)
+
+
+def _warn(said: str) -> None:
+    warnings.warn(f"{said} and is taken for wrong", stacklevel=3)
 
 
 def as_number(text: str) -> Number | None:
     """The number that the whole of ``text`` is; a full stop may follow it."""
-    text = _plain(text[: LONGEST + 1]).strip().strip("$").removesuffix(".")
-    match = NUMBER.fullmatch(text)
-    return _number(match) if match else None
-
-
-def stated_number(response: str) -> Number | None:
-    """The number that ``response`` gives as its answer; None if that is no single number."""
-    claim, text = _claim(response)
-    if claim is not None:
-        text = _plain(claim).rpartition("=")[2]
-        match = NUMBER.search(text)
-        if match is None or re.search(r"[+*/×÷^_\\{]|-\s?$", text[: match.start()]):
-            return None
-        if GOES_ON.match(text, match.end()):
-            return None
-    else:
-        text = _plain(text)
-        match = _last(NUMBER, text)
-        if match is None or OPERATOR_BEFORE.search(text[max(match.start() - 8, 0) : match.start()]):
-            return None
-    return None if PART_OF_FORMULA.match(text, match.end()) else _number(match)
-
-
-def stated_formula(response: str) -> str | None:
-    """The formula or the words that ``response`` gives as its answer: of its last line at most."""
-    claim, text = _claim(response)
-    if claim is None:
-        formula = _last(FORMULA, text)
-        claim = next(filter(None, formula.groups())) if formula else text.split("\n")[-1]
-    answer = _bare(claim)
-    return answer if 0 < len(answer) <= LONGEST else None
-
-
-def _claim(response: str) -> tuple[str | None, str]:
-    """What the last claim says, if there is one, and the text without what is denied."""
-    text = DENIED.sub(" ", response).strip()
-    for match in reversed(list(CLAIM.finditer(text))):
-        after = text[match.end() : match.end() + LONGEST]
-        said = _braced(after) if match["boxed"] else re.split(r"\n|\.(?:\s|$)", after.lstrip())[0]
-        if said and said.strip("*_ "):
-            return said, text
-    return None, text
-
-
-def _last(pattern: re.Pattern, text: str) -> re.Match | None:
-    last = deque(pattern.finditer(text), maxlen=1)
-    return last[0] if last else None
-
-
-def _braced(text: str) -> str | None:
-    """``text`` up to the brace that closes; None if it does not."""
-    depth = 1
-    for match in re.finditer(r"[{}]", text):
-        depth += 1 if match[0] == "{" else -1
-        if depth == 0:
-            return text[: match.start()]
-    return None
-
-
-def _plain(text: str) -> str:
-    for pattern, replacement in REWRITES:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def _bare(text: str) -> str:
-    """Without the signs around a formula."""
-    text = text.strip().strip("$*").removesuffix(".").strip()
-    return re.sub(r"^\\[(\[]|\\[)\]]$|^\\text\{([^{}]*)\}$", r"\1", text).strip()
-
-
-def _number(match: re.Match) -> Number | None:
-    """Exact value of a match; None for absurd lengths, and for a division that comes out even."""
-    if match.end() - match.start() > LONGEST:
+    readable = _readable(text)
+    if readable is None:
         return None
-    value = Fraction(match["digits"].replace(",", "")) * Fraction(10) ** int(
-        match["e"] or match["power"] or 0
-    )
-    if match["below"]:
-        if int(match["below"]) == 0 or value % int(match["below"]) == 0:
-            return None  # 8/2 is still to be worked out
-        value = int(match["whole"] or 0) + value / int(match["below"])
-    negative = bool(match["sign"]) != bool(match["sign2"])
-    return Number(-value if negative else value, bool(match["percent"]))
+    return read_number(_grouped(spoken(readable)).strip().removesuffix("."))
 
 
-@lru_cache(maxsize=4096)
-def formulas_equal(expected: str, answer: str, timeout_s: float) -> bool:
-    """Whether two formulas are equal by ``math-verify``, in a worker process."""
-    worker, left = _idle.get(), None
-    try:
-        worker = worker if worker is not None and worker.alive() else _Worker()
-        equal = worker.ask(expected, answer, timeout_s)
-        if equal is not None:  # else, or where this call was interrupted, it is not used again
-            left = worker
-    finally:
-        _idle.put(left)
-    if equal is None:
-        warnings.warn(
-            f"the answer {answer!r} could not be compared with {expected!r} within"
-            f" {timeout_s:g} seconds and is taken for wrong",
-            stacklevel=3,
-        )
-    return bool(equal)
+def read_expected(expected: str) -> Number | Reading | str:
+    """An expected answer as a number, a label, or else a formula in plain LaTeX."""
+    if BOX.search(expected) and (claim := final_claim(expected)) and claim.form == "boxed":
+        expected = claim.text
+    text = _readable(expected)
+    if text is None:
+        return expected
+    name = text.partition("=")[0].strip() if "=" in text else ""
+    named = is_name(name) or not re.search(r"[A-Za-z]", name)
+    numbers = stated_numbers(_grouped(text), formal=True) if named else []
+    return numbers[-1] if numbers else read_label(text) or text
 
 
-class _Worker:
-    """A process that compares formulas; it ends where one takes too long."""
-
-    def __init__(self) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, WORKER], stdin=pipe, stdout=pipe, text=True
-        )
-        if self.process.stdout.readline() != "ready\n":
-            raise RuntimeError(
-                "the process that checks formulas did not start (its error is above);"
-                " is math-verify installed? `pip install 'math-verify[antlr4_9_3]'`"
-            )
-
-    def ask(self, expected: str, answer: str, timeout_s: float) -> bool | None:
-        """None if the process ended instead of answering."""
-        try:
-            self.process.stdin.write(json.dumps([expected, answer, timeout_s]) + "\n")
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline()
-        except BrokenPipeError:
-            reply = ""
-        if not reply:
-            self.close()
-            return None
-        return reply == "1\n"
-
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+def claimed_numbers(claim: Claim) -> list[Number]:
+    """The number that a claim states; two where one is the other, rounded; else none."""
+    text = _readable(claim.text if claim.form != "last" else _last_value(claim.text))
+    if text is None:
+        return []
+    if claim.form != "last":
+        return stated_numbers(_grouped(text), formal=claim.form == "boxed")
+    number = as_number(claim.text) or one_number(spoken(text), formal=False, alone=False)
+    return [number] if number else []
 
 
-def _new_pool() -> None:
-    """Places for a worker a core, each started when it is first needed and used last in, first out.
+def _last_value(text: str) -> str:
+    """The last line with a digit, or the end of it."""
+    lines = (line for line in reversed(text.splitlines()) if re.search(r"\d", line))
+    return next(lines, "")[-LONGEST:]
 
-    A forked child starts its own: two that read one pipe would take each other's answers.
+
+def claimed_formula(claim: Claim) -> str | None:
+    """The formula that a claim states, in plain LaTeX: of its last line at most.
+
+    Of formulas within a sentence, the one that the sentence states: where they stand as numbers
+    would, the rules for numbers tell which (see ``residue``).
     """
-    global _idle
-    _idle = LifoQueue()
-    for _ in range(min(os.cpu_count() or 1, 8)):
-        _idle.put(None)
+    text = last_line(claim)
+    if claim.form != "boxed":
+        spans: dict[str, str] = {}
+        names = count(7001)
+        marked = IN_DOLLARS.sub(
+            lambda m: spans.setdefault(next(filter(None, m.groups())), f" {next(names)} "), text
+        )
+        if spans:
+            formulas_of = {Fraction(name): formula for formula, name in spans.items()}
+            told = claimed_numbers(Claim(marked, claim.form))
+            text = formulas_of.get(told[-1].value) if len(told) == 1 else text.replace("$", " ")
+        else:
+            text = LEADING_PROSE.sub("", CLOSING_PROSE.split(text)[0])
+    return _readable(text) if text and text.strip() else None
 
 
-@atexit.register
-def _close_pool() -> None:
-    while not _idle.empty():
-        worker = _idle.get()
-        if worker is not None:
-            worker.close()
+def _readable(text: str) -> str | None:
+    """``text`` in plain LaTeX; None if it is longer than answers are, or broken."""
+    if len(text) > LONGEST:
+        return None
+    try:
+        return plain_latex(plain_characters(text))
+    except Unreadable:
+        return None
 
 
-_idle: "LifoQueue[_Worker | None]"
-_new_pool()
-os.register_at_fork(after_in_child=_new_pool)
+def _grouped(text: str) -> str:
+    """Digits in groups of three, set apart by spaces, as one number."""
+    return GROUPED.sub(lambda match: match[0].replace(" ", ""), text)
