@@ -11,7 +11,7 @@ from datamodules.checks import require_seed, require_whole
 from datamodules.environments.base import Options
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
-from datamodules.rewards.answers import as_number, is_correct
+from datamodules.rewards.answers import as_number, is_correct, require_readable
 from datamodules.text.held_out import how_many, source_of
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import read_rows, require_dataset
@@ -223,7 +223,9 @@ def _rows(
 ) -> list[QuestionAnswer]:
     """The distinct problems of a file, shuffled."""
     rows = read_rows(path, split, option=option, name=name, text=("question", "answer"))
-    problems = dict(_problem(where, row) for where, row in rows)
+    read = [(where, _problem(where, row)) for where, row in rows]
+    require_readable((where, answer) for where, (_, answer) in read)
+    problems = dict(problem for _, problem in read)
     if not problems:
         raise ValueError(f"{option}={path!r} holds no problems")
     shuffled = list(problems.items())

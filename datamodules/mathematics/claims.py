@@ -29,7 +29,7 @@ ANSWER = (
     r"(?:\b(?:final\s)?(?:answers?|ans|r[ée]ponse|respuesta|antwort|resposta|risposta|ответ)\b"
     r"|答案|答え)"
 )
-IS = r"(?:\b(?:is|are|was|be|equals|est|es|ist|sind)\b|是|为|為|[:=])"
+IS = r"(?:\b(?:is|are|was|be|equals|est|es|ist|sind)\b|是|为|為|:|=>?|->)"
 MARK = re.compile(
     rf"(?P<heading>^[ #*_>]*(?:the\s)?(?:final\s)?answers?[ *_:]*$)"
     rf"|(?P<box>\\(?:boxed|fbox|framebox)(?![A-Za-z]))|(?P<hash>####+)|(?P<tag><answer>)"
@@ -37,7 +37,7 @@ MARK = re.compile(
     rf"|(?P<corrected>\b(?:wait|actually|no(?=[,.:;!])|correction|sorry|oops|hmm|scratch\sthat|on\ssecond\sthought"
     r"|i\smeant?|or\srather|make\s(?:that|it))\b[,.:;!\s-]{1,4}(?:(?:no|so|it|that|this|is|it's|that's"
     r"|should|must|be|the|value|result|i|think|mean|meant|make|rather|actually)\b[,.:\s]{1,3}){0,8}"
-    r"(?=[-$\d\\]))",
+    r"(?=[-$\d\\(]|(?-i:[B-HJ](?![\w'])|[AI](?=[.)]*\s*$))))",
     re.I | re.MULTILINE,
 )
 DENIED = re.compile(
@@ -69,8 +69,9 @@ BEFORE_BOX = re.compile(
     re.I,
 )
 BEHIND_BOX = re.compile(
-    r"[$\s})\\\]]*(?:[*+/^_!<>|?]|-\s?\d|\\(?:times|cdot|div|pm|leq?|geq?|neq?)\b|\b(?:or|and\s(?:a|an|one)\s"
+    r"[$\s})\\\]]*(?:[*+/^_!<>|?]|-\s?\d|\\(?:times|cdot|div|pm|leq?|geq?|neq?)\b|\b(?:and\s(?:a|an|one)\s"
     r"|out\sof|(?:is|was)\s(?:wrong|incorrect|not))\b)|\d|\.\d|[A-Za-z]"
+    r"|[$\s})\\\],;(]*\b(?:or|alternatively|maybe|perhaps|possibly|to\s\d)\b"
 )
 DISPLAYED = re.compile(r"\$\$(.{1,400}?)\$\$|\\\[(.{1,400}?)\\\]", re.DOTALL)
 SENTENCE_END = re.compile(r"\n|</\w|\.(?=\s|$|\*)")
@@ -78,6 +79,7 @@ SHORTENED = re.compile(
     r"\b(?:[ap]\.m|rs|no|ca|approx|ft|in|lbs?|oz|hrs?|mins?|secs?|yds?|mi|sq|cu|st|dr|mr|mrs|vs|e\.g|i\.e)$",
     re.I,
 )
+LEAD = re.compile(r"^(?:[ \n*:#]|_(?!\{))+")
 LEADS_ON = re.compile(
     r"(?:[\s*_$:,]|\b(?:so|thus|therefore|hence|the|my|our|final|correct|right)\b)*", re.I
 )
@@ -179,7 +181,9 @@ def _boxed(text: str, mark: re.Match) -> tuple[Claim, int] | None:
     if not any(said):
         return None
     before = text[max(mark.start() - 60, 0) : mark.start()].rpartition("\n")[2]
-    behind = text[last : last + 60]
+    behind = re.sub(r"\\text\s?\{([^{}]*)\}", r" \1 ", text[last : last + 60])
+    behind = re.sub(r"\*\*|__", " ", behind)
+    before = re.sub(r"^\s*[-*+]\s+|\*\*|__", " ", before)
     before = re.sub(r"\$|\\[(\[]|\\(?:displaystyle|quad|qquad|large|Large)\b", " ", before)
     claimed = " ".join(said)
     if scale := SCALE.match(re.sub(r"^[$\\)\s]*", " ", behind)):
@@ -204,7 +208,7 @@ def _argument(text: str, at: int) -> tuple[str | None, int]:
 
 def _said(text: str, mark: re.Match) -> tuple[Claim, int] | None:
     """What stands behind a mark, up to the end of the sentence, line or tag."""
-    start = mark.end() + len(text[mark.end() :]) - len(text[mark.end() :].lstrip(" \n*_:#"))
+    start = mark.end() + len(text[mark.end() :]) - len(LEAD.sub("", text[mark.end() :], count=1))
     after = text[start : start + LONGEST]
     if mark["tag"] and "</" in after:
         said = after.partition("</")[0].strip()
@@ -212,9 +216,19 @@ def _said(text: str, mark: re.Match) -> tuple[Claim, int] | None:
         return None
     else:
         said = _sentence(after)
+        if mark[0][-1].isalpha():  # within a sentence, where it is no factorial
+            said = said.rstrip().rstrip("!")
     if not said.strip("*_ .$"):
         return None
-    return Claim(said.strip(), "said"), start + len(said)
+    return Claim(_without_ends(said.strip()), "said"), start + len(said)
+
+
+def _without_ends(said: str) -> str:
+    """``said`` without the ends of quotations and brackets that began before it."""
+    for opening, closing in ("{}", "()", "[]", '""'):
+        if said.endswith(closing) and said.count(opening) < said.count(closing) + (closing == '"'):
+            said = said.removesuffix(closing).rstrip()
+    return said
 
 
 def _sentence(text: str) -> str:

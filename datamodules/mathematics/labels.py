@@ -15,7 +15,7 @@ from datamodules.mathematics.residue import (
     DENIED_BEFORE,
     DOUBTS,
     EXPLAINS,
-    WITHDRAWN,
+    is_withdrawn,
 )
 
 LETTER = re.compile(
@@ -35,7 +35,7 @@ IN_BRACKETS = re.compile(r"[(\[]([A-J])[)\]]")
 MORE_LABELS = re.compile(
     rf"(?:\b(?i:or|and|nor|versus|vs)\b|[,;/&?|+])\s*(?i:option|choice|{DOUBTS})?\s*{LABEL}"
     rf"|[(\[][A-J][)\]]|(?<![\w'])[B-HJ][)\]]|^\s+(?:option\s)?[(\[]?[B-HJ](?![\w'])|\?"
-    rf"|\b(?i:{DOUBTS})\b"
+    rf"|\b(?i:{DOUBTS}|(?:could|might|may)\s(?:also\s)?be)\b"
 )
 SAYS_MORE = re.compile(
     r"\s*(?:[.*!]*$|[):.\],;*]|-+\s|\(|\s(?:is|was|as|with|for|[-$\d\\])"
@@ -52,6 +52,7 @@ FUNCTION_WORDS = (
     r"(?:the|an?|he|she|it|they|we|i|you|this|that|there|these|those|his|her|their|its|our|my|all|both"
     r"|is|was|are|were|has|have|had|can|could|will|would|does|do|did|for|in|of|with|by|on|at)"
 )
+VERBS = r"(?:is|was|are|were|has|have|had|does|did|can|will|it|they|he|she|we|you|i)"
 OPENING = re.compile(
     r"(?:(?:so|thus|therefore|hence|it|it's|is|that|that's|was|clearly|definitely|indeed|the|an?)\b[\s,:]*)*",
     re.I,
@@ -85,7 +86,7 @@ class Choice:
         return (match[1] or match[2]) == self.letter
 
     def _says_no_other(self, rest: str, delimited: bool = False) -> bool:
-        if WITHDRAWN.match(rest) or not (delimited or SAYS_MORE.match(rest)):
+        if is_withdrawn(rest) or not (delimited or SAYS_MORE.match(rest)):
             return False
         return not MORE_LABELS.search(EXPLAINS.split(rest)[0])
 
@@ -143,12 +144,12 @@ class Words:
         if not text.startswith(words):
             return False
         rest = text[len(words) :]
-        if WITHDRAWN.match(rest) or re.search(rf"\b(?:or|{DOUBTS})\b|\?", EXPLAINS.split(rest)[0]):
+        if is_withdrawn(rest) or re.search(rf"\b(?:or|{DOUBTS})\b|\?", EXPLAINS.split(rest)[0]):
             return False
         return bool(
             re.fullmatch(r"[\s.!*]*", rest)
             or re.match(rf"\s*(?:[,;:(]|-+)?\s*(?:{EXPLAINS.pattern})", rest)
-            or re.match(rf"(?:\s*[,;:(]\s*{FUNCTION_WORDS}|\s(?:is|was|are))\b", rest)
+            or re.match(rf"(?:\s*[,;:(]\s*(?:{FUNCTION_WORDS}\b|[-$\d])|\s{VERBS}\b)", rest)
         )
 
 

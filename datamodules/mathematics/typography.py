@@ -75,7 +75,6 @@ SPELLINGS = {
     "Rightarrow": "implies",
     "Longrightarrow": "implies",
     "varnothing": "emptyset",
-    "degree": "circ",
     "ast": "cdot",
     "fbox": "boxed",
     "framebox": "boxed",
@@ -94,7 +93,15 @@ DROPPED = {"color": 1, "hspace": 1, "vspace": 1, "phantom": 1, "textcolor": 1, "
 """Commands that go with so many arguments of theirs."""
 ARGUMENTS = {"frac": 2, "sqrt": 1, "binom": 2, "dbinom": 2, "tbinom": 2, "overline": 1, "bar": 1}
 ARGUMENTS |= {"boxed": 1, "begin": 1, "end": 1}
-NAMED = {"lt": "<", "gt": ">", "colon": ":", "lbrace": r"\{", "rbrace": r"\}", "mid": r"\mid "}
+NAMED = {
+    "degree": "^{\\circ}",
+    "lt": "<",
+    "gt": ">",
+    "colon": ":",
+    "lbrace": r"\{",
+    "rbrace": r"\}",
+    "mid": r"\mid ",
+}
 TEX = re.compile(r"\\([A-Za-z]+)\*?|(\\.|[{}^_])|([^\\{}^_]+)", re.DOTALL)
 ESCAPED = {f"\\{c}": c for c in "%$#&"} | {f"\\{c}": " " for c in "()[]"}
 DEEPEST = 40
@@ -156,6 +163,8 @@ def plain_characters(text: str) -> str:
         text = _spelt(text)
     if "&" in text:
         text = html.unescape(text).replace("\u00a0", " ")
+    if "~~" in text:  # struck out
+        text = re.sub(r"~~[^~\n]{1,200}~~", " ", text)
     if "<" in text:
         text = MARKUP.sub(" ", re.sub(r"<sup>([^<>]{1,20})</sup>", r"^{\1}", text, flags=re.I))
     return text
@@ -169,7 +178,7 @@ def plain_latex(text: str) -> str:
     """
     text = re.sub(r"\{,\}|(?<=\d),\\!\s?|(?<=\d)\\[,;:! ](?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"\s!=|(?<=[A-Za-z)])!=", r" \\neq ", text)
-    text = re.sub(r"\\[,;:! \n]|(?<!^)~", " ", text.replace("\\!", ""))
+    text = re.sub(r"(?<!\\)\\[,;:! \n]|(?<!^)~", " ", text.replace("\\!", ""))
     text = text.replace(">=", r"\geq ").replace("<=", r"\leq ").replace("=<", r"\leq ")
     if "\\" not in text and not any(c in text for c in "^_{}"):
         return " ".join(text.split())

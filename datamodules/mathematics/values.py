@@ -22,11 +22,19 @@ LARGEST_POWER = 999
 MAGNITUDES = {
     "hundred": 2,
     "thousand": 3,
+    "thou": 3,
+    "grand": 3,
     "lakh": 5,
+    "lac": 5,
     "million": 6,
+    "mil": 6,
+    "mln": 6,
     "crore": 7,
     "billion": 9,
+    "bln": 9,
     "trillion": 12,
+    "quadrillion": 15,
+    "quintillion": 18,
     "k": 3,
     "m": 6,
     "b": 9,
@@ -70,8 +78,9 @@ TEN = re.compile(r"\^\{\s?(?P<k>[-+]?\d{1,4})\s?\}|\*\*(?P<p>[-+]?\d{1,4})(?!\d)
 MIXED = re.compile(r"\s(?P<above>\d+)\s?/\s?(?P<below>\d+)(?![\d.,/])")
 BELOW = re.compile(r"\s?/\s?(?P<below>-?\d{1,3}(?:,\d{3})+(?!\d)|-?\d+)(?![.,]?\d|\s?/\s?\d)")
 SCALE = re.compile(
-    r"(?P<letter>(?:[kKMBT]|bn|mn)(?![A-Za-z]))"
-    r"|[\s\x01]*-?(?P<word>hundred|thousand|lakh|million|crore|billion|trillion|dozen)s?\b"
+    r"(?:[\s\x01]*\x01)?(?P<letter>(?:[kKMBT]|bn|mn)(?![A-Za-z]))"
+    r"|[\s\x01]*-?(?P<word>hundred|thou(?:sand)?|grand|lakh|lac|mil(?:lion)?|mln|crore|billion|bln"
+    r"|trillion|quadrillion|quintillion|dozen)s?\b"
     r"|\s?(?P<sign>[百千万萬亿億])",
 )
 AND_PART = re.compile(
@@ -81,7 +90,7 @@ PERCENT = re.compile(r"[\s\x01$]*%|[\s\x01]*-?(?:percent|per cent|pct)\b", re.I)
 GLUED = re.compile(r"[.,:]\d|\d|'\d")
 """What goes on behind a number and makes it another: a version, a time, a date."""
 GLUED_ON = re.compile(r"[\d.,:']*\d")
-ANCHOR = re.compile(r"(?<![\w\\])(?=\d|\\frac\{)|(?<![\w.])(?=\.\d)|(?<=\d)(?=\\frac\{)")
+ANCHOR = re.compile(r"(?<![A-Za-z0-9_\\])(?=\d|\\frac\{)|(?<![\w.])(?=\.\d)|(?<=\d)(?=\\frac\{)")
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class Found:
     end: int
     number: Number | None
     decimals: int = 0
+    is_money: bool = False
 
 
 def read_number(text: str) -> Number | None:
@@ -141,7 +151,8 @@ def find_numbers(text: str) -> list[Found]:
             after = GLUED_ON.match(text, after).end()
         elif value is not None and after - start <= LONGEST:
             number = Number(-value if negative else value, bool(percent))
-        found.append(Found(start, after, number, decimals))
+        is_money = any(c in CURRENCIES for c in text[start:at])
+        found.append(Found(start, after, number, decimals, is_money))
         end = max(after, at + 1)
     return found
 

@@ -13,8 +13,11 @@ Units and currency do not count; ``50%`` equals both 50 and 0.5. A sum still to 
 ``8/2``) is no answer to itself.
 """
 
+import os
 import re
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import count
 
@@ -22,7 +25,11 @@ from datamodules.mathematics import formulas
 from datamodules.mathematics.claims import BOX, Claim, final_claim
 from datamodules.mathematics.labels import Reading, last_line, read_label
 from datamodules.mathematics.residue import (
+    CHANGED_BEFORE,
+    CHANGED_BEHIND,
+    DENIED_BEFORE,
     EXPLAINS,
+    UNIT,
     is_name,
     one_number,
     spoken,
@@ -35,6 +42,7 @@ IN_DOLLARS = re.compile(r"\$\$?([^$\n]{1,300}?)\$\$?(?!\d)|\\\((.{1,300}?)\\\)|\
 LEADING_PROSE = re.compile(
     r"^(?:\s*(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|arc\w+)\b)[A-Za-z']{2,}[\s:,]+)+"
 )
+CLOSING_UNIT = re.compile(rf"\s(?:{UNIT}|[A-Za-z]{{4,}})(?:\s[A-Za-z]{{2,}})*\s*\.?$")
 CLOSING_PROSE = re.compile(rf"\s*[,;]?\s{EXPLAINS.pattern}", re.I)
 GROUPED = re.compile(r"(?<![\d.,])(?<![\d.,] )\d{1,3}(?: \d{3})+(?![\d.,]| \d)")
 
@@ -98,6 +106,38 @@ def read_expected(expected: str) -> Number | Reading | str:
     return numbers[-1] if numbers else read_label(text) or text
 
 
+def require_readable(answers: Iterable[tuple[str, str]], timeout_s: float = 20.0) -> None:
+    """Refuse expected answers that no response could be compared with.
+
+    Args:
+        answers: where each stands, for the message, and the answer.
+        timeout_s: seconds to read one formula.
+
+    Raises:
+        ValueError: one is neither number, letter, time, words nor a formula that can be read.
+    """
+    read = {where: read_expected(expected) for where, expected in answers}
+    unknown = [(where, gold) for where, gold in read.items() if isinstance(gold, str)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        known = threads.map(lambda found: _is_readable(found[1], timeout_s), unknown)
+        for (where, gold), is_known in zip(unknown, known, strict=True):
+            if not is_known:
+                raise ValueError(
+                    f"{where}: the expected answer {gold[:LONGEST]!r} cannot be read as a number, a"
+                    " letter, a time, words or a formula, so no response could be right: write it"
+                    " in LaTeX, or leave the row out"
+                )
+
+
+def _is_readable(gold: str, timeout_s: float) -> bool:
+    if _readable(gold) is None:
+        return False
+    try:
+        return formulas.is_readable(gold, timeout_s)
+    except formulas.Timeout:
+        return False
+
+
 def claimed_numbers(claim: Claim) -> list[Number]:
     """The number that a claim states; two where one is the other, rounded; else none."""
     text = _readable(claim.text if claim.form != "last" else _last_value(claim.text))
@@ -133,8 +173,19 @@ def claimed_formula(claim: Claim) -> str | None:
             told = claimed_numbers(Claim(marked, claim.form))
             text = formulas_of.get(told[-1].value) if len(told) == 1 else text.replace("$", " ")
         else:
-            text = LEADING_PROSE.sub("", CLOSING_PROSE.split(text)[0])
+            text = _formula_of_sentence(text)
     return _readable(text) if text and text.strip() else None
+
+
+def _formula_of_sentence(text: str) -> str | None:
+    """What a sentence without marked formulas says, without its words; None if they deny it."""
+    text = CLOSING_PROSE.split(text)[0]
+    lead = LEADING_PROSE.match(text)
+    if lead and (DENIED_BEFORE.search(lead[0]) or CHANGED_BEFORE.search(lead[0])):
+        return None
+    text = text[lead.end() :] if lead else text
+    unit = CLOSING_UNIT.search(text)
+    return text[: unit.start()] if unit and not CHANGED_BEHIND.search(unit[0]) else text
 
 
 def _readable(text: str) -> str | None:

@@ -215,6 +215,14 @@ def test_answers_of_a_file_may_be_formulas(tmp_path):
     assert answer(env, "#### 1 + 2x + x^2", index).reward == pytest.approx(1.1)
 
 
+@pytest.mark.parametrize("gold", ["\\frac{1}{", "x +", "5 ?? 6", "}{", "x" * 400])
+def test_an_expected_answer_that_nobody_can_read_is_refused(tmp_path, gold):
+    row = {"question": "What?", "answer": f"#### {gold}"}
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 2.* cannot be read as a number") as e:
+        MathEnv(TOKENIZER, path=write(tmp_path, [ROWS[0], row]), num_held_out=0)
+    assert gold[:100] in str(e.value).replace("\\\\", "\\")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
