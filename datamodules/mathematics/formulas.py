@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from queue import LifoQueue
 
+from datamodules.mathematics.values import closing
+
 WORKER = Path(__file__).with_name("worker.py")
 RELATIONS = {
     "<": "<",
@@ -86,6 +88,8 @@ def trimmed(text: str) -> str:
         if AND.search(unit[0]) or re.search(r"thousand|million|hundred|dozen|half", unit[0]):
             break
         text = text[: unit.start()].strip()
+    while text[:1] == "{" and "," not in text and closing(text, 1) == len(text) - 1:
+        text = text[1:-1].strip()  # a group
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))(?![^(]*\))", "", text)
 
 

@@ -95,7 +95,7 @@ def shape(text: str) -> tuple[str, list[str]] | None:
         parts = _split(inner, LISTED)
         if opened[0] in ("\\{", "{"):
             return "list", parts
-        if len(parts) > 1 or opened[0] == "[":
+        if len(parts) > 1 or (opened[0] == "[" and not inner.startswith("\\begin")):
             return opened[0] + text[-1], parts
     return None
 

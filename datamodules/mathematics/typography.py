@@ -199,6 +199,9 @@ def _group(tokens: Tokens, at: int, depth: int) -> tuple[list[str], int]:
         raise Unreadable("braces within braces")
     said: list[str] = []
     while at < len(tokens) and tokens[at][1] != "}":
+        if tokens[at][0] == "over":  # {1 \over 2}
+            below, at = _group(tokens, at + 1, depth + 1)
+            return [f"\\frac{{{''.join(said).strip()}}}{{{''.join(below).strip()}}}"], at
         piece, at = _item(tokens, at, depth)
         said.append(piece)
     return said, at

@@ -123,7 +123,7 @@ def read_number(text: str) -> Number | None:
     """The number that the whole of ``text``, in plain LaTeX, is."""
     text = text.strip().strip("$").strip()
     while len(text) > 2 and (text[0], text[-1]) in {("(", ")"), ("{", "}")}:
-        if _closing(text, 1) != len(text) - 1:
+        if closing(text, 1) != len(text) - 1:
             break
         text = text[1:-1].strip()
     sign = re.match(r"([-+])\s?(?=[({])", text)  # -(5)
@@ -227,17 +227,17 @@ def _quotient(above: Fraction, below: int | Fraction) -> Fraction | None:
 def _fraction(text: str, at: int) -> tuple[Fraction | None, int]:
     r"""Value of ``\frac{..}{..}`` at ``at``, and where it ends."""
     first = at + len("\\frac{")
-    middle = _closing(text, first)
+    middle = closing(text, first)
     if text[middle + 1 : middle + 2] != "{":
         return None, middle
-    last = _closing(text, middle + 2)
+    last = closing(text, middle + 2)
     above, below = read_number(text[first:middle]), read_number(text[middle + 2 : last])
     if above is None or below is None or above.percent or below.percent:
         return None, last + 1
     return _quotient(above.value, below.value), last + 1
 
 
-def _closing(text: str, at: int) -> int:
+def closing(text: str, at: int) -> int:
     """Where the bracket closes that was opened just before ``at``; the end if nowhere."""
     depth = 1
     for match in re.compile(r"[{}()]").finditer(text, at):
