@@ -214,11 +214,13 @@ class RewardFunction:
 
     def _failed(self, failure: Failure, samples: Samples, index: int) -> RewardError:
         error = failure.error
-        what = f"raised {type(error).__name__}: {error}"
+        what, hides = f"raised {type(error).__name__}: {error}", HiddenSignalError.__name__
         if failure.overdue:
             what = f"did not return within reward.timeout_s={self.timeout_s or 0:g} seconds"
-        elif wants_main(error) or type(error).__name__ == HiddenSignalError.__name__:
-            what += f" ({REMEDY})" if self.run_in != "main" else ""
+        elif type(error).__name__ == hides:
+            what = f"{error}: {REMEDY}"
+        elif self.run_in != "main" and wants_main(error):
+            what += f" ({REMEDY})"
         made = self._error(what, samples, index)
         made.__cause__ = error
         return made

@@ -78,6 +78,6 @@ def noting_signals() -> Iterator[None]:
                 signal.signal = _set_signal
     if getattr(_noted, "count", 0) > before:
         raise HiddenSignalError(
-            "it set a signal (math-verify and signal.alarm do), which is possible in the main"
-            " thread alone, and caught the error, so that its rewards mean nothing"
+            "could not set a signal (as time limits of math-verify do), which only the main thread"
+            " can, and caught the error, so that its rewards mean nothing"
         )

@@ -116,7 +116,9 @@ def _names_of(functions: Sequence[Callable[..., Any]]) -> list[str]:
     """A name each; of those that are called alike, the later ones are numbered."""
     names: list[str] = []
     for fn in functions:
-        name = re.sub(r"\W+", "_", getattr(fn, "name", None) or name_of(fn)).strip("_")
+        name = getattr(fn, "name", None) or name_of(fn)
+        name = name if " " in name else re.split(r"[.:]", name)[-1]  # a function's own, as in TRL
+        name = re.sub(r"\W+", "_", name).strip("_")
         alike = sum(
             re.fullmatch(rf"{re.escape(name)}(_\d+)?", known) is not None for known in names
         )

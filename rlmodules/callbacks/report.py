@@ -222,13 +222,13 @@ class RunReport(Report):
         self.history.append(row)
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
-        last = self.history[-1]
+        last, coefficient = self.history[-1], self.history[-1].get("rollout/kl_coef")
         console.print(
             f"{len(self.history)} iterations in {seconds:.0f} s;"
             f" {mean_of(self.history, 'time/rollout_tokens_per_s'):.0f} tokens/s sampled,"
             f" {mean_of(self.history, 'time/update_tokens_per_s'):.0f} response tokens/s trained;"
-            f" last training reward {last['rollout/reward']:.3f}"
-            + (f", KL coefficient {last['rollout/kl_coef']:.4f}" if _charged(last) else "")
+            f" last training reward {_number(last.get('rollout/reward'), 3)}"
+            + ("" if coefficient is None else f", KL coefficient {coefficient:.4f}")
         )
         solved = self.details(trainer, trainer.lightning_module)
         if solved:
@@ -265,18 +265,17 @@ class RunReport(Report):
         self._solved, self._evaluated = state_dict["solved"], state_dict["evaluated"]
 
 
-def _charged(row: dict[str, float]) -> bool:
-    """Whether the algorithm has a KL coefficient of its own."""
-    return "rollout/kl_coef" in row
-
-
 def _plain(text: str) -> Text:
     """What a model wrote is neither markup nor control codes to the terminal."""
     return Text("".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
 
 
 def _sample(row: dict[str, Any]) -> Text:
-    return _plain(row["response"]).append(f"\nreward {row['reward']:.2f}", style="dim")
+    return _plain(row["response"]).append(f"\nreward {_number(row['reward'], 2)}", style="dim")
+
+
+def _number(value: float | None, places: int) -> str:
+    return "(none applies)" if value is None else f"{value:.{places}f}"
 
 
 def existing(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Episodes that no reward applies to: no baseline, no advantage, no metric, no pair."""
 
+import json
 import math
 import warnings
 
@@ -15,6 +16,7 @@ from datamodules.rollouts.episodes import EpisodeError, require_some
 from datamodules.rollouts.streams import _differ
 from datamodules.types import Evaluation, Rollout, Trajectory
 from rlmodules import GRPO, PPO, PPOTrainer
+from rlmodules.callbacks import SampleTable
 from rlmodules.models.embedded import tiny_model
 
 NAN = float("nan")
@@ -164,3 +166,22 @@ def test_the_other_processes_have_a_say():
 def test_groups_differ_by_what_applies():
     for rewards, differ in (([1.0, None], False), ([0.0, None, 1.0], True), ([None, None], False)):
         assert _differ(rollout_of(rewards).trajectories) is differ
+
+
+def test_the_report_of_a_run_whose_last_iteration_has_no_reward_is_written(tmp_path):
+    calls = []
+
+    def only_first(prompts, responses, metadata=None):
+        calls.append(1)
+        return every_second(prompts, responses) if len(calls) == 1 else nothing(prompts, responses)
+
+    trainer = PPOTrainer(
+        config(num_iterations=2), reward_fn=[only_first], output_dir=tmp_path,
+        enable_progress_bar=False, callbacks=[SampleTable(str(tmp_path))],
+    )  # fmt: skip
+    metrics = trainer.train(PROMPTS, eval_prompts=["Held", "Out"])
+    assert len(metrics["rollout/reward"]) == len(metrics["rollout/reward_only_first"]) == 1
+    assert "last training reward (none applies)" in (tmp_path / "report.txt").read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "rollout/reward" not in report["history"][-1] and "val/reward" not in report["after"]
+    assert "reward (none applies)" in (tmp_path / "report.txt").read_text()
