@@ -52,6 +52,8 @@ class PreferenceComparisonEnv(TextGenerationEnv):
     ) -> None:
         super().__init__(tokenizer, prompts, **options)
         judge = None if preference_model is None else as_judge(preference_model, tokenizer)
+        if judge is not None:
+            judge.require(self.columns)
         self._judge = judge if human_feedback_fn is None else human_judge(human_feedback_fn, judge)
         self.responses: list[str] = []
 

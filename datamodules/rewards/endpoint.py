@@ -188,7 +188,8 @@ class _Endpoint:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._clients[loop] = httpx.AsyncClient(timeout=None, headers=headers)
+            limits = httpx.Limits(max_connections=None)  # reward.concurrency is the limit
+            self._clients[loop] = httpx.AsyncClient(timeout=None, headers=headers, limits=limits)
         response = await self._clients[loop].post(self.url, json=body)
         if response.is_error or response.is_redirect:
             error = EndpointError(

@@ -115,10 +115,7 @@ class RewardFunction:
         self, prompts: Sequence[str], responses: Sequence[str], metadata: Metadata = None
     ) -> list[float | None]:
         """Rewards of a batch, None where it does not apply; see ``scores``."""
-        if not self.signature.columns:
-            self.require({name for row in metadata or () for name in row})
-        samples = Samples(prompts, responses, metadata)
-        return [reward for reward, _ in self.scores(samples)]
+        return [reward for reward, _ in self.scores(Samples(prompts, responses, metadata))]
 
     def scores(self, samples: Samples) -> Scored:
         """Rewards of a batch, and what the function logged of it.
@@ -127,6 +124,8 @@ class RewardFunction:
             RewardError: it raised, hung, or returned something other than one finite number, or
                 None, for each.
         """
+        if not self.signature.columns:  # else the environment has said all that there are
+            self.require({name for row in samples.metadata or () for name in row})
         rewards, logged = (self._of_each if self._each else self._of_all)(samples)
         numbers: list[float | None] = []
         for index, reward in enumerate(rewards):
@@ -135,7 +134,10 @@ class RewardFunction:
                 what = f"returned {reward!r}, which is no finite number"
                 raise self._error(what, samples, index)
             numbers.append(number)
-        metrics = {f"logged_{name}": self._logged(name, value, samples) for name, value in logged}
+        values: dict[str, list[float]] = {}
+        for name, value in logged:
+            values.setdefault(f"logged_{name}", []).append(self._logged(name, value, samples))
+        metrics = {name: sum(several) / len(several) for name, several in values.items()}
         return [(number, dict(metrics)) for number in numbers]
 
     def _of_all(self, samples: Samples) -> tuple[list[Any], list]:
@@ -218,7 +220,7 @@ class RewardFunction:
         if failure.overdue:
             what = f"did not return within reward.timeout_s={self.timeout_s or 0:g} seconds"
         elif type(error).__name__ == hides:
-            what = f"{error}: {REMEDY}"
+            what = f"{error}" + (f": {REMEDY}" if self.run_in != "main" else "")
         elif self.run_in != "main" and wants_main(error):
             what += f" ({REMEDY})"
         made = self._error(what, samples, index)

@@ -78,8 +78,8 @@ def is_async(fn: Callable[..., Any]) -> bool:
     """Whether calls of it are awaited, as far as can be seen before."""
     while isinstance(fn, partial):
         fn = fn.func
-    call = getattr(fn, "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(call)
+    both = inspect.unwrap(fn), getattr(fn, "__call__", None)  # noqa: B004
+    return any(map(inspect.iscoroutinefunction, both))
 
 
 def is_passing(error: BaseException) -> bool:
@@ -193,7 +193,10 @@ async def _tried_async(fn: Callable[..., Any], call: tuple[tuple, dict], work: W
         began = time.monotonic()
         try:
             with noting_signals():
-                return listed(await asyncio.wait_for(fn(*args, **kwargs), work.timeout_s))
+                result = fn(*args, **kwargs)
+                if inspect.isawaitable(result):  # else a decorator awaits it itself
+                    result = await asyncio.wait_for(result, work.timeout_s)
+                return listed(result)
         except BaseException as error:
             if tries >= work.retries or not is_passing(error):
                 took = time.monotonic() - began
@@ -227,6 +230,7 @@ def main() -> None:
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path[:], path = pickle.load(requests)
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     fn = attempt(partial(resolved, path))
     while True:
         try:
@@ -237,6 +241,13 @@ def main() -> None:
         done = ([fn], []) if isinstance(fn, Failure) else attempt(partial(perform, fn, work))
         replies.write(_pickled(([done], []) if isinstance(done, Failure) else done))
         replies.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, whatever it is in."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _seed(seed: int) -> None:

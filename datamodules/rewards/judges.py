@@ -4,7 +4,7 @@ A reward model becomes a judge by Bradley and Terry (1952): P(A > B) = sigmoid(r
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -33,6 +33,8 @@ class Judge:
 
     def __init__(self, fn: Callable[..., Sequence[float]], name: str) -> None:
         self.fn, self.name = fn, name
+        self.require: Callable[[Collection[str]], None] = lambda columns: None
+        """Checks that it can judge rows of these columns."""
 
     def __call__(
         self, prompts: Texts, firsts: Texts, seconds: Texts, metadata: Metadata = None
@@ -213,7 +215,9 @@ def _by_reward(reward: Reward) -> Judge:
         scores = torch.tensor([of[key] for key in keys], dtype=torch.float64).view(2, -1)
         return (scores[0] - scores[1]).sigmoid().tolist()
 
-    return Judge(compare, reward.name)
+    judge = Judge(compare, reward.name)
+    judge.require = reward.require
+    return judge
 
 
 def _is_reward(fn: Callable[..., Any]) -> bool:

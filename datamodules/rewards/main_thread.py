@@ -38,17 +38,20 @@ def wants_main(error: BaseException | None) -> bool:
     return False
 
 
-_noted = threading.local()
 _lock = threading.Lock()
 _watchers = 0
+_failed: list[threading.Thread] = []
+"""Threads that could not set a signal, while somebody watches."""
 _set_signal = signal.signal
+OURS = ("reward", "guarded call")
+"""Names of threads that rewards are called in; others are a reward's own."""
 
 
 def _noting(*args: Any) -> Any:
     try:
         return _set_signal(*args)
     except ValueError:
-        _noted.count = getattr(_noted, "count", 0) + 1
+        _failed.append(threading.current_thread())
         raise
 
 
@@ -62,21 +65,21 @@ def noting_signals() -> Iterator[None]:
         HiddenSignalError: it was so.
     """
     global _watchers
-    if threading.current_thread() is threading.main_thread():
-        yield
-        return
     with _lock:
         _watchers += 1
         signal.signal = _noting
-    before = getattr(_noted, "count", 0)
+        before = len(_failed)
     try:
         yield
+        own = threading.current_thread()
+        hidden = any(t is own or t.name not in OURS for t in _failed[before:])
     finally:
         with _lock:
             _watchers -= 1
             if not _watchers:
                 signal.signal = _set_signal
-    if getattr(_noted, "count", 0) > before:
+                _failed.clear()
+    if hidden:
         raise HiddenSignalError(
             "could not set a signal (as time limits of math-verify do), which only the main thread"
             " can, and caught the error, so that its rewards mean nothing"

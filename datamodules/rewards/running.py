@@ -232,6 +232,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
+                start_new_session=True,  # an interrupt is for this one to handle
             )
             atexit.register(self._process.kill)
             weakref.finalize(self, self._process.kill)

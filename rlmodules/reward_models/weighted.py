@@ -78,7 +78,7 @@ def reward_of(given: Any, name: str = "", timeout_s: float | None = None) -> Any
     if kind not in KINDS:
         raise ValueError(
             f"{where}{kind or dict(given)!r} is no reward: use {', '.join(KINDS)} or"
-            " my_pkg.my_module:my_fn, or options of one: {reward: judge, url: ..., model: ...}"
+            " my_pkg.my_module:my_fn, or options of one: {reward: model, path: DIR}"
         )
     try:
         inspect.signature(KINDS[kind]).bind(**options)

@@ -222,3 +222,19 @@ def test_a_reward_model_on_disk_is_loaded_as_reward_model(tmp_path):
     assert abs(expected[0] - 0.5) > 1e-3
     with pytest.raises(ValueError, match="is no sequence-classification checkpoint"):
         preference_env(TOKENIZER, ["One"], str(tmp_path / "nowhere"))
+
+
+def test_a_reward_of_columns_that_no_row_has_is_refused_before_it_plays():
+    prompts = [Prompt("a", {"answer": "4"})]
+    for fn in (lambda completions, answer: 0, [lambda completions, answer: 0]):
+        PreferenceComparisonEnv(tiny_tokenizer(), prompts, fn)
+    with pytest.raises(ValueError, match="a parameter gold, which no row has"):
+        PreferenceComparisonEnv(tiny_tokenizer(), prompts, lambda completions, gold: 0)
+
+
+def test_a_reward_that_does_not_apply_compares_nothing():
+    env = PreferenceComparisonEnv(tiny_tokenizer(), ["a"], lambda completions: [None, 1.0])
+    env.reset(0)
+    env.step(torch.tensor([65]))
+    with pytest.raises(RewardError, match=r"does not apply \(None\).*\n.*'a'\n.*response"):
+        env.step(torch.tensor([66]))

@@ -1,6 +1,7 @@
 """``async def`` rewards: many at once, tried again, kept on disk."""
 
 import asyncio
+import functools
 import sqlite3
 import sys
 import time
@@ -142,6 +143,23 @@ def test_a_coroutine_of_a_function_that_is_none_is_awaited_too():
 
     assert RewardFunction(lambda completions: later(completions))(["p"], ["r"]) == [1.0]
     assert RewardFunction(stream)(["p", "p"], ["r", "r"]) == [2.0, 2.0]
+
+
+def test_decorators_around_a_coroutine_do_not_make_it_another():
+    async def judged(completion):
+        await asyncio.sleep(0)
+        return 1.0
+
+    @functools.wraps(judged)
+    def returns_it(*args, **kwargs):
+        return judged(*args, **kwargs)
+
+    @functools.wraps(judged)
+    def awaits_it(*args, **kwargs):
+        return 2.0
+
+    assert RewardFunction(returns_it)(["p"] * 3, ["a", "b", "c"]) == [1.0] * 3
+    assert RewardFunction(awaits_it)(["p"] * 3, ["a", "b", "c"]) == [2.0] * 3
 
 
 def test_sessions_live_as_long_as_their_event_loop():

@@ -237,7 +237,8 @@ def test_none_is_no_reward_and_nan_is_an_error():
 
 def test_what_is_logged_is_a_metric_of_each_response():
     def fn(completions, log_metric):
-        log_metric("accuracy", np.float32(0.5))
+        log_metric("accuracy", np.float32(0.25))
+        log_metric("accuracy", 0.75)
         return [1.0] * len(completions)
 
     assert RewardFunction(fn).scores(TEXT) == [(1.0, {"logged_accuracy": 0.5})] * 2

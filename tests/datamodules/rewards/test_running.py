@@ -7,9 +7,12 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from datamodules.rollouts.episodes import play, score
 from datamodules.types import Evaluation, Response, Trajectory, sequence_of
 from rlmodules.models.embedded import tiny_tokenizer
 
+ROOT = Path(__file__).parents[3]
 MAIN = threading.main_thread()
 TOKENIZER = tiny_tokenizer()
 
@@ -81,6 +85,11 @@ def wakes(completions):
     return [1.0] * len(completions)
 
 
+def hides_it_in_threads_of_its_own(completions, **kwargs):
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda text: hides_what_math_verify_says([text])[0], completions))
+
+
 WANT_MAIN = [checked_by_math_verify, hides_what_math_verify_says, queries, uses_a_thread_local,
              wakes]  # fmt: skip
 
@@ -92,6 +101,18 @@ def test_what_wants_the_main_thread_is_told_to_run_there_and_does(fn):
             rewards_of(RewardFunction(fn, timeout_s=timeout_s))
         expected = [1.0, 1.0]
         assert rewards_of(RewardFunction(fn, run_in="main", timeout_s=timeout_s)) == expected
+
+
+def test_signals_in_a_rewards_own_threads_are_noticed_wherever_it_runs():
+    for run_in in ("thread", "main"):
+        with pytest.raises(RewardError, match="could not set a signal") as caught:
+            rewards_of(RewardFunction(hides_it_in_threads_of_its_own, run_in=run_in))
+        assert ("run_in=main" in str(caught.value)) is (run_in == "thread")
+    assert signal.signal.__module__ == "signal"  # as it was
+    blamed = {"fine": lambda completions: time.sleep(0.1) or [1.0, 1.0],
+              "hides": hides_what_math_verify_says}  # fmt: skip
+    with pytest.raises(RewardError, match="the reward function hides_what_math_verify_says could"):
+        rewards_of(blamed)
 
 
 def test_an_error_of_another_kind_is_not_laid_on_the_thread():
@@ -271,6 +292,33 @@ def test_a_process_that_hangs_or_dies_is_ended_and_started_again(mine):
 def test_what_is_raised_in_a_process_is_said_here(mine, name, said):
     with pytest.raises(RewardError, match=f"raised {said}"):
         mine(name)(["p"], ["r"])
+
+
+def test_a_process_ends_with_the_one_that_started_it(mine, tmp_path):
+    program = (
+        "import os, sys, threading, time\n"
+        f"sys.path.insert(0, {sys.path[0]!r})\n"
+        "from datamodules.rewards import function\n"
+        "pid = function('process_rewards:pid', run_in='process')\n"
+        "print(int(pid(['p'], ['r'])[0]), flush=True)\n"
+        "threading.Thread(target=function('process_rewards:hangs', run_in='process'),"
+        " args=(['p'], ['slow']), daemon=True).start()\n"
+        "time.sleep(0.5); os.kill(os.getpid(), 9)\n"
+    )
+    started = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _alive(int(started.stdout)):
+        time.sleep(0.05)
+    assert not _alive(int(started.stdout)), started.stderr
+
+
+def _alive(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().split()[2]
+    except FileNotFoundError:
+        return False
 
 
 def test_what_a_process_draws_follows_the_seed(mine):
