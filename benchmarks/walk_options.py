@@ -71,6 +71,28 @@ ELSEWHERE = {
     r"\w+:reward\.timeout_s": f"test_config.py::{CHOSEN}",
     r"function:reward\.path": f"{REWARDS}/test_functions.py"
     "::test_a_function_is_imported_from_its_path",
+    r"function:reward\.run_in": f"{REWARDS}/test_running.py"
+    "::test_what_wants_the_main_thread_is_told_to_run_there_and_does",
+    r"function:reward\.concurrency": f"{REWARDS}/test_at_once.py"
+    "::test_as_many_are_judged_at_once_as_was_asked_for",
+    r"function:reward\.retries": f"{REWARDS}/test_at_once.py"
+    "::test_what_may_pass_is_tried_again_as_often_as_was_said",
+    r"function:reward\.cache": f"{REWARDS}/test_at_once.py"
+    "::test_what_was_judged_is_not_judged_again_in_a_later_run_either",
+    r"judge:reward\.(url|model|rubric|max_tokens|response_format)": f"{REWARDS}/test_endpoint.py"
+    "::test_the_score_becomes_a_reward_from_0_to_1_and_the_request_is_openais",
+    r"judge:reward\.(scale|temperature|cache)": f"{REWARDS}/test_endpoint.py"
+    "::test_what_was_judged_is_not_asked_for_after_a_restart",
+    r"judge:reward\.api_key_env": f"{REWARDS}/test_endpoint.py"
+    "::test_the_key_is_sent_and_shown_nowhere",
+    r"judge:reward\.on_unreadable": f"{REWARDS}/test_endpoint.py"
+    "::test_an_answer_without_a_score_is_an_error_or_no_reward",
+    r"judge:reward\.concurrency": f"{REWARDS}/test_endpoint.py"
+    "::test_as_many_are_asked_for_at_once_as_may_be",
+    r"judge:reward\.retries": f"{REWARDS}/test_endpoint.py"
+    "::test_too_many_requests_and_a_server_that_fails_are_tried_again",
+    r"weighted:reward\.(components|weights)": f"{REWARDS}/test_weighting.py"
+    "::test_components_are_typed_on_the_command_line",
     r"model:reward\.path": "test_stages.py"
     "::test_dpo_then_a_reward_model_then_ppo_each_on_the_adapters_before",
     r"model:reward\.max_length": "reward_models/test_one_score.py"
