@@ -12,10 +12,8 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.templates import render_chat
+from datamodules.templates import RESPONSE, render_chat
 
-_RESPONSE = "The response stands here."
-"""Stands for the assistant's words."""
 _MODEL_ENDS = "_model_ends"
 """Attribute of a tokenizer: the end tokens that its model names."""
 _turn_ends: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, int | None]] = WeakKeyDictionary()
@@ -104,13 +102,13 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _found_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     asked = {"role": "user", "content": "."}
-    said = {"role": "assistant", "content": _RESPONSE}
+    said = {"role": "assistant", "content": RESPONSE}
     for messages in ([asked, said], [asked, said, asked]):
         try:
             text = render_chat(tokenizer, messages)
         except Exception:  # templates raise what they like
             return None
-        _, found, rest = text.rpartition(_RESPONSE)
+        _, found, rest = text.rpartition(RESPONSE)
         rest = rest.lstrip()
         if found and rest:
             return _opening_token(tokenizer, rest)

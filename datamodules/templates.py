@@ -20,6 +20,8 @@ from datamodules.kept import TAGS, THOUGHTS, arguments_of, lost_in, thoughts_in
 Message = Mapping[str, Any]
 Chat = tuple[list[Message], list[Message]]
 """Messages and tools."""
+RESPONSE = "The response stands here."
+"""Stands for an assistant's words in conversations of which only the frame is wanted."""
 _ALWAYS = {"role", "content", "tool_call_id"}
 """Keys of messages of which nothing is said: the first two must be shown, the third is no words."""
 _warned: set[tuple[str, str]] = set()

@@ -1,4 +1,5 @@
-"""Prompts that leave no room for a response, found before the first of them is played."""
+"""Prompts that leave no room for a response, or that the chat template does not take, found before
+the first of them is played."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,9 +9,11 @@ import torch
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.text.cache import cached, digest, tokenizer_digest
-from datamodules.text.prompts import encode_prompt
+from datamodules.text.prompts import Prompt, encode_prompt
 from datamodules.types import Observation, Policy
 
+REFUSED = -1
+"""Length of a prompt that cannot become tokens."""
 CACHED_PROMPTS = 2000
 """Fewer prompts are tokenized faster than a cache of their lengths is worth."""
 
@@ -37,6 +40,12 @@ def without_overlong(
         return list(train), list(held_out)
     starts = sorted({*train, *held_out})
     lengths = dict(zip(starts, prompt_lengths(env, starts), strict=True))
+    refused = {start for start in starts if lengths[start] == REFUSED}
+    if refused:
+        _tell_refused(env, sorted(refused), places, skip and len(refused) < len(starts))
+        train, held_out = ([i for i in given if i not in refused] for given in (train, held_out))
+        starts = [start for start in starts if start not in refused]
+        lengths = {start: lengths[start] for start in starts}
     room = {n: policy.fits(_of_length(n), env) for n in set(lengths.values())}
     overlong = [start for start in starts if not room[lengths[start]]]
     if not overlong:
@@ -58,19 +67,47 @@ def without_overlong(
 
 
 def prompt_lengths(env: TextGenerationEnv, starts: Sequence[int]) -> list[int]:
-    """Tokens of the prompts at ``starts``."""
+    """Tokens of the prompts at ``starts``; ``REFUSED`` where they cannot become any."""
     prompts = [env.prompt(start) for start in starts]
 
     def make() -> dict[str, torch.Tensor]:
-        lengths = [len(encode_prompt(env.tokenizer, prompt)) for prompt in prompts]
+        lengths = [_length(env, prompt) for prompt in prompts]
         return {"lengths": torch.tensor(lengths)}
 
     if len(prompts) < CACHED_PROMPTS:
         return make()["lengths"].tolist()
-    contents = [(prompt.content, prompt.tools) for prompt in prompts]
+    own = "chat_template_kwargs"
+    contents = [(prompt.content, prompt.tools, prompt.metadata.get(own)) for prompt in prompts]
     return cached("lengths", digest(tokenizer_digest(env.tokenizer), contents), make)[
         "lengths"
     ].tolist()
+
+
+def _length(env: TextGenerationEnv, prompt: Prompt) -> int:
+    try:
+        return len(encode_prompt(env.tokenizer, prompt))
+    except ValueError:
+        return REFUSED
+
+
+def _tell_refused(
+    env: TextGenerationEnv, refused: Sequence[int], places: Sequence[str], skip: bool
+) -> None:
+    """
+    Raises:
+        ValueError: the prompts are not to be left out; says why of the first ones.
+    """
+    lines = []
+    for start in refused[:10]:
+        try:
+            encode_prompt(env.tokenizer, env.prompt(start))
+        except ValueError as error:
+            lines.append(f"\n  {_place(places, start)}: {error}")
+    more = f"\n  ... and {len(refused) - 10} more" if len(refused) > 10 else ""
+    what = f"{len(refused)} prompts cannot become tokens:{''.join(lines)}{more}"
+    if not skip:
+        raise ValueError(f"{what}\nMend them, or leave them out with data.on_error=skip")
+    warnings.warn(f"{what}\nThey are left out", stacklevel=5)
 
 
 def _of_length(count: int) -> Observation:

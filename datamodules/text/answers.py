@@ -13,13 +13,11 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.kept import TAGS
-from datamodules.templates import ChatError, thought_tags, with_thoughts
+from datamodules.templates import RESPONSE, ChatError, thought_tags, with_thoughts
 from datamodules.text.controls import disarmed
 from datamodules.text.messages import Message
 from datamodules.text.prompts import Prompt, is_continued, render_prompt
 
-_RESPONSE = "The response stands here."
-"""Stands for the assistant's words."""
 _EMPTY = "|".join(rf"{re.escape(a)}\s*({re.escape(b)}\s*)?" for a, b in TAGS)
 _THOUGHTS = re.compile(f"({_EMPTY})$")
 """Thoughts that a generation prompt opens, or rules out by an empty pair of tags."""
@@ -77,8 +75,8 @@ def _around(
     write: Callable[[Sequence[Message]], str], before: Sequence[Message]
 ) -> tuple[str, str]:
     """What the template writes before and behind an answer without thoughts."""
-    text = write([*before, {"role": "assistant", "content": _RESPONSE}])
-    head, _, tail = text.rpartition(_RESPONSE)
+    text = write([*before, {"role": "assistant", "content": RESPONSE}])
+    head, _, tail = text.rpartition(RESPONSE)
     return head, tail
 
 

@@ -15,16 +15,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import end_ids
-from datamodules.templates import ChatError, render_chat
-from datamodules.text.controls import disarmed, readable
+from datamodules.templates import RESPONSE, ChatError, render_chat
+from datamodules.text.controls import disarmed, disarmed_tools, readable
 from datamodules.text.prompts import Prompt, encode_prompt
 from datamodules.text.tokens import tokenize_chat
 
 Message = Mapping[str, Any]
 Schema = Mapping[str, Any]
 
-_RESPONSE = "The response stands here."
-"""Stands for the policy's words in the dummy conversation."""
 
 TOOL_TEXT = """You can call these tools:
 {tools}
@@ -77,7 +75,7 @@ def reply(
     if tokenizer.chat_template is None:
         text = f"\n\n{_plain(disarmed(tokenizer, messages))}\n\nAssistant:"
         return tokenize_chat(tokenizer, text)
-    asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": _RESPONSE}]
+    asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": RESPONSE}]
     text = _render(tokenizer, [*asked, *messages]) if knows_tools(tokenizer) else None
     text = text or _render(tokenizer, [*asked, _as_user(messages)])
     if text is None:
@@ -85,7 +83,7 @@ def reply(
             "the tokenizer's chat template takes no message after the assistant's turn:"
             " this model cannot play an environment of several turns"
         )
-    rest = text[text.index(_RESPONSE) + len(_RESPONSE) :]
+    rest = text[text.index(RESPONSE) + len(RESPONSE) :]
     ids = tokenize_chat(tokenizer, rest)
     return ids[_already_written(tokenizer, response, ids) :]
 
@@ -116,8 +114,8 @@ def _render(
 ) -> str | None:
     """The template's text, ready for the assistant; None where the template refuses."""
     try:
-        chat = disarmed(tokenizer, messages)
-        return render_chat(tokenizer, chat, tools=tools, add_generation_prompt=True)
+        chat, known = disarmed(tokenizer, messages), disarmed_tools(tokenizer, tools)
+        return render_chat(tokenizer, chat, tools=known, add_generation_prompt=True)
     except ChatError:
         return None
 

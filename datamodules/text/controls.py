@@ -30,12 +30,23 @@ _patterns: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Patterns]] = We
 def disarmed(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """``messages`` with the special tokens in what they say between marks."""
-    return [
-        {key: value if key == "role" else _marked(of(tokenizer, message), value)
-         for key, value in message.items()}
-        for message in messages
-    ]  # fmt: skip
+    """``messages`` with the special tokens in what they say between marks.
+
+    Raises:
+        ChatError: a special token is, or is part of, a role.
+    """
+    anybodys = _both(tokenizer)[0]
+    for message in messages:
+        if anybodys.search(message["role"]):
+            raise ChatError(f"the role {message['role']!r} of a message holds a special token")
+    return [_marked(of(tokenizer, message), message) for message in messages]
+
+
+def disarmed_tools(
+    tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """``tools`` with the special tokens in their schemas between marks."""
+    return [_marked(_both(tokenizer)[0], tool) for tool in tools]
 
 
 def of(tokenizer: PreTrainedTokenizerBase, message: Mapping[str, Any]) -> re.Pattern[str]:
@@ -56,7 +67,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _texts(part) if key != "role" else ()
+            yield from (*_texts(key), *_texts(part))
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)
@@ -95,7 +106,7 @@ def _marked(pattern: re.Pattern[str], value: Any) -> Any:
             )
         return pattern.sub(lambda found: f"{_OPEN}{found[0]}{_SHUT}", value)
     if isinstance(value, Mapping):
-        return {key: _marked(pattern, part) for key, part in value.items()}
+        return {_marked(pattern, key): _marked(pattern, part) for key, part in value.items()}
     return list(map(partial(_marked, pattern), value)) if isinstance(value, list) else value
 
 

@@ -16,7 +16,7 @@ from datamodules.ends import opened
 from datamodules.kept import TAGS
 from datamodules.template_options import require_variables
 from datamodules.templates import render_chat
-from datamodules.text.controls import disarmed, readable
+from datamodules.text.controls import disarmed, disarmed_tools, readable
 from datamodules.text.messages import Message, Schema, as_messages, as_tools
 from datamodules.text.tokens import tokenize_chat
 
@@ -112,8 +112,8 @@ def render_prompt(
     row, special tokens in them marked."""
     own = prompt.metadata.get("chat_template_kwargs") or {}
     require_variables(tokenizer, own, "chat_template_kwargs")
-    chat = disarmed(tokenizer, messages)
-    return render_chat(tokenizer, chat, tools=prompt.tools, **own, **options)
+    chat, tools = disarmed(tokenizer, messages), disarmed_tools(tokenizer, prompt.tools)
+    return render_chat(tokenizer, chat, tools=tools, **own, **options)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Tensor:

@@ -335,3 +335,23 @@ def test_prompts_of_a_run_have_its_template_options():
     rollouts = data(c, reward, prompts=[[ASKED]] * 2, chat_template_kwargs=options)
     run(c, module, data=rollouts)
     assert seen and all(text.endswith("<think>\n\n</think>\n\n") for text in seen)
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3", "llama3.1"])
+def test_special_tokens_in_calls_and_tools_are_words(name):
+    tokenizer = tokenizer_of(name)
+    ids = set(tokenizer.added_tokens_decoder)
+
+    def specials(word):
+        called = calling({word: f"a{word}b"})
+        tool = {"name": "weather", "description": f"{word} look", "parameters": {"type": "object"}}
+        prompt = Prompt([ASKED], {}, ({"type": "function", "function": tool},))
+        rows = [render(tokenizer, prompt, [called])]
+        ((start, said),) = encode(tokenizer, rows, LONG, close=False)
+        assert f"{word} look" in tokenizer.decode(start)
+        assert f'"{word}": "a{word}b"' in tokenizer.decode(said)
+        return [i for i in start + said if i in ids]
+
+    assert specials("<eos>") == specials("<|im_end|>") == specials("now")
+    with pytest.raises(ChatError, match="role 'user<eos>' of a message holds a special token"):
+        prompt_text(tokenizer, Prompt([{"role": "user<eos>", "content": "Hi"}]))

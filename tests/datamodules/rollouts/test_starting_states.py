@@ -200,6 +200,22 @@ def test_prompts_that_are_too_long_are_left_out_where_that_is_wanted(write, star
         starts(path=write([{"prompt": "long " * 200}, {"prompt": ""}], "b.jsonl"), on_error="skip")
 
 
+CALLING = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+LOST = [{"role": "user", "content": "a"}, {"role": "assistant", **CALLING}]
+LOST += [{"role": "user", "content": "So?"}]
+
+
+def test_a_prompt_that_the_template_does_not_take_is_found_at_the_start(write, starts):
+    path = write([*rows("a", 10), {"prompt": LOST}, {"prompt": "b"}])
+    with pytest.raises(ValueError, match=r"1 prompts(.|\n)*line 11: .*drops the call of 'f'"):
+        starts(path=path)
+    with pytest.warns(UserWarning, match=r"line 11(.|\n)*left out"):
+        train, held_out, _ = starts(path=path, on_error="skip")
+    assert len(train) + len(held_out) == 11
+    with pytest.raises(ValueError, match="drops the call"):
+        starts(prompts=[LOST], eval_size=0, on_error="skip")
+
+
 def test_room_is_what_the_prompt_and_a_whole_response_need(starts, write):
     path = write([{"prompt": "x" * 20}])
     make = lambda room: partial(TextGenerationEnv, max_length=room)  # noqa: E731
