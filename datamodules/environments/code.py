@@ -4,6 +4,7 @@ import json
 import random
 import re
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.environments.base import Options
-from datamodules.environments.code_problems import (
-    OPENING,
-    CodeProblem,
-    load_problems,
-    parse,
-)
+from datamodules.environments.code_answers import parse, with_prefilled_thoughts
+from datamodules.environments.code_checks import judgeable
+from datamodules.environments.code_problems import OPENING, CodeProblem, load_problems
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
-from datamodules.sandbox import MEMORY_MB, TIME_LIMIT_S, Sandbox
+from datamodules.sandbox import MEMORY_MB, TIME_LIMIT_S, Report, Sandbox
 from datamodules.text.held_out import Source, source_of
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import PACKAGE, require_dataset
@@ -56,8 +54,9 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
       limit ended it. Text that only parses, or raises in every test, earns nothing.
     - ``style``: the share of its lines that ruff has nothing to say of; 0 where no test passes.
 
-    The code is the response's last ```` ```python ```` block, or else all of it. The same answer to
-    the same problem is run once.
+    The code is the response's last block that defines what the tests call, with the blocks before
+    it that it needs; see ``extract_code``. Thoughts are no answer. The same answer to the same
+    problem is run once. A problem whose own solution does not pass its tests here is left out.
 
     Args:
         tokenizer: of the policy. With a chat template the problems are put as a user's message.
@@ -102,8 +101,8 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         require_dataset("env.eval_split", eval_split, path, eval_path)
         require_dataset("env.name", name, path, eval_path)
         source = source_of(path, split, eval_path, eval_split, name, "env")
-        train = load_problems(path or OWN_PROBLEMS, split=split, name=name)
-        problems, self.held_out = _split(train, path or OWN_PROBLEMS, source, name, heldout)
+        train, held_out = _read(path, split, source, name, self.sandbox)
+        problems, self.held_out = _split(train, held_out, path or OWN_PROBLEMS, heldout)
         self.problems = _by_name(problems)
         self.chat = tokenizer.chat_template is not None
         super().__init__(
@@ -117,6 +116,7 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
             completed = all(problem.header for problem in problems)
             after = AFTER_A_FUNCTION if completed else AFTER_A_BLOCK
             self.stop_sequences = () if self.chat else after
+        self._unjudged: set[str] = set()
         self._judge = lru_cache(CACHED)(self._judge_anew)
 
     def set_options(self, **options: Unpack[Options]) -> None:
@@ -149,10 +149,15 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
             return Judgement()
         try:
             report = self.sandbox.run(
-                program, problem.tests, setup=problem.setup, calls=problem.calls
+                program,
+                problem.tests,
+                setup=problem.setup,
+                calls=problem.calls,
+                packages=problem.packages,
             )
         except ValueError as error:
-            raise ValueError(f"the problem {name!r}: {error}") from error
+            raise ValueError(f"{problem.where}: the problem {name!r}: {error}") from error
+        self._tell_of_unjudged(problem, report)
         return Judgement(
             syntax=float(report.ran),
             style=style(program, given_lines) if report.passed else 0.0,
@@ -160,15 +165,28 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
             stopped=float(report.stopped is not None),
         )
 
+    def _tell_of_unjudged(self, problem: CodeProblem, report: Report) -> None:
+        """Once a problem: its answers are paid nothing for a test that only they could judge."""
+        told = [outcome.text for outcome in report.outcomes if outcome.status == "unjudged"]
+        if told and problem.name not in self._unjudged:
+            self._unjudged.add(problem.name)
+            warnings.warn(
+                f"{problem.where}: a test of the problem {problem.name!r} needs {told[0]}, which"
+                " only the answer could judge: such answers do not pass it",
+                stacklevel=2,
+            )
+
     def _component(self, part: str) -> Any:
         def component(prompt: str, generated: str, full_text: str, metadata: Mapping) -> float:
-            return getattr(self.judge(metadata.get("name"), generated), part)
+            said = with_prefilled_thoughts(prompt, generated)
+            return getattr(self.judge(metadata.get("name"), said), part)
 
         return component
 
     def _score_episode(self, episode: "CodeGenerationEnv") -> tuple[float, dict]:
         reward, metrics = super()._score_episode(episode)
-        judgement = self.judge(episode.metadata["name"], episode.response)
+        said = with_prefilled_thoughts(episode.current_prompt or "", episode.response)
+        judgement = self.judge(episode.metadata["name"], said)
         correct = float(judgement.tests == 1.0)
         return reward, metrics | {"correct": correct, "stopped": judgement.stopped}
 
@@ -198,14 +216,26 @@ def style(program: str, given_lines: int = 0) -> float:
     return max(0.0, 1 - sum(row > given_lines for row in rows) / code) if code else 0.0
 
 
+def _read(
+    path: str | None, split: str | None, source: Source | None, name: str | None, sandbox: Sandbox
+) -> tuple[list[CodeProblem], list[CodeProblem] | None]:
+    """Problems to train on, and those of a held-out source: what the sandbox can judge of them."""
+    train = load_problems(path or OWN_PROBLEMS, split=split, name=name)
+    if path is not None:  # the solutions of the project's own problems run in its tests
+        train = judgeable(train, sandbox)
+    if source is None:
+        return train, None
+    held_out = load_problems(source.path, source.option, split=source.split, name=name)
+    return train, judgeable(held_out, sandbox)
+
+
 def _split(
-    train: list[CodeProblem], path: str, source: Source | None, name: str | None, heldout: float
+    train: list[CodeProblem], held_out: list[CodeProblem] | None, path: str, heldout: float
 ) -> tuple[list[CodeProblem], Sequence[int] | None]:
     """All problems, and the numbers of those that are held out."""
     if not 0 <= heldout < 1:
         raise ValueError(f"env.heldout={heldout} must be at least 0 and below 1")
-    if source is not None:
-        held_out = load_problems(source.path, source.option, split=source.split, name=name)
+    if held_out is not None:
         return train + held_out, range(len(train), len(train) + len(held_out))
     count = round(heldout * len(train))
     if count == len(train):

@@ -5,31 +5,35 @@
 - HumanEval (Chen et al. 2021, arXiv:2107.03374): ``task_id``, ``prompt`` (code that ends in a
   function's head), ``test`` (a function ``check(candidate)``), ``entry_point``.
 - MBPP (Austin et al. 2021, arXiv:2108.07732): ``task_id``, ``text`` or ``prompt``, ``test_list``,
-  ``test_setup_code`` or ``test_imports``. The first test is shown, all are run.
+  ``test_setup_code`` or ``test_imports``, ``challenge_test_list``. The first test is shown, all
+  are run.
 """
 
 import ast
-import builtins
-import re
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+from datamodules.environments.code_answers import (
+    binds,
+    blocks_of,
+    candidates,
+    defined,
+    extract_code,
+    parse,
+    same_code,
+    spoken,
+)
+from datamodules.environments.code_tests import asked_names, statements_of
 from datamodules.text.tables import read_rows
 
-FENCE = re.compile(  # each repetition ends in one place only: to try others would be quadratic
-    r"^[ \t]*```[ \t]*(?![ \t])(\w*)(?!\w)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
 OPENING = "```python\n"
-ANSWER = "<answer>"
 SEED = "import random\nrandom.seed(0)\n"
 """Tests that draw random values draw the same ones for every answer."""
-# What Python remarks on a model's code while it is parsed is of no use to the user.
-for category in (SyntaxWarning, DeprecationWarning):
-    warnings.filterwarnings("ignore", category=category, module=re.escape(ANSWER))
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class CodeProblem:
     """The function that ``header`` ends in."""
     calls: Mapping[str, str] = field(default_factory=dict)
     """Name in the tests -> the answer's function that it stands for."""
+    solution: str = ""
+    """A right answer: a whole program, or what completes ``header``."""
+    where: str = ""
+    """File and line."""
 
     def request(self) -> str:
         """The problem in words."""
@@ -71,44 +79,45 @@ class CodeProblem:
 
         An empty text if the response holds no code.
         """
-        code = extract_code(response if chat or self.header else OPENING + response)
-        if not self.header or not code.strip():
+        said = spoken(response)
+        text = said if chat or self.header else OPENING + said
+        names = {self.completes} if self.header else set(self.calls.values())
+        code = extract_code(text, names)
+        if not self.header:
             return code, 0
-        tree = parse(code)
-        if tree is not None and self.completes in _defined(tree.body):
+        if binds(code, names):
             before = _before(self.header, self.completes)
             return before + code, before.count("\n")
-        program = self.header + code
-        if same_code(program, self.header):  # remarks alone
-            return "", 0
-        return program, self.header.count("\n")
+        return self._completed(text)
 
+    def solved(self) -> str:
+        """The whole program of ``solution``."""
+        if not self.header:
+            return self.solution
+        if binds(self.solution, {self.completes}):
+            return _before(self.header, self.completes) + self.solution
+        return self.header + self.solution
 
-def extract_code(text: str) -> str:
-    """The last ```` ```python ```` block, else the last block of any kind, else the text itself.
+    @cached_property
+    def packages(self) -> set[str]:
+        """What the tests import besides the standard library."""
+        trees = [ast.parse(source) for source in (self.setup, *self.tests)]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+        return {name.split(".")[0] for name in names} - sys.stdlib_module_names
 
-    A block that is never closed reaches to the end.
-    """
-    blocks = [(language.lower(), code) for language, code in FENCE.findall(text)]
-    python = [code for language, code in blocks if language in ("python", "python3", "py")]
-    return (python or [code for _, code in blocks] or [text])[-1]
-
-
-def parse(code: str) -> ast.Module | None:
-    """Its syntax tree; None if it is no Python, or nested too deeply for Python's own parser."""
-    try:
-        return ast.parse(code, ANSWER)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def same_code(left: str, right: str) -> bool:
-    """Whether two programs differ in comments and layout only, as far as Python can tell."""
-    trees = parse(left), parse(right)
-    try:
-        return None not in trees and ast.dump(trees[0]) == ast.dump(trees[1])
-    except (RecursionError, MemoryError):  # its parser goes deeper than its printer
-        return False
+    def _completed(self, text: str) -> tuple[str, int]:
+        """The header with the body that a text holds; empty if that is remarks alone."""
+        blocks = blocks_of(text)
+        whole = [text] if len(blocks) == 1 else []
+        tried = [*whole, *candidates(text, blocks)]
+        indented = [textwrap.indent(block.code, "    ") for block in blocks if block.is_python]
+        for code in (*tried, *indented):
+            program = self.header + code
+            if code[:1].isspace() and parse(program) and not same_code(program, self.header):
+                return program, self.header.count("\n")
+        return "", 0
 
 
 def load_problems(
@@ -116,57 +125,59 @@ def load_problems(
 ) -> list[CodeProblem]:
     """Read a file of problems (see ``read_rows`` for its formats).
 
-    Rows whose tests hand objects of their own classes to the answer are left out with a warning:
-    only plain data can cross into the sandbox.
-
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a row of no known kind, without tests, or with tests that are no Python.
     """
-    problems = []
+    problems, unread = [], set()
     for where, row in read_rows(path, split, option=option, name=name):
-        problem = _read(where, row)
-        if _defines_classes(problem.setup):
-            warnings.warn(
-                f"{where}: left out, its tests hand objects of their own classes to the answer",
-                stacklevel=2,
-            )
-        else:
-            problems.append(problem)
+        problem, left_over = _read(where, row)
+        problems.append(problem)
+        unread |= left_over
     if not problems:
         raise ValueError(f"{option}={path!r} holds no problems")
+    if unread:
+        warnings.warn(f"{option}={path!r}: the columns {sorted(unread)} are not used", stacklevel=2)
     return problems
 
 
-def _read(where: str, row: Any) -> CodeProblem:
+def _read(where: str, row: Any) -> tuple[CodeProblem, set[str]]:
+    """A row's problem, and the columns that nothing reads."""
     given = set(row) if isinstance(row, Mapping) else set()
-    for needed, read in KINDS:
+    for needed, more, read in KINDS:
         if needed <= given:
             try:
-                problem = read(row)
+                problem = replace(read(row), where=where)
             except (SyntaxError, ValueError, KeyError, TypeError, AttributeError) as error:
                 detail = f"{type(error).__name__}: {error}"
                 raise ValueError(f"{where}: this problem cannot be read ({detail})") from error
-            if not problem.tests or not problem.calls:
-                raise ValueError(f"{where}: no test of this problem calls the answer")
-            return problem
-    kinds = "; or ".join(", ".join(sorted(needed)) for needed, _ in KINDS)
+            if not problem.tests:
+                raise ValueError(f"{where}: no test of this problem asserts what the answer gives")
+            return problem, {name for name in given - needed - more if row[name]}
+    kinds = "; or ".join(", ".join(sorted(needed)) for needed, _, _ in KINDS)
     raise ValueError(f"{where}: the columns {sorted(given)} are not of a problem: give {kinds}")
 
 
 def _own(row: Mapping[str, Any]) -> CodeProblem:
     entry = row["entry_point"]
-    shown = tuple(row["visible_tests"])
-    tests = _tests("\n".join(row["hidden_tests"]), {entry})
-    return CodeProblem(row["name"], row["instruction"], tests, shown, calls={entry: entry})
+    return CodeProblem(
+        name=row["name"],
+        instruction=row["instruction"],
+        tests=statements_of("\n".join(row["hidden_tests"]), {entry}),
+        visible=tuple(row["visible_tests"]),
+        calls={entry: entry},
+        solution=row.get("solution") or "",
+    )
 
 
 def _human_eval(row: Mapping[str, Any]) -> CodeProblem:
     module = ast.parse(row["test"])
-    [check] = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "check"]
-    [candidate] = [argument.arg for argument in check.args.args]
+    checks = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "check"]
+    if len(checks) != 1 or len(checks[0].args.args) != 1:
+        raise ValueError("its test must define one function check(candidate)")
+    [check], [candidate] = checks, [argument.arg for argument in checks[0].args.args]
     entry = row["entry_point"]
-    others = ast.unparse([n for n in module.body if n is not check])
+    others = ast.unparse([n for n in module.body if n is not check and not _calls(n, "check")])
     # The head as it was given: an answer cannot replace the helpers that its tests rely on.
     seed = SEED if "random" in row["test"] else ""
     setup = f"{row['prompt']}\n{others}\n{seed}"
@@ -174,74 +185,54 @@ def _human_eval(row: Mapping[str, Any]) -> CodeProblem:
     return CodeProblem(
         name=str(row["task_id"]),
         instruction="",
-        tests=_tests(ast.unparse(check.body), {candidate, entry}),
+        tests=statements_of(ast.unparse(check.body), {candidate, entry}, setup),
         setup=setup,
         header=row["prompt"],
         completes=entry,
         calls={candidate: entry, entry: entry},
+        solution=row.get("canonical_solution") or "",
     )
 
 
+def _calls(statement: ast.stmt, name: str) -> bool:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) == name
+
+
 def _mbpp(row: Mapping[str, Any]) -> CodeProblem:
-    tests = row["test_list"]
+    tests = [*row["test_list"], *(row.get("challenge_test_list") or ())]
+    if not tests:
+        raise ValueError("its test_list is empty")
     setup = "\n".join([row.get("test_setup_code") or "", *(row.get("test_imports") or ())])
-    free = _free_names("\n".join(tests)) - _defined(ast.parse(setup).body)
-    modules = free & sys.stdlib_module_names
+    solution = row.get("code") or ""
+    names, modules = asked_names("\n".join(tests), setup, solution)
     imports = "".join(f"import {name}\n" for name in sorted(modules))
     return CodeProblem(
         name=f"MBPP/{row['task_id']}",
         instruction=row.get("text") or row["prompt"],
-        tests=_tests("\n".join(tests), free - modules),
-        visible=tuple(tests[:1]),
+        tests=statements_of("\n".join(tests), names | defined(ast.parse(setup).body), setup),
+        visible=tuple(row["test_list"][:1]),
         setup=imports + setup,
-        calls={name: name for name in sorted(free - modules)},
+        calls={name: name for name in sorted(names)},
+        solution=solution,
     )
 
 
-KINDS: tuple[tuple[set[str], Callable[[Mapping[str, Any]], CodeProblem]], ...] = (
-    ({"name", "instruction", "entry_point", "visible_tests", "hidden_tests"}, _own),
-    ({"task_id", "prompt", "test", "entry_point"}, _human_eval),
-    ({"task_id", "test_list"}, _mbpp),
+Kind = tuple[set[str], set[str], Callable[[Mapping[str, Any]], CodeProblem]]
+KINDS: tuple[Kind, ...] = (
+    (
+        {"name", "instruction", "entry_point", "visible_tests", "hidden_tests"},
+        {"solution", "wrong_solution"},
+        _own,
+    ),
+    ({"task_id", "prompt", "test", "entry_point"}, {"canonical_solution"}, _human_eval),
+    (
+        {"task_id", "test_list"},
+        {"text", "prompt", "code", "test_setup_code", "test_imports", "challenge_test_list"},
+        _mbpp,
+    ),
 )
-
-
-def _tests(source: str, names: set[str]) -> tuple[str, ...]:
-    """One text a test: each statement that asserts something of ``names``, with those before it.
-
-    (HumanEval's checks hold ``assert True`` as well, which would be passed by any answer.)
-    """
-    tests, before = [], []
-    for statement in ast.parse(source).body:
-        nodes = list(ast.walk(statement))
-        before.append(ast.unparse(statement))
-        called = any(isinstance(n, ast.Name) and n.id in names for n in nodes)
-        if called and any(isinstance(n, ast.Assert) for n in nodes):
-            tests.append("\n".join(before))
-            before = []
-    return tuple(tests)
-
-
-def _free_names(source: str) -> set[str]:
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name | ast.arg)]
-    bound = {n.arg if isinstance(n, ast.arg) else n.id for n in nodes if _binds(n)}
-    return {n.id for n in nodes if not _binds(n)} - bound - set(dir(builtins))
-
-
-def _binds(node: ast.Name | ast.arg) -> bool:
-    return isinstance(node, ast.arg) or isinstance(node.ctx, ast.Store)
-
-
-def _defined(statements: Iterable[ast.stmt]) -> set[str]:
-    """Names that top-level statements bind."""
-    names: set[str] = set()
-    for statement in statements:
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(statement.name)
-        elif isinstance(statement, ast.Import | ast.ImportFrom):
-            names |= {(a.asname or a.name).split(".")[0] for a in statement.names}
-        elif isinstance(statement, ast.Assign | ast.AnnAssign):
-            names |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and _binds(n)}
-    return names
+"""Columns that a kind of row has, columns that it may have, and what reads it."""
 
 
 def _before(header: str, entry: str) -> str:
@@ -251,7 +242,3 @@ def _before(header: str, entry: str) -> str:
             first = min([statement.lineno, *(d.lineno for d in statement.decorator_list)])
             return "".join(header.splitlines(keepends=True)[: first - 1])
     return header
-
-
-def _defines_classes(source: str) -> bool:
-    return any(isinstance(statement, ast.ClassDef) for statement in ast.parse(source).body)

@@ -11,16 +11,20 @@
 """
 
 import glob
+import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 BACKENDS = ("bubblewrap", "landlock")
 """Those that isolate, the stronger one first."""
 STDLIB = Path(os.__file__).parent
-PACKAGES = ("site-packages", "dist-packages")
+INSTALLED = ("site-packages", "dist-packages")
+PACKAGES = ("numpy",)
+"""What the tests of a problem may import besides the standard library."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Backend:
     """The files that Landlock leaves to be read; None where it is not used."""
     filter: bool = True
     """Whether system calls are filtered."""
+    packages: tuple[str, ...] = ()
+    """What can be imported besides the standard library."""
 
 
 def interpreter() -> str:
@@ -41,8 +47,22 @@ def interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def find_backend(name: str) -> Backend:
-    """The backend of that name.
+def package_folders(name: str) -> list[str]:
+    """Where a package and its libraries lie; nothing if a sandbox has no such package."""
+    spec = importlib.util.find_spec(name) if name in PACKAGES else None
+    if spec is None or spec.origin is None:
+        return []
+    folder = os.path.dirname(spec.origin)
+    return [folder, *(path for path in (f"{folder}.libs",) if os.path.isdir(path))]
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Those of these packages that a sandbox cannot have."""
+    return sorted(name for name in names if not package_folders(name))
+
+
+def find_backend(name: str, packages: Iterable[str] = ()) -> Backend:
+    """The backend of that name, in which ``packages`` can be read.
 
     Raises:
         OSError: this machine has not what it needs.
@@ -51,28 +71,37 @@ def find_backend(name: str) -> Backend:
         raise OSError(f"it needs Linux, this is {sys.platform}")
     if name == "unsafe":
         return Backend(name, filter=False)
+    folders = [folder for package in packages for folder in package_folders(package)]
     if name == "landlock":
-        return Backend(name, readable=(*_standard_library(), *_shared_libraries()))
+        return Backend(name, readable=(*_standard_library(), *_shared_libraries(), *folders))
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise OSError("bwrap is not installed")
-    return Backend(name, prefix=(bwrap, *_bubblewrap_options()))
+    return Backend(name, prefix=(bwrap, *_bubblewrap_options(folders)))
 
 
-def _bubblewrap_options() -> list[str]:
+def _bubblewrap_options(folders: list[str]) -> list[str]:
     """Nothing is writable: a temporary folder would be memory that no limit counts."""
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for path in (interpreter(), str(STDLIB), *_shared_libraries()):
-        options += ["--ro-bind", path, path]
-    for path in (STDLIB / name for name in PACKAGES):
+        options += _bound(path)
+    for path in (STDLIB / name for name in INSTALLED):
         if path.is_dir():  # the project itself may be installed there
-            options += ["--tmpfs", str(path), "--remount-ro", str(path)]
+            options += ["--tmpfs", str(path)]
+            options += [x for f in folders if Path(f).parent == path for x in _bound(f)]
+            options += ["--remount-ro", str(path)]
+    elsewhere = [f for f in folders if Path(f).parent.parent != STDLIB]
+    options += [x for folder in elsewhere for x in _bound(folder)]
     return [*options, "--remount-ro", "/", "--chdir", "/", "--"]
+
+
+def _bound(path: str) -> list[str]:
+    return ["--ro-bind", path, path]
 
 
 def _standard_library() -> list[str]:
     """Its entries one by one, without the packages installed beside them."""
-    return sorted(str(path) for path in STDLIB.iterdir() if path.name not in PACKAGES)
+    return sorted(str(path) for path in STDLIB.iterdir() if path.name not in INSTALLED)
 
 
 def _shared_libraries() -> list[str]:

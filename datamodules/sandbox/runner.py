@@ -1,6 +1,7 @@
 """Runs an answer against its tests in a process of its own, and reads what came of it."""
 
 import functools
+import hashlib
 import json
 import marshal
 import os
@@ -8,26 +9,41 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.checks import is_finite
-from datamodules.sandbox.backends import BACKENDS, Backend, find_backend, interpreter
+from datamodules.sandbox.backends import (
+    BACKENDS,
+    Backend,
+    find_backend,
+    interpreter,
+    package_folders,
+)
 
 BOOT = """
 import marshal, os, sys, types
 size, blob = int(sys.argv.pop()), b""
 while len(blob) < size:
     blob += os.read(0, size - len(blob))
-*sources, options = marshal.loads(blob)
-confine, harness = types.ModuleType("confine"), types.ModuleType("harness")
-exec(sources[0], confine.__dict__)
-exec(sources[1], harness.__dict__)
-harness.main(confine, options)
+sources, options = marshal.loads(blob)
+for name, source in sources:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(source, module.__dict__)
+    parent, _, own = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], own, module)
+for name, _ in sources:
+    del sys.modules[name]
+module.main(options)
 """
+SOURCES = ("confine", "wire", "answering", "proxies", "line", "testing", "harness")
+"""The files that run inside, each after those that it imports."""
 TIME_LIMIT_S = 5.0
 MEMORY_MB = 512
+VALUED = ("passed", "failed", "unjudged")
+"""Where the answer gave a value."""
 KEPT_OUTPUT = 2000
 """Characters of an answer's output that a report shows."""
 
@@ -38,7 +54,8 @@ class Outcome:
 
     status: str
     """``passed``; ``failed``: the answer gave a wrong value; ``error``: it raised, or was ended;
-    ``broken``: the test itself cannot be run here."""
+    ``broken``: the test itself cannot be run here; ``unjudged``: it leaves the verdict to the
+    answer, by an operator of the answer's own class."""
     text: str = ""
     """What was raised or said."""
 
@@ -62,7 +79,7 @@ class Report:
     @property
     def ran(self) -> bool:
         """Whether it gave a value, right or wrong, in some test, and kept to its limits."""
-        return self.stopped is None and any(o.status in ("passed", "failed") for o in self.outcomes)
+        return self.stopped is None and any(o.status in VALUED for o in self.outcomes)
 
 
 class Sandbox:
@@ -107,14 +124,15 @@ class Sandbox:
         *,
         setup: str = "",
         calls: Mapping[str, str] | None = None,
+        packages: Iterable[str] = (),
     ) -> Report:
         """Run ``tests`` against ``program``.
 
         Args:
             tests: statements, ``assert f(2) == 4``, run in order in one scope.
             setup: what the tests need besides the answer, run before them in the same scope.
-            calls: name in the tests -> name of the answer's function that it stands for. Values
-                pass as plain data, so a function that changes its argument changes a copy.
+            calls: name in the tests -> name of the answer's function that it stands for.
+            packages: those of ``PACKAGES`` that the tests import; the answer may, too.
 
         Raises:
             ValueError: no tests, or a test that cannot be run (see ``Outcome``).
@@ -123,11 +141,21 @@ class Sandbox:
         if not tests:
             raise ValueError("tests is empty: an answer needs at least one")
         job = {"program": program, "tests": list(tests), "setup": setup, "calls": dict(calls or {})}
-        report = _run(self.backend, job, self.time_limit_s, self.memory_mb, self.output_kb)
+        backend = self._backend_with(tuple(sorted(packages)))
+        report = _run(backend, job, self.time_limit_s, self.memory_mb, self.output_kb)
         for test, outcome in zip(tests, report.outcomes, strict=True):
             if outcome.status == "broken":
                 raise ValueError(f"the test {test!r} cannot be run in a sandbox: {outcome.text}")
         return report
+
+    def _backend_with(self, packages: tuple[str, ...]) -> Backend:
+        return with_packages(self.backend, packages) if packages else self.backend
+
+
+@functools.cache
+def with_packages(backend: Backend, packages: tuple[str, ...]) -> Backend:
+    """The same backend, in which these packages can be imported."""
+    return replace(find_backend(backend.name, packages), filter=backend.filter, packages=packages)
 
 
 @functools.cache
@@ -168,12 +196,18 @@ def _probe(backend: Backend) -> None:
         raise OSError("a trial run could read the files of this project")
 
 
+def sandbox_version() -> str:
+    """Another one as soon as the code that judges answers is another."""
+    return hashlib.sha256(marshal.dumps(_sources())).hexdigest()
+
+
 @functools.cache
 def _sources() -> tuple:
     """Compiled here once, so that no sandboxed interpreter spends its time on it."""
-    folder = Path(__file__).parent
-    names = ("confine.py", "harness.py")
-    return tuple(compile((folder / n).read_text(), n, "exec", optimize=2) for n in names)
+    folder, (room, _, _) = Path(__file__).parent, __name__.rpartition(".")
+    packages = [(name, compile("", name, "exec")) for name in ("datamodules", room)]
+    files = [(f"{room}.{n}", (folder / f"{n}.py").read_text()) for n in SOURCES]
+    return (*packages, *((n, compile(text, n, "exec", optimize=2)) for n, text in files))
 
 
 def _run(
@@ -184,8 +218,9 @@ def _run(
         "cpu_s": int(time_limit_s) + 1,
         "readable": backend.readable and list(backend.readable),
         "filter": backend.filter,
+        "packages": {name: package_folders(name)[0] for name in backend.packages},
     }
-    start = marshal.dumps((*_sources(), options))
+    start = marshal.dumps((_sources(), options))
     # -S, -s and an empty environment: no packages; one hash seed: sets have one order.
     python = [interpreter(), "-S", "-s", "-B", "-u", "-c", BOOT, str(len(start))]
     process = subprocess.Popen(
@@ -193,7 +228,7 @@ def _run(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PYTHONHASHSEED": "0"},
+        env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
         start_new_session=True,
     )

@@ -11,7 +11,7 @@ from datamodules.environments.booking import BookingEnv
 from datamodules.environments.calculator import CalculatorEnv
 from datamodules.environments.call_forms import calls_in
 from datamodules.environments.code import CodeGenerationEnv, style
-from datamodules.environments.code_problems import extract_code, same_code
+from datamodules.environments.code_answers import extract_code, same_code
 from datamodules.environments.maths import MathEnv
 from datamodules.environments.reasoning import ReasoningGymEnv, extract
 from datamodules.environments.toolbox import Toolbox
