@@ -190,6 +190,7 @@ def composed(cfg: DictConfig) -> float | None:
         schemas.refuse_unknown(cfg, TRAINER)
         check_groups(cfg)
         schemas.take_files_from(start, cfg)
+        schemas.name_objectives(cfg)
         check_options(cfg)
         if removed := remove_leftovers(Path(cfg.paths.output_root).absolute(), below=True):
             print(f"Removed what was half written: {', '.join(map(str, removed))}")

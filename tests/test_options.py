@@ -153,13 +153,15 @@ def test_gspo_is_grpo_with_ratios_of_responses_averaged_by_response():
     assert loss.item() == pytest.approx(-(1.0004 * 1.0 + 0.9997 * -2.0) / 2, rel=1e-5)
 
 
-def test_an_objective_that_counts_against_the_reward_is_learned_all_the_same():
+@pytest.mark.parametrize("weights", [[1, -0.5], [-1, 0], [5, 5], None])
+def test_the_weights_of_objectives_are_of_the_reward_alone(weights):
     options = {"model_name": "random:tiny", "objectives": ["good", "toxic"]}
-    model = MultiObjectiveRewardModel(MultiObjectiveConfig(**options, objective_weights=[1, -0.5]))
+    model = MultiObjectiveRewardModel(MultiObjectiveConfig(**options, objective_weights=weights))
     rewards, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])
-    loss, _ = model._loss(rewards, targets, targets == 0, torch.ones(2))
-    assert loss.item() == pytest.approx(1 * 1 + 0.5 * 4)
-    assert model.combine(rewards).item() == pytest.approx(1 - 0.5 * 2)
+    loss, _ = model._loss(rewards, targets, targets == 0, 1)
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+    first, second = weights or (0.5, 0.5)
+    assert model.combine(rewards).item() == pytest.approx(first * 1 + second * 2)
     for weights in ([0, 0], [1, float("nan")], [float("inf"), 1]):
         with pytest.raises(ValueError, match="objective_weights"):
             MultiObjectiveConfig(**options, objective_weights=weights)
@@ -185,7 +187,10 @@ def test_a_reward_model_of_several_objectives_reads_no_options_of_pairs():
         ("algo=dpo data.max_length=9", "data.max_length=9 contradicts algo.max_length=512"),
         ("algo=grpo data.num_generations=2", "contradicts algo.num_generations=8"),
         ("algo=grpo data.epochs=3", "data.epochs=3 contradicts algo.num_epochs=1"),
-        ("algo=multi_objective data.objectives=[a]", "contradicts algo.objectives="),
+        (
+            "algo=multi_objective algo.objectives=[b] data.objectives=[a]",
+            "data.objectives=['a'] contradicts algo.objectives=['b']: set algo.objectives alone",
+        ),
     ],
 )
 def test_two_values_for_what_is_one_are_refused(override, sentence):

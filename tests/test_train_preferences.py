@@ -67,7 +67,7 @@ def test_multi_objective_says_how_each_objective_does(tmp_path, command):
     for text in ("120 scored responses", "40 held out", "helpfulness", "safety", "honesty"):
         assert text in output
     report = json.loads(only(tmp_path, "outputs/*/*/report.json").read_text())
-    assert report["examination"]["honesty"]["pairs"] > 100
+    assert report["examination"]["objectives"]["honesty"]["pairs"] > 100
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.environments.base import Options
-from datamodules.environments.code_answers import parse, with_prefilled_thoughts
+from datamodules.environments.code_answers import parse
 from datamodules.environments.code_checks import judgeable
 from datamodules.environments.code_problems import OPENING, CodeProblem, load_problems
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
@@ -29,7 +29,7 @@ WEIGHTS = {"syntax": 0.1, "style": 0.1, "tests": 0.8}
 STYLE_RULES = ("--select=E,W,F,B,N,C4,SIM", "--ignore=B905,E402,F811", "--line-length=100")
 """Of ruff: pycodestyle, pyflakes, likely mistakes, names, comprehensions, simplifications; no
 ``strict`` for every ``zip``, and an answer may repeat the imports and helpers that it was given."""
-AFTER_A_BLOCK = (f"\n{OPENING[:3]}",)
+AFTER_A_BLOCK = (f"\n{OPENING[:3]}\n",)
 AFTER_A_FUNCTION = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(")
 """Where a completed function has ended (Chen et al. 2021, section 2.1)."""
 CACHED = 4096
@@ -178,15 +178,13 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
 
     def _component(self, part: str) -> Any:
         def component(prompt: str, generated: str, full_text: str, metadata: Mapping) -> float:
-            said = with_prefilled_thoughts(prompt, generated)
-            return getattr(self.judge(metadata.get("name"), said), part)
+            return getattr(self.judge(metadata.get("name"), generated), part)
 
         return component
 
     def _score_episode(self, episode: "CodeGenerationEnv") -> tuple[float, dict]:
         reward, metrics = super()._score_episode(episode)
-        said = with_prefilled_thoughts(episode.current_prompt or "", episode.response)
-        judgement = self.judge(episode.metadata["name"], said)
+        judgement = self.judge(episode.metadata["name"], episode.response)
         correct = float(judgement.tests == 1.0)
         return reward, metrics | {"correct": correct, "stopped": judgement.stopped}
 

@@ -44,11 +44,6 @@ def spoken(text: str) -> str:
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
-def with_prefilled_thoughts(prompt: str, response: str) -> str:
-    """The response; with the mark of the thoughts that its prompt opened, where it did."""
-    return f"<think>{response}" if prompt.rstrip().endswith("<think>") else response
-
-
 def extract_code(text: str, names: Collection[str] = ()) -> str:
     """The program that binds one of ``names``: the last block that does, with those before it that
     define what it uses; else lines of the text that do.

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from datamodules.ends import before_end, end_ids
 from datamodules.environments.base import Environment, Options
+from datamodules.environments.stops import up_to_stop
 from datamodules.rewards.built_in import length_reward
 from datamodules.rewards.calling import Conversation, Samples
 from datamodules.rewards.weighting import as_reward
@@ -157,12 +158,13 @@ class TextGenerationEnv(Environment):
     def response(self) -> str:
         """The response so far as text, up to a stop sequence, without special tokens.
 
+        A stop sequence that closes what the response has opened (``</answer>``) is part of it.
+
         It begins with what the prompt has begun of it: a message that is continued, or the
         ``<think>`` that a reasoning model's generation prompt ends in.
         """
         text = self.tokenizer.decode(self._said(), skip_special_tokens=True)
-        ends = [text.find(stop) for stop in self.stop_sequences if stop in text]
-        return self._begun + (text[: min(ends)] if ends else text)
+        return up_to_stop(self._begun + text, self.stop_sequences, len(self._begun))
 
     @property
     def current_prompt(self) -> str | None:

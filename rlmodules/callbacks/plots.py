@@ -45,17 +45,20 @@ def _line(ax: Any, rows: list[dict[str, float]], key: str | None, *style: str, *
 def plot_steps(
     history: list[dict[str, float]], evaluations: list[dict[str, float]], path: Path
 ) -> None:
-    """Loss, accuracy and margin of training and held-out data by optimizer step."""
+    """Loss, accuracy and margin, or the error of each objective, of training and held-out data by
+    optimizer step."""
+    objectives = sorted({key[6:] for row in history for key in row if key.startswith("train/mse_")})
     names = [
         name
-        for name in ("loss", "accuracy", "margin")
+        for name in ("loss", "accuracy", "margin", *objectives)
         if any(f"train/{name}" in row for row in history)
     ]
     figure, axes = panels(len(names))
     for name, ax in zip(names, axes, strict=True):
+        training = [row for row in history if f"train/{name}" in row]
         ax.plot(
-            [row["step"] for row in history],
-            [row[f"train/{name}"] for row in history],
+            [row["step"] for row in training],
+            [row[f"train/{name}"] for row in training],
             label="training",
             alpha=0.6,
         )

@@ -32,6 +32,11 @@ class RewardReport(PreferenceReport):
         "calibration.png": "margins, and accuracy against confidence",
     }
 
+    def labels(self) -> dict[str, str]:
+        errors = sorted(key for key in self.after if key.startswith("val/mse_"))
+        own = {key: f"squared error of {key.removeprefix('val/mse_')}" for key in errors}
+        return self.held_out | own
+
     def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         dataset = trainer.datamodule.eval_dataset
         self.examination = {}
@@ -72,23 +77,23 @@ class RewardReport(PreferenceReport):
         }
 
     def _objectives(self, names: list[str], judgement: dict[str, torch.Tensor]) -> dict[str, Any]:
-        examination: dict[str, Any] = {"responses": len(judgement["scores"])}
+        found: dict[str, Any] = {}
         for i, name in enumerate(names):
             scores, targets = judgement["scores"][:, i], judgement["targets"][:, i]
             known = ~targets.isnan()
             accuracy, pairs = concordance(scores, targets)
-            examination[name] = {
+            found[name] = {
                 "accuracy": accuracy,
                 "pairs": pairs,
                 "correlation": correlation(scores[known], targets[known]),
                 "length_correlation": correlation(scores, judgement["lengths"][:, 0]),
             }
-        return examination
+        return {"responses": len(judgement["scores"]), "objectives": found}
 
     def body(self, console: Console, seconds: float, trainer: L.Trainer) -> None:
         super().body(console, seconds, trainer)
         results = self.examination
-        if "accuracy" in results:
+        if "pairs" in results:
             console.print(
                 f"Right on {results['accuracy']:.1%} of {results['pairs']} held-out pairs"
                 f" (95% interval {results['accuracy_low']:.1%} to {results['accuracy_high']:.1%});"
@@ -103,9 +108,8 @@ class RewardReport(PreferenceReport):
             table = Table(title="Held-out responses, by objective", title_justify="left")
             for column in ("", "pairs ordered rightly", "correlation", "with length"):
                 table.add_column(column, justify="left" if column == "" else "right")
-            for name, row in results.items():
-                if isinstance(row, dict):
-                    accuracy = f"{row['accuracy']:.1%} of {row['pairs']}"
-                    numbers = row["correlation"], row["length_correlation"]
-                    table.add_row(name, accuracy, *(f"{x:+.2f}" for x in numbers))
+            for name, row in results["objectives"].items():
+                accuracy = f"{row['accuracy']:.1%} of {row['pairs']}"
+                numbers = row["correlation"], row["length_correlation"]
+                table.add_row(name, accuracy, *(f"{x:+.2f}" for x in numbers))
             console.print(table)

@@ -83,21 +83,24 @@ def multi_objective_loss(
     rewards_BK: Tensor,
     targets_BK: Tensor,
     mask_BK: Tensor,
-    weights_K: Tensor,
-    counts_K: Tensor,
+    num_rows: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted squared errors of the objectives that were judged.
+    """Squared errors, the mean over the objectives that a row has, of which the mean over rows.
+
+    What an objective counts for in a reward is no part of it: by a negative weight an error would
+    be made larger, and one of 0 would never be learned.
 
     Args:
         mask_BK: True where a target exists; what stands elsewhere, NaN included, is not read.
-        counts_K: targets of each objective in the optimizer step; an objective without any adds 0.
+        num_rows: rows with a target in the optimizer step.
 
     Returns:
-        ``(loss, losses_K)``: the weighted sum, and each objective's own mean.
+        ``(loss, losses_K)``: the loss, and each objective's own mean over its targets here.
     """
     error = torch.where(mask_BK, rewards_BK - targets_BK, torch.zeros_like(rewards_BK))
-    losses_K = (error**2).sum(0) / counts_K.clamp(min=1e-9)
-    return (weights_K * losses_K).sum(), losses_K
+    squared, mask = error**2, mask_BK.to(error)
+    per_row_B = squared.sum(1) / mask.sum(1).clamp(min=1)
+    return per_row_B.sum() / num_rows, squared.sum(0) / mask.sum(0).clamp(min=1)
 
 
 @torch.no_grad()

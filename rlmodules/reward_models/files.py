@@ -110,6 +110,9 @@ def _classifier(model: Any, weights: Weights) -> tuple[Any, Weights] | None:
         return None
     config = copy.deepcopy(unwrapped(model.base_model).config)
     config.num_labels = model.config.num_labels
+    if names := getattr(model.config, "objectives", None):
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
     if model.tokenizer is not None:
         texts = config.get_text_config()
         texts.pad_token_id = _padding(model.tokenizer, texts.vocab_size)

@@ -23,13 +23,16 @@ class MultiObjectiveConfig(RewardModelConfig):
     objectives: list[str] = field(default_factory=lambda: ["helpfulness", "safety", "honesty"])
     """Names of the objectives: columns of the data that hold their scores."""
     objective_weights: list[float] | None = None
-    """How much each counts in loss and combined reward; None: alike, adding up to 1. What counts
-    against the reward has a negative one, and is learned by its size."""
+    """How much each counts in the combined reward; None: alike, adding up to 1. What counts against
+    the reward has a negative one. All are learned alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.objectives:
-            raise ValueError("algo.objectives is empty: name at least one")
+        names = self.objectives = list(self.objectives)
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"algo.objectives={names} must hold a name for each objective")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"algo.objectives={names} names {twice} more than once")
         if self.num_labels not in (1, len(self.objectives)):
             raise ValueError(
                 f"algo.num_labels={self.num_labels}, and algo.objectives names"
@@ -77,6 +80,34 @@ class MultiObjectiveRewardModel(RewardModel):
         weights = torch.tensor(config.objective_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
+    @property
+    def objectives(self) -> list[str]:
+        """Their names, in metrics and reports."""
+        return self.config.objectives
+
+    def setup(self, stage: str) -> None:
+        """
+        Raises:
+            ValueError: the data's scores are of other objectives.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        named = getattr(data, "objectives", None)
+        if named is not None and list(named) != self.objectives:
+            raise ValueError(
+                f"data.objectives={list(named)} are not algo.objectives={self.objectives}: name the"
+                " same columns, in the same order, or set data.objectives alone"
+            )
+        for option in ("train_dataset", "eval_dataset"):
+            rows = getattr(data, option, None)
+            targets = rows[0].targets if rows is not None and len(rows) else None
+            if rows is not None and (targets is None or len(targets) != self.num_objectives):
+                found = "pairs" if targets is None else f"{len(targets)} scores a row"
+                raise ValueError(
+                    f"the {option} has {found}, and algo.objectives={self.objectives} names"
+                    f" {self.num_objectives}: name the columns of scores in data.objectives"
+                )
+
     @classmethod
     def _with_objectives(
         cls, config: Any, count: int | None, weights: Sequence[float] | None
@@ -121,22 +152,23 @@ class MultiObjectiveRewardModel(RewardModel):
         target_rewards: Tensor,
         objective_mask: Tensor | Sequence[bool] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared errors.
+        """Squared errors, see ``functional.multi_objective_loss``.
 
         Args:
             target_rewards: [B, K]; NaN where a target is missing.
             objective_mask: [K], which objectives to train, or [B, K], which targets; default: all.
 
         Returns:
-            The loss, and each trained objective's own as ``objective_<i>_loss``.
+            The loss, and each trained objective's own as ``<name>_loss``. A model whose config
+            names none calls them ``objective_0`` and so on.
         """
         rewards = super().forward(input_ids, attention_mask)["rewards"]
         mask = ~target_rewards.isnan()
         if objective_mask is not None:
             mask &= torch.as_tensor(objective_mask, device=mask.device).bool()
-        loss, losses = self._loss(rewards, target_rewards, mask, mask.sum(0))
-        trained = mask.any(0).tolist()
-        return loss, {f"objective_{i}_loss": losses[i] for i, on in enumerate(trained) if on}
+        loss, losses = self._loss(rewards, target_rewards, mask, mask.any(1).sum().clamp(min=1))
+        named = zip(self.objectives, losses, mask.any(0), strict=True)
+        return loss, {f"{name}_loss": own for name, own, trained in named if trained}
 
     def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """``scores`` and ``targets`` [N, K] and ``lengths`` [N, 1], on the CPU."""
@@ -155,23 +187,16 @@ class MultiObjectiveRewardModel(RewardModel):
         rewards = self.scores(self.pooled(self.lay_out(batch)))
         targets = batch.targets.to(rewards.device)
         mask = ~targets.isnan()
-        loss, _ = self._loss(rewards, targets, mask, batch.totals["num_targets"])
-        with torch.no_grad():
-            _, errors = self._loss(rewards, targets, mask, mask.sum(0))
-        names = self.config.objectives
-        return loss, {
-            f"mse_{name}": error
-            for name, error, seen in zip(names, errors, mask.any(0), strict=True)
-            if seen
-        }
+        loss, errors = self._loss(rewards, targets, mask, batch.totals["num_pairs"])
+        named = zip(self.objectives, errors.detach(), mask.any(0), strict=True)
+        return loss, {f"mse_{name}": error for name, error, seen in named if seen}
 
     def _loss(
-        self, rewards: Tensor, targets: Tensor, mask: Tensor, counts: Tensor
+        self, rewards: Tensor, targets: Tensor, mask: Tensor, num_rows: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         return multi_objective_loss(
             rewards_BK=rewards,
             targets_BK=targets.to(rewards.dtype),
             mask_BK=mask,
-            weights_K=self.weights.abs(),
-            counts_K=counts.to(rewards),
+            num_rows=num_rows,
         )

@@ -15,6 +15,7 @@ from rlmodules.checks import device_options
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.folder import new_folder
 from rlmodules.schemas.names import explain as explain
+from rlmodules.schemas.names import name_objectives as name_objectives
 from rlmodules.schemas.names import refuse_contradictions as refuse_contradictions
 from rlmodules.schemas.names import refuse_unknown as refuse_unknown
 

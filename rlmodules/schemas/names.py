@@ -145,6 +145,15 @@ def refuse_unknown(cfg: DictConfig, trainer: Collection[str]) -> None:
                 raise ValueError(unknown(path, known, whole=cfg))
 
 
+def name_objectives(cfg: DictConfig) -> None:
+    """Let ``data.objectives`` name the algorithm's, where it alone is given: they are one."""
+    given = "objectives" in cfg.data and not OmegaConf.is_interpolation(cfg.data, "objectives")
+    if given and cfg.data.objectives is not None and "objectives" in cfg.algo:
+        default = OmegaConf.structured(OmegaConf.get_type(cfg.algo)).objectives
+        if cfg.algo.objectives == default:
+            cfg.algo.objectives = cfg.data.objectives
+
+
 def refuse_contradictions(settings: Mapping[str, Any]) -> None:
     """Refuse two values for what is one: the data's sizes are the algorithm's, and there is one
     seed.

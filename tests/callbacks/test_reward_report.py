@@ -59,6 +59,7 @@ def test_objectives_are_examined_one_by_one_where_they_have_targets(tmp_path):
     written, text = report_of(Judge(judgement, ["help", "safety"]), tmp_path)
     result = written["examination"]
     assert result["responses"] == 3
+    result = result["objectives"]
     assert (result["help"]["accuracy"], result["help"]["pairs"]) == (1.0, 3)
     assert result["help"]["correlation"] == pytest.approx(1.0)
     assert result["help"]["length_correlation"] == pytest.approx(-1.0)

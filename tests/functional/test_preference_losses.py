@@ -191,10 +191,9 @@ def test_multi_objective_errors_by_hand():
         rewards_BK=rewards,
         targets_BK=targets,
         mask_BK=~targets.isnan(),
-        weights_K=t([0.75, 0.25]),
-        counts_K=t([2.0, 1.0]),
+        num_rows=2.0,
     )
     assert each.tolist() == pytest.approx([(0.25 + 1.0) / 2, 9.0])
-    assert float(loss) == pytest.approx(0.75 * 0.625 + 0.25 * 9.0)
+    assert float(loss) == pytest.approx((0.25 + (1.0 + 9.0) / 2) / 2)
     loss.backward()
-    assert rewards.grad.tolist() == [pytest.approx([0.375, 0.0]), pytest.approx([-0.75, 1.5])]
+    assert rewards.grad.tolist() == [pytest.approx([0.5, 0.0]), pytest.approx([-0.5, 1.5])]

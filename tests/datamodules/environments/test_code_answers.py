@@ -8,7 +8,6 @@ from datamodules.environments.code_answers import (
     extract_code,
     parse,
     spoken,
-    with_prefilled_thoughts,
 )
 from datamodules.environments.code_problems import OPENING, CodeProblem
 
@@ -97,14 +96,6 @@ def test_what_defines_nothing_is_no_program(case):
     if parse(code) is not None:
         exec(code.replace("print", "repr").replace("f(1)", "1"), scope)
     assert "f" not in scope
-
-
-def test_thoughts_that_the_prompt_opened_are_no_answer_either():
-    block = f"```python\n{F}```"
-    assert with_prefilled_thoughts("[user] f? [assistant]", block) == block
-    for prompt in ("[assistant]<think>", "[assistant]<think>\n"):
-        assert spoken(with_prefilled_thoughts(prompt, block)) == ""
-        assert spoken(with_prefilled_thoughts(prompt, f"so</think>{block}")) == block
 
 
 HEAD = 'import math\n\n\ndef f(x):\n    """One more."""\n'
