@@ -145,6 +145,10 @@ class MultiObjectiveRewardModel(RewardModel):
     def reward(self, pooled: Tensor) -> Tensor:
         return self.combine(self.scores(pooled))
 
+    def predict_objectives(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> Tensor:
+        """[N, K], the score of each tokenized text in each objective."""
+        return self.in_batches(self.scores, ids, batch_size)
+
     def compute_multi_objective_loss(
         self,
         input_ids: Tensor,

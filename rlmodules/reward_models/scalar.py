@@ -9,7 +9,7 @@ state a text. ``PairwiseRewardModel`` adds a head that looks at both texts, and
 Shapes: B texts (2B for B pairs), T tokens, H hidden size, L labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -181,12 +181,18 @@ class RewardModel(OfflineModule):
 
     def predict_ids(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
         """The reward of each tokenized text."""
-        rewards = []
+        return self.in_batches(self.reward, ids, batch_size).tolist()
+
+    def in_batches(
+        self, read: Callable[[Tensor], Tensor], ids: Sequence[Sequence[int]], batch_size: int
+    ) -> Tensor:
+        """What ``read`` makes of the pooled hidden states of tokenized texts, on the CPU."""
+        found = []
         with evaluating(self):
             for start in range(0, len(ids), batch_size):
                 groups = [[torch.tensor(row)] for row in ids[start : start + batch_size]]
-                rewards += self.reward(self.pooled(self.lay_out_texts(groups))).tolist()
-        return rewards
+                found.append(read(self.pooled(self.lay_out_texts(groups))).float().cpu())
+        return torch.cat(found) if found else torch.zeros(0)
 
     def reward(self, pooled: Tensor) -> Tensor:
         """[B, H] -> [B], the one number that a policy is rewarded with."""

@@ -1,16 +1,20 @@
 """Reward models on disk, ours or any sequence classifier, as what rewards or compares."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules import rewards
 from datamodules.environments.base import Options
 from datamodules.environments.preference import PreferenceComparisonEnv
-from datamodules.rewards.devices import place
+from datamodules.rewards.calling import Samples
+from datamodules.rewards.devices import follow, place
+from datamodules.rewards.functions import Scored
 from datamodules.rewards.scorers import BATCH, Classifier, reward_of
 from rlmodules.algorithms.offline import require_room
 from rlmodules.models.saved_adapters import saved_adapter
@@ -71,7 +75,57 @@ def model(
         kind = type(scorer).__name__
         raise ValueError(f"reward.label={label}: a {kind} has one reward; leave it at null")
     require_room(scorer.positions, max_length or 0, "reward.max_length")
+    if isinstance(scorer, MultiObjectiveRewardModel):
+        return ObjectivesReward(scorer, name=f"model {path}", **options)
     return reward_of(scorer, name=f"model {path}", **options)
+
+
+class ObjectivesReward(rewards.RewardFunction):
+    """The combined reward of a multi-objective model; each objective is a metric ``reward_NAME``.
+
+    Args:
+        scorer: the model.
+        batch_size, max_length, timeout_s, name: see ``reward_of``.
+    """
+
+    def __init__(
+        self,
+        scorer: MultiObjectiveRewardModel,
+        *,
+        batch_size: int = BATCH,
+        max_length: int | None = None,
+        timeout_s: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.scorer = scorer
+        objectives = Objectives(scorer)
+        whole = reward_of(objectives, batch_size=batch_size, max_length=max_length)
+        super().__init__(whole.fn, timeout_s=timeout_s, name=name or type(scorer).__name__)
+
+    def scores(self, samples: Samples) -> Scored:
+        """See ``RewardFunction.scores``."""
+        rows, _ = self._of_all(samples)
+        combined = self.scorer.combine(torch.tensor(rows, device=self.scorer.weights.device))
+        found: Scored = []
+        for index, (row, reward) in enumerate(zip(rows, combined.tolist(), strict=True)):
+            if not math.isfinite(reward):
+                raise self._error(f"gave {reward}, which is no finite number", samples, index)
+            named = zip(self.scorer.objectives, row, strict=True)
+            found.append((reward, {f"reward_{name}": score for name, score in named}))
+        return found
+
+
+class Objectives:
+    """A multi-objective model as a ``TextScorer`` whose rewards are lists, a score an objective."""
+
+    def __init__(self, scorer: MultiObjectiveRewardModel) -> None:
+        self.scorer = scorer
+        self.tokenizer, self.limits = scorer.tokenizer, scorer.limits
+
+    def predict_ids(self, ids: Any, batch_size: int = BATCH) -> list[Any]:
+        """[K] of each tokenized text."""
+        follow(self.scorer)
+        return self.scorer.predict_objectives(ids, batch_size).tolist()
 
 
 def preference_env(
