@@ -43,7 +43,7 @@ class Line:
         self.requests, self.replies = requests, replies
         self.stdout = sys.stdout
         self.functions, self.proxies, self.shared = [], {}, []
-        self.exceptions, self.handles = {}, {}
+        self.exceptions, self.handles, self.known = {}, {}, {}
         self.ended = None
         """Why there is no answer any more."""
         self.unsendable = None

@@ -109,7 +109,7 @@ class RewardModelConfig(OfflineConfig):
 @dataclass
 class MultiObjectiveConfig(RewardModelConfig):
     objectives: list[str] = option(['helpfulness', 'safety', 'honesty'], 'Names of the objectives: columns of the data that hold their scores.')
-    objective_weights: list[float] | None = option(None, 'How much each counts in loss and combined reward; None: alike, adding up to 1. What counts against the reward has a negative one, and is learned by its size.')
+    objective_weights: list[float] | None = option(None, 'How much each counts in the combined reward; None: alike, adding up to 1. What counts against the reward has a negative one. All are learned alike.')
 
 
 @dataclass
