@@ -12,6 +12,7 @@ from datamodules.environments.base import Options
 from datamodules.environments.math_problems import generate
 from datamodules.environments.multi_objective import MultiObjectiveRewardEnv
 from datamodules.rewards.answers import as_number, is_correct, require_readable
+from datamodules.text.columns import ADDED, says_nothing
 from datamodules.text.held_out import how_many, source_of
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import read_rows, require_dataset
@@ -240,6 +241,11 @@ def _problem(where: str, row: Any) -> QuestionAnswer:
                 f"{where}: a problem needs the text column {column!r}, this is {row!r}"
             )
     question, answer = row["question"].strip(), row["answer"].rpartition(MARK)
+    if lost := [name for name in row if name in ADDED and not says_nothing(row[name])]:
+        raise ValueError(
+            f"{where}: what the column {lost[0]!r} says would not be read: put it into 'question',"
+            " or remove it"
+        )
     if not question:
         raise ValueError(f"{where}: the column 'question' is empty")
     if not answer[1] or not answer[2].strip():

@@ -226,7 +226,8 @@ class RolloutDataModule(L.LightningDataModule):
         """Of prompts by what they say, of an environment's own starting states by number."""
         if self._prompts is None:
             return digest(list(starts))
-        return digest([(p.content, plain(p.metadata)) for i in starts if (p := self._prompts[i])])
+        prompts = [self._prompts[i] for i in starts]
+        return digest([(p.content, plain(p.metadata), *p.tools) for p in prompts])
 
     def train_dataloader(self) -> TrainEpisodes:
         assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"

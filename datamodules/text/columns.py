@@ -161,16 +161,20 @@ class Cells:
         lost = [n for n, value in self.left().items() if _may_ask(n, value, whole=whole)]
         lost = [n for n in lost if not all(_is_said(t, said) for t in texts_of(self.row[n]))]
         if lost:
-            raise ValueError(unread(lost))
+            raise ValueError(unread(lost, "input" if whole else "prompt"))
 
 
-def unread(lost: Sequence[str]) -> str:
-    """Why columns are refused that a prompt may need."""
-    one = lost[0]
+def unread(lost: Sequence[str], as_what: str) -> str:
+    """Why columns are refused that a prompt may need.
+
+    Args:
+        as_what: the likeliest of the names that ``data.columns`` gives.
+    """
+    one, each = lost[0], "" if len(lost) == 1 else " (each of them)"
     return (
-        f"what {', '.join(map(repr, lost))} says{'' if len(lost) == 1 else ' (each of them)'} would"
-        f" not be read: name what it is, as data.columns={{prompt: {one}}} or one of"
-        f" {', '.join(NAMES[5:])}; or leave it out by data.columns={{{one}: null}}"
+        f"what {', '.join(map(repr, lost))} says{each} would not be read: name what it is, as"
+        f" data.columns={{{as_what}: {one}}} (there are prompt, {', '.join(NAMES[5:])}); or leave"
+        f" it out by data.columns={{{one}: null}}"
     )
 
 

@@ -135,7 +135,7 @@ def _prompt(cells: Cells, *, chat: bool) -> Prompt:
         )
     lost = [name for name in cells.left() if name.lower() in ADDED]
     if lost:
-        raise ValueError(f"{unread(lost)}, which leaves it to the reward")
+        raise ValueError(f"{unread(lost, 'input')}, which leaves it to the reward")
     metadata = {name: value for name, value in cells.row.items() if name not in cells.used}
     content = prompt.content
     if isinstance(content, list) and any(cells.names.get(c) in cells.used for c in CONVERSATIONS):

@@ -142,14 +142,25 @@ def _of_datasets(path: str, name: str | None, option: str, saved: bool = False) 
     import datasets  # heavy: only where it is needed
 
     try:
-        folder = str(Path(path).expanduser())
-        made = datasets.load_from_disk(folder) if saved else datasets.load_dataset(path, name)
+        if not saved:
+            names = datasets.get_dataset_split_names(path, name)
+            return {split: _later(path, name, split) for split in names}
+        made = datasets.load_from_disk(str(Path(path).expanduser()))
     except Exception as error:
         named = f" ({_sibling(option, 'name')} names one)" if "Config" in str(error) else ""
         here = "" if Path(path).exists() else ": there is no such file or folder, and as a data set"
         raise ValueError(f"{option}={path!r}{here} could not be read: {error}{named}") from error
     splits = made if isinstance(made, Mapping) else {WHOLE: made}
     return {split: _rows(rows, path) for split, rows in splits.items()}
+
+
+def _later(path: str, name: str | None, split: str) -> Callable[[OnBad, Collection[str]], Rows]:
+    """What reads one split, and the others never."""
+
+    def read(on_bad: OnBad, text: Collection[str]) -> Rows:
+        yield from sliced(path, name, split)(on_bad, text)
+
+    return read
 
 
 def _rows(rows: Any, path: str) -> Callable[[OnBad, Collection[str]], Rows]:
@@ -160,11 +171,13 @@ def _rows(rows: Any, path: str) -> Callable[[OnBad, Collection[str]], Rows]:
     return read
 
 
-def sliced(path: str, name: str | None, split: str, option: str) -> Any:
-    """What reads ``train[:10%]``, as ``datasets`` slices.
+def sliced(
+    path: str, name: str | None, split: str, option: str = "data.path"
+) -> Callable[[OnBad, Collection[str]], Rows]:
+    """What reads a split, or a slice of one, ``train[:10%]``, as ``datasets`` has it.
 
     Raises:
-        ValueError: it cannot; a folder's files are read whole.
+        ValueError: it cannot be read; a folder's files are read whole.
     """
     import datasets
 

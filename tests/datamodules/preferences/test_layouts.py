@@ -196,7 +196,9 @@ def test_a_column_that_is_not_meant_is_left_out():
 
 # ------------------------------------------------------------------------ refusals
 
-LEFT_OVER = r"would not be read: name what it is, as data\.columns=\{prompt: \w+\}.*: null\}"
+LEFT_OVER = (
+    r"would not be read: name what it is, as data\.columns=\{(prompt|input): \w+\} .*: null\}"
+)
 REFUSED = {
     "an empty question": ({"question": "", "chosen": "The a", "rejected": "The b"},
                           "the column 'question' is empty"),

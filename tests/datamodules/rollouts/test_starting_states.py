@@ -171,6 +171,12 @@ def test_maths_problems_are_read_of_any_split(tmp_path):
             MathEnv(TOKENIZER, **option)
 
 
+def test_a_column_that_adds_to_a_problem_is_refused(write):
+    rows = [GSM[0], GSM[1] | {"context": "", "level": 3}, GSM[2] | {"context": "Ann has 2."}]
+    with pytest.raises(ValueError, match=r"jsonl, line 3: what the column 'context' says"):
+        MathEnv(TOKENIZER, path=write(rows), num_held_out=0)
+
+
 # ---------------------------------------------------------------------------- too long
 
 
