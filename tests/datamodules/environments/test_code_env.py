@@ -261,6 +261,17 @@ def test_what_follows_a_completed_function_does_not_count(human_eval):
     assert scored(env, "Own/0", BODY + "\n)")[1]["correct"] == 0
 
 
+def test_a_data_set_with_a_test_split_alone_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([HUMAN_EVAL, HUMAN_EVAL | {"task_id": "Own/1"}])
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "he")
+    with pytest.warns(UserWarning, match="its only split, test, is read"):
+        assert len(load_problems(str(tmp_path / "he"))) == 2
+    assert len(load_problems(str(tmp_path / "he"), split="test")) == 2
+    with pytest.raises(ValueError, match=r"env\.split='train'.*has the splits test"):
+        load_problems(str(tmp_path / "he"), split="train")
+
+
 def test_a_check_of_human_evals_becomes_one_test_an_assertion(tmp_path):
     [problem] = load_problems(jsonl(tmp_path / "he.jsonl", HUMAN_EVAL))
     assert len(problem.tests) == 3 and problem.completes == "area"
