@@ -9,6 +9,7 @@ Only ``worker`` may call this: its texts can cost any time and memory.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 DIGITS, MORE_DIGITS = 40, 200
@@ -26,6 +27,7 @@ class Unreadable(ValueError):
     """A text that is no formula."""
 
 
+@lru_cache(maxsize=512)  # an expected answer is compared with those of its whole group
 def read(formula: str) -> Any:
     """A formula of plain LaTeX for sympy.
 
