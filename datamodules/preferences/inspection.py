@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.kept import earlier_thoughts
 from datamodules.preferences.dataset import Example, ExampleDataset
 from datamodules.preferences.rows import Pair, Scored
-from datamodules.text.controls import found_in
+from datamodules.text.controls import doubled_in, found_in
 from datamodules.text.encoding import Limits, encode_whole, render_all
-from datamodules.text.inspection import Inspection, Part, Sample, cut_at, doubled, spread
+from datamodules.text.inspection import Inspection, Part, Sample, cut_at, spread
 
 
 def inspect_preferences(
@@ -30,10 +31,14 @@ def inspect_preferences(
     no_prompt = sum(not item.prompt.content for item in train.items)
     what = "sides begin with nothing in common, so they have no prompt"
     found.suspect(no_prompt, count, what if len(sides) == 2 else "rows have no prompt")
-    twice = sum(any(doubled(tokenizer, s.tolist()) for s in e.sequences) for e in examples)
+    twice = sum(any(doubled_in(tokenizer, s.tolist()) for s in e.sequences) for e in examples)
     found.suspect(twice, count, "rows have a special token twice in a row, as <s><s>")
     written = sum(bool(_controls(tokenizer, item)) for item in train.items)
     found.suspect(written, count, "rows hold special tokens in a message, which are read as text")
+    thoughts = sum(_earlier_thoughts(item) for item in train.items)
+    found.suspect(
+        thoughts, count, "rows have thoughts before their last turn, which many templates drop"
+    )
     _repeats(found, [*train.items, *(held_out.items if held_out else ())])
     if held_out is not None:
         known = {repr(item.prompt.content) for item in train.items if item.prompt.content}
@@ -75,6 +80,12 @@ def _is_cut(example: Example) -> bool:
 def _controls(tokenizer: PreTrainedTokenizerBase, item: Pair | Scored) -> list[str]:
     texts = (item.prompt.content, *item.responses)
     return [t for text in texts if not isinstance(text, str) for t in found_in(tokenizer, text)]
+
+
+def _earlier_thoughts(item: Pair | Scored) -> bool:
+    start = item.prompt.content
+    ends = [side for side in item.responses if not isinstance(side, str)]
+    return not isinstance(start, str) and any(earlier_thoughts([*start, *end]) for end in ends)
 
 
 def _repeats(found: Inspection, items: Sequence[Pair | Scored]) -> None:

@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
-from datamodules.text.controls import found_in
-from datamodules.text.inspection import Inspection, Part, Sample, doubled, parts, spread
+from datamodules.text.controls import doubled_in, found_in
+from datamodules.text.inspection import Inspection, Part, Sample, parts, spread
 from datamodules.types import Observation, Trajectory
 
 LOOKED_AT, OF_OTHERS = 1000, 8
@@ -32,7 +32,7 @@ def inspect_episodes(
         found.counts["of which looked at"] = f"{len(starts)}"
     found.lengths["prompt"] = [len(o.input_ids) for o in seen]
     count = len(seen)
-    twice = sum(doubled(tokenizer, o.input_ids.tolist()) for o in seen)
+    twice = sum(bool(doubled_in(tokenizer, o.input_ids.tolist())) for o in seen)
     found.suspect(twice, count, "prompts have a special token twice in a row, as <s><s>")
     written = sum(bool(found_in(tokenizer, o.metadata.get("messages", []))) for o in seen)
     found.suspect(written, count, "prompts hold special tokens in a message, read as text")

@@ -5,10 +5,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,6 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
     at = torch.tensor([0, 0.5, 0.9, 0.99, 1], dtype=torch.float64)
     values = torch.tensor(lengths, dtype=torch.float64)
     return [int(v) for v in torch.quantile(values, at, interpolation="nearest")]
-
-
-def doubled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    """Whether a special token follows itself, as where a template and the tokenizer both open a
-    text; padding that a template repeats on purpose is none."""
-    special = set(tokenizer.all_special_ids) - {tokenizer.pad_token_id, tokenizer.unk_token_id}
-    special |= {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
-    return any(a == b and a in special for a, b in pairwise(ids))
 
 
 def cut_at(whole: Sequence[int], kept: Sequence[int], *, left: bool, kind: str) -> list[Part]:

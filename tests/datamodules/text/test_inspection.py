@@ -2,8 +2,7 @@
 
 import pytest
 
-from datamodules.text.inspection import Part, cut_at, doubled, quantiles, spread
-from rlmodules.models.embedded import tiny_tokenizer
+from datamodules.text.inspection import Part, cut_at, quantiles, spread
 
 
 def test_quantiles_are_lengths_that_there_are():
@@ -26,14 +25,6 @@ def test_what_was_cut_off_is_where_it_stood(whole, kept, left, expected):
     found = cut_at(whole, kept, left=left, kind="prompt")
     assert found == [Part(kind, ids) for kind, ids in expected]
     assert [i for part in found if part.kind != "cut" for i in part.ids] == kept
-
-
-def test_a_special_token_that_follows_itself_is_seen_and_padding_is_not():
-    tokenizer = tiny_tokenizer()
-    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    assert doubled(tokenizer, [bos, bos, 70]) and doubled(tokenizer, [70, eos, eos])
-    assert not doubled(tokenizer, [bos, 70, 70, eos])
-    assert pad in (bos, eos) or not doubled(tokenizer, [pad, pad])
 
 
 def test_rows_are_taken_from_all_over_the_set():
