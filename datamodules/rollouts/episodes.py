@@ -41,8 +41,13 @@ def play(policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequenc
     began = time.perf_counter()
     episodes, trajectories = act_out(policy, env, starts, seeds)
     sampled = time.perf_counter()
-    with ThreadPoolExecutor(1, "score") as pool, serving_main() as serve_until:
-        scored = pool.submit(score, env, episodes, trajectories)
+    # Put back out here: the policy's own precision changes torch's default type meanwhile.
+    with (
+        undisturbed(own_device()),
+        ThreadPoolExecutor(1, "score") as pool,
+        serving_main() as serve_until,
+    ):
+        scored = pool.submit(_score, env, episodes, trajectories)
         evaluation = policy.evaluate(trajectories)
         serve_until(scored)
         scored.result()
@@ -96,11 +101,17 @@ def score(
 
     Whatever rewards do meanwhile to random numbers or to the working folder is undone.
     """
+    with undisturbed(own_device()):
+        _score(env, episodes, trajectories)
+
+
+def _score(
+    env: Environment, episodes: Sequence[Environment], trajectories: Sequence[Trajectory]
+) -> None:
     pairs = [(e, t) for e, t in zip(episodes, trajectories, strict=True) if not t.failed]
     if not pairs:
         return
-    with undisturbed(own_device()):
-        scores = _scores(env, [e for e, _ in pairs])
+    scores = _scores(env, [e for e, _ in pairs])
     for (_, trajectory), result in zip(pairs, scores, strict=True):
         result = checked_score(result)
         if isinstance(result, Failure):

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision as Precision
 
 from datamodules import Environment, Observation, StepResult
 from datamodules.environments import TextGenerationEnv
 from datamodules.experience import action_mask
 from datamodules.rewards.functions import RewardError
+from datamodules.rollouts import episodes
 from datamodules.rollouts.episodes import EpisodeError, act_out, play, require_some, score
 from datamodules.types import Evaluation, Response, action_rewards, sequence_of
 from rlmodules.models.embedded import tiny_tokenizer
@@ -376,3 +378,38 @@ def test_hanging_episodes_hang_side_by_side():
     release.set()
     assert time.monotonic() - began < 1.4
     assert [t.failed for t in trajectories] == [True] * 4 + [False]
+
+
+def test_the_precision_of_an_evaluation_ends_with_it_however_long_rewards_take(monkeypatch):
+    began, ended = threading.Event(), threading.Event()
+
+    def device():
+        if threading.current_thread() is not threading.main_thread():
+            began.wait(10)  # a thread that looks at torch's type now sees the evaluation's
+        return torch.device("cpu")
+
+    class Half(Script):
+        def evaluate(self, trajectories):
+            with Precision("bf16-true").forward_context():
+                began.set()
+                time.sleep(0.05)
+                found = super().evaluate(trajectories)
+            ended.set()
+            return found
+
+    def slowly(episode):
+        ended.wait(10)
+        return 1.0, {}
+
+    monkeypatch.setattr(episodes, "own_device", device)
+    play(Half(), Chain((1,), score_with={0: slowly}), [0], [1])
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_a_reward_does_to_torchs_default_type_is_undone():
+    def double(episode):
+        torch.set_default_dtype(torch.float64)
+        return 1.0, {}
+
+    played(Chain((1,), score_with={0: double}))
+    assert torch.get_default_dtype() == torch.float32
