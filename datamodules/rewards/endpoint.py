@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from datamodules.checks import is_finite
+from datamodules.checks import is_finite, require_whole
 from datamodules.rewards.calling import Signature
 from datamodules.rewards.functions import AT_ONCE, RewardFunction
 
@@ -76,6 +76,10 @@ def judge(
     """
     _require("response_format", response_format, FORMATS)
     _require("on_unreadable", on_unreadable, UNREADABLE)
+    if max_tokens is not None:
+        require_whole("reward", 1, max_tokens=max_tokens)
+    if temperature is not None and not (is_finite(temperature) and temperature >= 0):
+        raise ValueError(f"reward.temperature={temperature} must be 0 or more, or null")
     body: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
     body["response_format"] = _form(response_format)
     verdicts = _Verdicts(

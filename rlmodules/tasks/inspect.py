@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import PreferenceDataModule, RolloutDataModule
+from datamodules.checks import require_whole
 from datamodules.preferences.inspection import samples_of
 from datamodules.rollouts.episodes import act_out, score
 from datamodules.rollouts.inspection import prompt_of, sample_of
@@ -62,9 +63,7 @@ def inspect(
         ValueError: a number is negative; and what a training of these settings would be refused
             for, except rows that cannot be learned from, which are listed.
     """
-    for name, number in (("rows", rows), ("episodes", episodes)):
-        if number < 0:
-            raise ValueError(f"task.{name}={number} must be 0 or more")
+    require_whole("task", 0, rows=rows, episodes=episodes)
     if isinstance(data, PreferenceDataModule):
         found, tokenizer = _preferences(data, settings, rows)
     else:
