@@ -52,9 +52,9 @@ def without_overlong(
         return list(train), list(held_out)
     shown = [f"\n  {_place(places, s)}: {lengths[s]} tokens" for s in overlong[:10]]
     more = f"\n  ... and {len(overlong) - 10} more" if len(overlong) > 10 else ""
-    limit = (
-        "the model's positions" if env.max_length is None else f"env.max_length={env.max_length}"
-    )
+    limit = "the model's positions"
+    if env.max_length is not None:
+        limit = f"env.max_length={env.max_length} and {limit}"
     what = (
         f"{len(overlong)} of {len(starts)} prompts leave no room for a response of"
         f" algo.max_new_tokens within {limit}:{''.join(shown)}{more}"

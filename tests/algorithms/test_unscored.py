@@ -181,7 +181,8 @@ def test_the_report_of_a_run_whose_last_iteration_has_no_reward_is_written(tmp_p
     )  # fmt: skip
     metrics = trainer.train(PROMPTS, eval_prompts=["Held", "Out"])
     assert len(metrics["rollout/reward"]) == len(metrics["rollout/reward_only_first"]) == 1
-    assert "last training reward (none applies)" in (tmp_path / "report.txt").read_text()
+    said = " ".join((tmp_path / "report.txt").read_text().split())
+    assert "last training reward (none applies)" in said
     report = json.loads((tmp_path / "report.json").read_text())
     assert "rollout/reward" not in report["history"][-1] and "val/reward" not in report["after"]
-    assert "reward (none applies)" in (tmp_path / "report.txt").read_text()
+    assert "reward (none applies)" in said

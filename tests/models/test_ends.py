@@ -174,7 +174,7 @@ def test_a_scene_is_judged_by_the_answer_before_the_end(name, end):
 def test_an_environments_own_tokenizer_learns_the_ends_that_the_model_names():
     family = FAMILIES["glm"]
     env = TextGenerationEnv(family.tokenizer(), ["p"] * 4)
-    config = PPOConfig(model_name="given")
+    config = PPOConfig(model_name="given", max_new_tokens=4)
     module = PPO(config, model=family.model(), tokenizer=family.tokenizer())
     data = RolloutDataModule(env, eval_size=0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))

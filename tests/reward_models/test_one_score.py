@@ -84,11 +84,13 @@ def answer(response):
 def ids_by_hand(model, prompt, response, chat):
     """The prompt's end behind its opening token, and the response's beginning with its end."""
     letters = tiny_tokenizer()  # adds nothing
-    if chat:
-        start, rest = f"[user]{prompt}<eos>[assistant]", f"{response}<eos>"
-    else:
-        start, rest = prompt, response + "<eos>" * (model.tokenizer.sep_token is not None)
+    start, rest = f"[user]{prompt}<eos>[assistant]" if chat else prompt, response
     start, rest = letters(start)["input_ids"], letters(rest)["input_ids"]
+    if chat:  # an end token that a message holds is words
+        words = [*letters("<")["input_ids"], *letters("eos>")["input_ids"]]
+        rest = [i for token in rest for i in (words if token == 2 else [token])] + [2]
+    elif model.tokenizer.sep_token is not None and rest[-1] != 2:
+        rest = [*rest, 2]
     start = [1, *start[-(PROMPT - 1) :]]
     room = LONGEST - len(start)
     closing = rest[-1:] if rest[-1] == 2 else []

@@ -87,9 +87,14 @@ def test_the_data_module_says_which_device_the_trainer_gave_to_this_process():
 
     data = RolloutDataModule(make, prompts=["a", "b"], eval_size=0)
     names = [name for name in dir(Policy) if not name.startswith("_")]
-    policy = SimpleNamespace(**dict.fromkeys(names, 0) | {"tokenizer": tiny_tokenizer()})
+    policy = SimpleNamespace(
+        **dict.fromkeys(names, 0) | {"tokenizer": tiny_tokenizer(), "fits": lambda *_: True}
+    )
     data.trainer = SimpleNamespace(
-        strategy=SimpleNamespace(root_device=THIRD), lightning_module=policy, world_size=4
+        strategy=SimpleNamespace(root_device=THIRD),
+        lightning_module=policy,
+        world_size=4,
+        is_global_zero=True,
     )
     data.setup()
 
