@@ -76,12 +76,8 @@ def judge(
     """
     _require("response_format", response_format, FORMATS)
     _require("on_unreadable", on_unreadable, UNREADABLE)
-    if max_tokens is not None:
-        require_whole("reward", 1, max_tokens=max_tokens)
-    if temperature is not None and not (is_finite(temperature) and temperature >= 0):
-        raise ValueError(f"reward.temperature={temperature} must be 0 or more, or null")
-    body: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
-    body["response_format"] = _form(response_format)
+    body = _sampling(temperature, max_tokens)
+    body |= {"model": model, "response_format": _form(response_format)}
     verdicts = _Verdicts(
         _Endpoint(url, _key_of(api_key_env)),
         {name: value for name, value in body.items() if value is not None},
@@ -210,6 +206,14 @@ class _Endpoint:
 
     def _shown(self, text: str) -> str:
         return repr((text.replace(self._key, "(key)") if self._key else text)[:300])
+
+
+def _sampling(temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
+    if max_tokens is not None:
+        require_whole("reward", 1, max_tokens=max_tokens)
+    if temperature is not None and not (is_finite(temperature) and temperature >= 0):
+        raise ValueError(f"reward.temperature={temperature} must be 0 or more, or null")
+    return {"temperature": temperature, "max_tokens": max_tokens}
 
 
 def _form(response_format: str) -> dict[str, Any] | None:
