@@ -26,7 +26,9 @@ DOUBTS = (
     r"|not\s(?:sure|certain))"
 )
 DENIED_BEFORE = re.compile(
-    rf"\b{DENIES}\b[^,;:.=]*$|\b{DOUBTS}\b|\b(?:(?:might|could|may)(?:\sbe)?|or)\s*$", re.I
+    rf"\b{DENIES}\b[^,;:.=]*$|\b{DOUBTS}\b|\b(?:(?:might|could|may)(?:\sbe)?|or)\s*"
+    r"(?:[A-Za-z](?:_\{?\w+\}?)?\s?=\s?)?$",  # or x =
+    re.I,
 )
 COMPARES = (
     r"(?:greater|less|more|fewer|larger|smaller|bigger|higher|lower|longer|shorter|older|younger)"
