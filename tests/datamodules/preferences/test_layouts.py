@@ -1,14 +1,19 @@
 """Pairs in the forms in which people publish them: what is the prompt, what is refused, and why."""
 
 import json
+import re
+from html import unescape
 
 import datasets
 import pytest
+from template_helpers import tokenizer_of
 
+from datamodules import PreferenceDataModule
 from datamodules.preferences.rows import Pair, Scored, as_pair, as_scored
 from datamodules.text.columns import Cells
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import read_rows
+from rlmodules.tasks import inspect as task
 
 
 def user(text):
@@ -271,3 +276,30 @@ def test_scored_responses_are_read_alike():
         as_scored(
             {"prompt": "Hi", "response": "Yes", "context": "It rains.", **scores}, ["helpful"]
         )
+
+
+TOKEN = re.compile(r'<span class="token (\w+)[^"]*" title="[^"]*">(.*?)</span>', re.DOTALL)
+SETTINGS = {"module": "rlmodules.DPO", "model": {"name": "random:tiny", "lora": {}}}
+
+
+def said(prompt):
+    """What a prompt says, message by message."""
+    return [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["content"]]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_task_inspect_shows_a_layout_as_what_it_is(name, tmp_path, monkeypatch):
+    row, prompt = LAYOUTS[name]
+    path, page = tmp_path / "a.jsonl", tmp_path / "a.html"
+    path.write_text("\n".join([json.dumps(row)] * 2))
+    monkeypatch.setattr(task, "load_tokenizer", lambda _: tokenizer_of("chatml"))
+    data = PreferenceDataModule(str(path), eval_size=0, batch_size=1)
+    task.inspect(None, data, None, SETTINGS, out=str(page), rows=1)
+    shown = {}
+    for kind, text in TOKEN.findall(page.read_text()):
+        shown[kind] = shown.get(kind, "") + unescape(text).replace("⏎", "")
+    assert all(text in shown["prompt"] for text in said(prompt))
+    assert "Yes" in shown["response"] and "No" in shown["response"]
+    assert "Yes" not in shown["prompt"] and set(shown) == {"prompt", "response"}
+    reading = data.readings["data.path"]
+    assert set(reading.columns.used) | set(reading.columns.unused) == set(row)
