@@ -37,14 +37,7 @@ def wrong_answers(problem: CodeProblem) -> list[str]:
 
 
 def passed(problem: CodeProblem, program: str, sandbox: Sandbox) -> float:
-    report = sandbox.run(
-        program,
-        problem.tests,
-        setup=problem.setup,
-        calls=problem.calls,
-        packages=problem.packages,
-    )
-    return report.passed
+    return problem.tried(program, sandbox).passed
 
 
 def judge_wrong(problems: Sequence[CodeProblem], sandbox: Sandbox) -> None:

@@ -148,13 +148,7 @@ class CodeGenerationEnv(MultiObjectiveRewardEnv):
         if not program.strip() or parse(program) is None:
             return Judgement()
         try:
-            report = self.sandbox.run(
-                program,
-                problem.tests,
-                setup=problem.setup,
-                calls=problem.calls,
-                packages=problem.packages,
-            )
+            report = problem.tried(program, self.sandbox)
         except ValueError as error:
             raise ValueError(f"{problem.where}: the problem {name!r}: {error}") from error
         self._tell_of_unjudged(problem, report)

@@ -84,13 +84,7 @@ def _reason(problem: CodeProblem, sandbox: Sandbox) -> str:
         )
     program = problem.solved() if problem.solution.strip() else _stub(problem)
     try:
-        report = sandbox.run(
-            program,
-            problem.tests,
-            setup=problem.setup,
-            calls=problem.calls,
-            packages=problem.packages,
-        )
+        report = problem.tried(program, sandbox)
     except ValueError as error:
         return str(error)
     if not problem.solution.strip() or report.passed == 1.0:

@@ -29,6 +29,7 @@ from datamodules.environments.code_answers import (
     spoken,
 )
 from datamodules.environments.code_tests import asked_names, statements_of
+from datamodules.sandbox import Report, Sandbox
 from datamodules.text.tables import read_rows
 
 OPENING = "```python\n"
@@ -89,6 +90,12 @@ class CodeProblem:
             before = _before(self.header, self.completes)
             return before + code, before.count("\n")
         return self._completed(text)
+
+    def tried(self, program: str, sandbox: Sandbox) -> Report:
+        """What becomes of the tests when ``program`` is the answer; raises as the sandbox does."""
+        return sandbox.run(
+            program, self.tests, setup=self.setup, calls=self.calls, packages=self.packages
+        )
 
     def solved(self) -> str:
         """The whole program of ``solution``."""
