@@ -64,6 +64,8 @@ def inspect(
             for, except rows that cannot be learned from, which are listed.
     """
     require_whole("task", 0, rows=rows, episodes=episodes)
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise ValueError(f"out={out!r}: there is no folder {str(Path(out).absolute().parent)!r}")
     if isinstance(data, PreferenceDataModule):
         found, tokenizer = _preferences(data, settings, rows)
     else:
@@ -84,9 +86,8 @@ def inspect(
         {"title": t, "sides": [{"title": s, "tokens": k} for s, k in sides.items()]}
         for t, sides in samples
     ]
-    write_page(
-        Path(out), "inspect.html", title=TITLE, findings=found.findings, tables=tables, samples=page
-    )
+    values = {"title": TITLE, "findings": found.findings, "tables": tables, "samples": page}
+    write_page(Path(out), "inspect.html", **values)
     return f"Written: {out}"
 
 
