@@ -41,6 +41,13 @@ def attempt(call: Callable[[], Any]) -> Any:
         return Failure(error)
 
 
+def guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
+    """The result of each call, or its ``Failure``: in threads where there is a time limit."""
+    if timeout_s is not None:
+        return run_all(calls, timeout_s=timeout_s)
+    return [attempt(call) for call in calls]
+
+
 def run_all(
     calls: Sequence[Callable[[], Any]],
     *,

@@ -155,6 +155,10 @@ class PreferenceDataModule(L.LightningDataModule):
         scored = self.objectives is not None
         return inspect_preferences(self.train_dataset, self.eval_dataset, scored=scored)
 
+    def findings(self) -> list[str]:
+        """What is suspicious in the rows."""
+        return self.inspection().findings
+
     def contents(self) -> dict[str, dict[str, str]]:
         """What was read, once it is, for runs to be told apart by."""
         sets = {"data.rows": self.train_dataset, "data.rows.held_out": self.eval_dataset}

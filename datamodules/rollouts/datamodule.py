@@ -15,6 +15,7 @@ from datamodules.checks import require_seed, require_whole
 from datamodules.ends import model_ends, note_model_ends
 from datamodules.environments.adapters import make_environment
 from datamodules.environments.base import Environment
+from datamodules.environments.text import TextGenerationEnv
 from datamodules.rewards.devices import set_own_device
 from datamodules.rollouts.inspection import inspect_episodes
 from datamodules.rollouts.lengths import without_overlong
@@ -207,6 +208,11 @@ class RolloutDataModule(L.LightningDataModule):
         assert isinstance(self.env, Environment) and self.train_starts, "setup comes first"
         tokenizer = as_policy(self.trainer.lightning_module).tokenizer
         return inspect_episodes(self.env, tokenizer, self.train_starts, self.eval_starts)
+
+    def findings(self) -> list[str]:
+        """What is suspicious in the prompts; nothing of environments that do more than ask one,
+        which a look at them might change."""
+        return self.inspection().findings if isinstance(self.env, TextGenerationEnv) else []
 
     def contents(self) -> dict[str, dict[str, str]]:
         """What the starting states are, once they are known, for runs to be told apart by."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.environments.base import Environment
-from datamodules.guard import Failure, attempt, run_all, serving_main
+from datamodules.guard import Failure, attempt, guarded, serving_main
 from datamodules.rewards.devices import own_device
 from datamodules.rewards.functions import RewardError
 from datamodules.rollouts.results import checked, checked_score
@@ -76,7 +76,7 @@ def act_out(
         for i, response in zip(live, responses, strict=True):
             _record(trajectories[i], observations[i], response)
             calls.append(partial(episodes[i].respond, torch.tensor(response.tokens)))
-        for i, result in zip(live, _guarded(calls, env.timeout_s), strict=True):
+        for i, result in zip(live, guarded(calls, env.timeout_s), strict=True):
             result = checked(result)
             if isinstance(result, Failure):
                 _fail(env, trajectories[i], result)
@@ -175,7 +175,7 @@ def _reset(
 ) -> list[Observation]:
     """The first observations; the trajectory of an episode that cannot begin has failed."""
     calls = [partial(e.reset, i) for e, i in zip(episodes, starts, strict=True)]
-    observations = _guarded(calls, env.timeout_s)
+    observations = guarded(calls, env.timeout_s)
     for i, result in enumerate(observations):
         if not isinstance(result, Failure | Observation):
             result = Failure(TypeError(f"reset returned {result!r}, which is no Observation"))
@@ -218,7 +218,7 @@ def _scores(env: Environment, episodes: Sequence[Environment]) -> list[Any]:
         whole = scores.error
         if isinstance(whole, RewardError) and env.on_error == "raise":
             raise whole  # it shows the culprit already
-    results = _guarded([partial(env.score, [e]) for e in episodes], env.timeout_s)
+    results = guarded([partial(env.score, [e]) for e in episodes], env.timeout_s)
     failed = any(isinstance(result, Failure) for result in results)
     if whole is not None and env.on_error == "raise" and not failed:
         what = f"{type(env).__name__}.score raised {Failure(whole)}"
@@ -239,12 +239,6 @@ def _only(env: Environment, scores: Any, count: int) -> list[Any]:
             f"{type(env).__name__}.score returned {len(results)} results for {count} episodes"
         )
     return results
-
-
-def _guarded(calls: Sequence[Callable[[], Any]], timeout_s: float | None) -> list[Any]:
-    if timeout_s is not None:
-        return run_all(calls, timeout_s=timeout_s)
-    return [attempt(call) for call in calls]  # `env.on_error` decides
 
 
 def _fail(env: Environment, trajectory: Trajectory, failure: Failure) -> None:

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
+from datamodules.guard import Failure, guarded
 from datamodules.text.controls import doubled_in, found_in
 from datamodules.text.inspection import Inspection, Part, Sample, parts, spread
 from datamodules.types import Observation, Trajectory
@@ -27,7 +29,9 @@ def inspect_episodes(
     found.counts["held out"] = f"{len(held_out)}"
     most = LOOKED_AT if isinstance(env, TextGenerationEnv) else OF_OTHERS
     starts = [train[i] for i in spread(len(train), most)]
-    seen = [_start(env, start) for start in starts]
+    seen, failures = _begun(env, starts)
+    if failures:
+        found.suspect(len(failures), len(starts), f"starting states cannot begin: {failures[0]}")
     if len(starts) < len(train):
         found.counts["of which looked at"] = f"{len(starts)}"
     found.lengths["prompt"] = [len(o.input_ids) for o in seen]
@@ -38,8 +42,8 @@ def inspect_episodes(
     found.suspect(written, count, "prompts hold special tokens in a message, read as text")
     texts = Counter(o.prompt for o in seen)
     found.suspect(sum(n - 1 for n in texts.values()), count, "prompts repeat another one")
-    kept = [_start(env, held_out[i]).prompt for i in spread(len(held_out), most)]
-    both = sum(prompt in texts for prompt in kept)
+    kept, _ = _begun(env, [held_out[i] for i in spread(len(held_out), most)])
+    both = sum(observation.prompt in texts for observation in kept)
     found.suspect(both, len(kept), "held-out prompts are trained on too")
     return found
 
@@ -60,6 +64,13 @@ def sample_of(title: str, trajectory: Trajectory) -> Sample:
 def prompt_of(title: str, observation: Observation) -> Sample:
     """A prompt alone, where nothing is sampled."""
     return Sample(title, {"prompt": parts(("prompt", observation.input_ids.tolist()))})
+
+
+def _begun(env: Environment, starts: Sequence[int]) -> tuple[list[Observation], list[Failure]]:
+    """First observations, and why others are none: what such an episode costs, playing it says."""
+    found = guarded([partial(_start, env, start) for start in starts], env.timeout_s)
+    failures = [one for one in found if isinstance(one, Failure)]
+    return [one for one in found if isinstance(one, Observation)], failures
 
 
 def _start(env: Environment, start: int) -> Observation:

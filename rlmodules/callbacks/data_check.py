@@ -17,10 +17,10 @@ class DataCheck(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning has set up the data by now."""
-        inspection = getattr(trainer.datamodule, "inspection", None)
-        if self._said or inspection is None or not trainer.is_global_zero:
+        look = getattr(trainer.datamodule, "findings", None)
+        if self._said or look is None or not trainer.is_global_zero:
             return
         self._said = True
-        if findings := inspection().findings:
+        if findings := look():
             how = f" See: {self.command}" if self.command else ""
             print(f"Suspicious in the data: {'; '.join(findings)}.{how}", flush=True)

@@ -3,12 +3,16 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import torch
 from test_train_preferences import QUICK
 
+from datamodules import Environment, RolloutDataModule, TextGenerationEnv
 from datamodules.rollouts.inspection import sample_of
 from datamodules.types import Observation, Trajectory
+from rlmodules import PPO, PPOConfig
+from rlmodules.models.embedded import tiny_tokenizer
 
 ROWS = [
     {"prompt": f"Question {i}? ", "chosen": f"Yes {i}", "rejected": f"No, {i * 7}", "id": i}
@@ -105,3 +109,49 @@ def test_numbers_of_rows_and_episodes_are_checked(command):
     for name in ("rows", "episodes"):
         said = command(*QUICK, "task=inspect", "algo=dpo", f"task.{name}=-1", status=1)
         assert f"task.{name}=-1 must be" in said
+
+
+class Stubborn(TextGenerationEnv):
+    """Its third prompt cannot begin."""
+
+    def reset(self, index=None):
+        if index == 2:
+            raise ConnectionError("the library is closed")
+        return super().reset(index)
+
+
+class Server(Environment):
+    """Whoever looks at it changes it."""
+
+    def __len__(self):
+        return 4
+
+    def reset(self, index=None):
+        raise AssertionError("nobody may look at it before it is played")
+
+    respond = reset
+
+
+def set_up(env):
+    data = RolloutDataModule(env, eval_size=0)
+    module = PPO(PPOConfig(model_name="random:tiny", max_new_tokens=4))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(lightning_module=module, strategy=strategy, is_global_zero=True)
+    data.setup()
+    return data
+
+
+def test_an_episode_that_cannot_begin_is_told_of_and_stops_nothing():
+    (finding,) = set_up(Stubborn(tiny_tokenizer(), list("abcde"), on_error="skip")).findings()
+    assert finding.startswith("1 of 5 starting states cannot begin: ConnectionError: the library")
+
+
+def test_a_training_looks_at_no_environment_that_does_more_than_ask():
+    assert set_up(Server()).findings() == []
+
+
+def test_a_page_is_written_where_there_is_a_folder(tmp_path, command):
+    said = command(
+        *QUICK, "task=inspect", "algo=dpo", write(tmp_path), "out=no/seen.html", status=1
+    )
+    assert "out='no/seen.html': there is no folder" in said and "prompt" not in said
