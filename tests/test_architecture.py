@@ -60,12 +60,16 @@ MAY_IMPORT = {
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
-    f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {D}.atomic",
+    f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {R}.metrics {R}.reports {R}.trackers"
+    f" {R}.views {R}.sweeping {D}.atomic",
     f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
-    f"{R}.tasks": f"{PARTS} {R}.schemas {R}.views {D}.seeding",
-    f"{R}.sweeping": "",
+    f"{R}.tasks": f"{PARTS} {R}.schemas {R}.views {R}.reports {R}.metrics {R}.trackers {D}.seeding",
+    f"{R}.sweeping": f"{R}.checks {R}.metrics {R}.reports {R}.resuming {D}.atomic",
+    f"{R}.metrics": f"{D}.atomic",
+    f"{R}.reports": f"{R}.checks {R}.metrics {R}.views {R}.resuming {D}.atomic",
+    f"{R}.trackers": f"{R}.checks {R}.metrics {R}.resuming {D}.atomic",
     f"{R}.trainer_options": f"{R}.checks",
 }
 ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
