@@ -70,12 +70,14 @@ MAY_IMPORT = {
     f"{R}.metrics": f"{D}.atomic",
     f"{R}.reports": f"{R}.checks {R}.metrics {R}.views {R}.resuming {D}.atomic",
     f"{R}.trackers": f"{R}.checks {R}.metrics {R}.resuming {D}.atomic",
+    f"{R}.running": f"{PARTS} {R}.quiet {R}.schemas {R}.tasks {R}.views {R}.reports {R}.metrics"
+    f" {R}.trackers {R}.sweeping",
     f"{R}.trainer_options": f"{R}.checks",
 }
 ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""
 NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", "forward_backward")}
-COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", "train"}
+COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", f"{R}.running", "train"}
 """Rooms that know Hydra."""
 
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))

@@ -5,7 +5,7 @@ reads it.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -70,11 +70,11 @@ ROOT = {"module", "suggested", "hydra", *(path.name for path in CONF.iterdir() i
 """What stands at the top of every run besides the values of ``train.yaml``."""
 
 
-def explain(error: Exception, trainer: Collection[str]) -> str:
+def explain(error: Exception, trainer: Callable[[], Collection[str]]) -> str:
     """What could not be composed, as one sentence with the name that was probably meant.
 
     Args:
-        trainer: arguments of ``lightning.Trainer``.
+        trainer: tells the arguments of ``lightning.Trainer``, which takes seconds to import.
     """
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -90,9 +90,10 @@ def explain(error: Exception, trainer: Collection[str]) -> str:
     if "Could not override" in message:
         path, parent = str(cause.full_key or cause.key), cause.parent_node
         group, _, name = path.rpartition(".")
-        if group == "trainer" and name in trainer:
+        more = trainer() if group == "trainer" else ()
+        if name in more:
             return f"no `{name}` in trainer yet: write +{path}=..., which hands it on to Lightning"
-        siblings = {*(parent if isinstance(parent, DictConfig) else ()), *_more(group, trainer)}
+        siblings = {*(parent if isinstance(parent, DictConfig) else ()), *more}
         return unknown(path, siblings, whole=_root(parent)) + (
             f" (+{path}=... adds it)" if group in ADDED or _takes_any(parent, group) else ""
         )
@@ -192,10 +193,6 @@ def _typed(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig, set
                 yield path, child, {field.name for field in fields(kind)}
             if not child._is_interpolation():
                 yield from _typed(child, f"{path}.")
-
-
-def _more(group: str, trainer: Collection[str]) -> Collection[str]:
-    return trainer if group == "trainer" else ()
 
 
 def _takes_any(node: Any, group: str) -> bool:

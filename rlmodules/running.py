@@ -1,0 +1,138 @@
+"""One run, from its composed config: the parts that it names, put together and trained.
+
+Everything heavy that a run needs is imported here, so that ``train.py`` can answer what needs none.
+"""
+
+import inspect
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.atomic import write_text
+from rlmodules.callbacks import (
+    AtomicCheckpointIO,
+    DataCheck,
+    OptimizedMetric,
+    RunIsComplete,
+    RunRecord,
+)
+from rlmodules.checks import naming
+from rlmodules.models import resolve_precision
+from rlmodules.quiet import hide_bars, ignore_remarks
+from rlmodules.resuming.changes import flatten, references
+from rlmodules.resuming.folder import require_own
+from rlmodules.schemas import refuse_contradictions
+from rlmodules.tasks.evaluate import judge_export
+from rlmodules.trainer_options import check_trainer, several_processes
+
+TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
+"""Arguments of ``lightning.Trainer``."""
+hide_bars()
+ignore_remarks()
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, or do the ``task=`` that is another; returns what ``train`` returns."""
+    try:
+        return run_task(cfg) if cfg.task else train(cfg)
+    except RunIsComplete as complete:  # what is called until it succeeds has succeeded
+        print(complete)
+        return None
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run; returns ``optimized_metric``, or None where there is no such metric."""
+    L.seed_everything(cfg.seed, verbose=False)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    record = record_of(cfg, settings)
+    named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
+    optimized = OptimizedMetric(cfg.optimized_metric, required=named)
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    trainer = make_trainer(
+        cfg.trainer,
+        callbacks=[DataCheck(inspecting()), record, *callbacks, optimized],
+        logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
+        plugins=[AtomicCheckpointIO()],
+    )
+    algorithm = get_class(cfg.module)
+    roots = (cfg.paths.output_root, cfg.paths.sweep_root)
+    ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    require_own(Path(cfg.paths.output_dir), ckpt_path)
+    module = algorithm(settings["algo"], settings["model"])
+    datamodule = instantiate(cfg.data)
+    if trainer.is_global_zero:
+        write_text(Path(cfg.paths.output_dir) / "config.yaml", OmegaConf.to_yaml(settings))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+
+    if ckpt_path is None:
+        trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
+    return optimized.value(trainer)
+
+
+def inspecting() -> str:
+    """The command that shows what this run is trained on."""
+    program = Path(sys.argv[0]).name
+    start = ["python", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, "task=inspect", *HydraConfig.get().overrides.task])
+
+
+def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
+    """What the run is, for itself to go on another time."""
+    named = references(OmegaConf.to_container(cfg))
+    known = dict(flatten(settings | {"started_by": "train.py"}))
+    return RunRecord(known, named, cfg.resume.allow)
+
+
+def run_task(cfg: DictConfig) -> None:
+    """Another ``task=`` than training, done with the same parts."""
+    L.seed_everything(cfg.seed, verbose=False)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    trainer = silent_trainer(cfg.trainer)
+    algorithm = get_class(cfg.module)
+    roots = (cfg.paths.output_root, cfg.paths.sweep_root)
+    record = record_of(cfg, settings)
+    weights = record.find_weights(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    if weights is not None:
+        settings["ckpt_path"] = str(weights[0])
+
+    def make_module() -> L.LightningModule:
+        module = algorithm(settings["algo"], settings["model"])
+        if weights is not None:
+            module.load_weights(weights[1])
+        return module
+
+    datamodule = instantiate(cfg.data)
+    print(instantiate(cfg.task)(make_module, datamodule, trainer, settings))
+
+
+def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:
+    """The Trainer of ``cfg.trainer``; what it refuses is named as the option that says it."""
+    given = {"precision": resolve_precision(options.precision)} | several_processes(options)
+    make = partial(instantiate, {"_target_": options._target_}, **parts)
+    return naming(make, "trainer", {k: v for k, v in options.items() if k != "_target_"} | given)
+
+
+def silent_trainer(options: DictConfig) -> L.Trainer:
+    """One that evaluates and leaves nothing behind."""
+    return make_trainer(options, logger=False, enable_progress_bar=False)
+
+
+def check_options(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ValueError: an option contradicts another, or the Trainer is told what nothing reads.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    refuse_contradictions(settings)
+    targets = [part["_target_"] for part in settings["callbacks"].values() if part]
+    check_trainer(settings["trainer"], settings["algo"], cfg.paths.output_dir, targets)
