@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datamodules.atomic import write_text
-
-JOB, LOG, PROGRESS, PAUSE, RESULT = "job.json", "job.log", "progress.json", "pause", "result.json"
-"""Files of a job's folder."""
+from rlmodules.reports.files import JOB as JOB
+from rlmodules.reports.files import LOG as LOG
+from rlmodules.reports.files import PAUSE as PAUSE
+from rlmodules.reports.files import PROGRESS as PROGRESS
+from rlmodules.reports.files import RESULT as RESULT
+from rlmodules.reports.files import Progress as Progress
+from rlmodules.reports.files import read_progress as read_progress
+from rlmodules.reports.files import read_result as read_result
 
 
 @dataclass(frozen=True)
@@ -34,26 +39,6 @@ class Job:
     overrides: tuple[str, ...]
     folder: Path
     swept: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        unit: what is counted: ``iteration`` of online algorithms, ``step`` of others.
-        done, total: of these.
-        metrics: the latest of each by name.
-        held_out: what was evaluated after ``done`` units: ``[(0, {"val/reward": 0.2}), ...]``.
-        seconds: since the run began, those before an interruption too.
-    """
-
-    unit: str
-    done: int
-    total: int
-    metrics: dict[str, float]
-    held_out: list[tuple[int, dict[str, float]]]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -99,27 +84,9 @@ class Runner(Protocol):
         """
 
 
-def read_progress(folder: Path) -> Progress | None:
-    """How far the run of ``folder`` is; None while it has not begun."""
-    try:
-        found = json.loads((folder / PROGRESS).read_text())
-    except FileNotFoundError:
-        return None
-    held_out = [(int(done), metrics) for done, metrics in found.pop("held_out")]
-    return Progress(held_out=held_out, **found)
-
-
 def write_result(folder: Path, metric: str, value: float | None, **more: Any) -> None:
     """Say in ``folder`` that its run is complete."""
     write_text(folder / RESULT, json.dumps({"metric": metric, "value": value} | more, indent=1))
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What ``write_result`` wrote: ``metric``, ``value`` and more; None if the run is not done."""
-    try:
-        return dict(json.loads((folder / RESULT).read_text()))
-    except FileNotFoundError:
-        return None
 
 
 def write_job(job: Job, argv: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Runs read back from their folders: one alone, and several beside each other."""
