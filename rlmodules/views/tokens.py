@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # a page is written without it
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = {
     # kind: (what it says of a token, how a terminal shows it)
@@ -40,7 +43,7 @@ class Token:
 
 
 def tokens_of(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     ids: Sequence[int],
     kinds: Sequence[str],
     notes: Sequence[Sequence[str]] = (),
@@ -53,7 +56,7 @@ def tokens_of(
     return [Token(i, text, kind, i in special, tuple(note)) for i, text, kind, note in rows]
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
     """What each token adds to the text; all of them together are the text.
 
     Each is read behind the one before it, because many tokenizers drop a space at the start. A
@@ -71,7 +74,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     return str(tokenizer.decode(list(ids), **options))
 
