@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from datamodules.processes import gather
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.means import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.position import (
     Resuming,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from datamodules.types import Rollout, Trajectory
-from rlmodules.algorithms.metrics import Means, distinct_bigrams
+from rlmodules.algorithms.means import Means, distinct_bigrams
 from rlmodules.functional.statistics import pass_at_k
 
 REPORTED = ("reward_", "logged_")

@@ -16,7 +16,7 @@ from datamodules.positions import Positions
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
-from rlmodules.algorithms.metrics import Means, Stopwatch
+from rlmodules.algorithms.means import Means, Stopwatch
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:

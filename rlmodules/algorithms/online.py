@@ -29,7 +29,7 @@ from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import TrainingConfig
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.algorithms.held_out import NAN, REPORTED, HeldOut, absent
-from rlmodules.algorithms.metrics import Means, Stopwatch
+from rlmodules.algorithms.means import Means, Stopwatch
 from rlmodules.algorithms.policy import load_policy, policy_from_export
 from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var

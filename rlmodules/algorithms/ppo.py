@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout, action_rewards
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.means import Means
 from rlmodules.algorithms.online import OnlineConfig, OnlineModule
 from rlmodules.checks import require, require_known
 from rlmodules.functional import (

@@ -21,7 +21,7 @@ from rlmodules import (
     RewardModelConfig,
 )
 from rlmodules import functional as F
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.means import Means
 from rlmodules.functional import calibration
 
 

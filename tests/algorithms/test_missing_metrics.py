@@ -11,7 +11,7 @@ from helpers import PROMPTS, config, data, run
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from rlmodules import GRPO, PPO, PPOConfig, PPOTrainer
-from rlmodules.algorithms.metrics import Means
+from rlmodules.algorithms.means import Means
 from rlmodules.callbacks.report import existing
 from rlmodules.functional import (
     adapt_kl_coefficient,

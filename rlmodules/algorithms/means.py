@@ -1,4 +1,4 @@
-"""Metrics of one iteration: sums and counts that survive a checkpoint and add up over processes."""
+"""Means over an iteration: sums and counts that outlast a checkpoint and add up over processes."""
 
 import itertools
 import time
