@@ -1,0 +1,1 @@
+"""What every metric is, whether a run's metrics look healthy, and the page that says so."""

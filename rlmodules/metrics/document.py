@@ -1,0 +1,71 @@
+"""Writes ``docs/metrics.md`` from the table: ``python -m rlmodules.metrics.document``."""
+
+from pathlib import Path
+
+from datamodules.atomic import write_text
+from rlmodules.metrics.metric import EVERY, Metric
+from rlmodules.metrics.of_episodes import OF_EPISODES
+from rlmodules.metrics.of_evaluations import OF_EVALUATIONS
+from rlmodules.metrics.of_pairs import OF_PAIRS
+from rlmodules.metrics.of_speed import OF_SPEED
+from rlmodules.metrics.of_updates import OF_UPDATES
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+TOP = """\
+# Metrics
+
+Every number that a run logs: what it is, where it should be, what it means when it is not, and what
+TRL 1.16.0 calls it (PPO, which it no longer has: 1.10's name). All loggers and `report.json` use
+these names. Capitals in a name stand for a part that differs.
+
+`rollout/` is of the episodes that an iteration learns from, `train/` of its updates, `val/` held
+out, `time/` of the clock. A metric that does not exist (the mean of nothing) is left out, never 0.
+
+Written by `python -m rlmodules.metrics.document` from `rlmodules/metrics/`: change it there.
+"""
+SECTIONS = (
+    (
+        "Episodes",
+        "PPO, and GRPO with its relatives (gspo, rloo, reinforce_plus_plus).",
+        OF_EPISODES,
+    ),
+    ("Updates on episodes", "Means over an iteration's updates.", OF_UPDATES),
+    ("Held-out episodes", "Sampled as in training, from prompts that are kept.", OF_EVALUATIONS),
+    ("Preferences", "DPO, ORPO and reward models, in training and held out.", OF_PAIRS),
+    ("Optimizer, time and axes", "Of every algorithm.", OF_SPEED),
+)
+
+
+def page() -> str:
+    """The whole of ``docs/metrics.md``."""
+    parts = [TOP]
+    for title, about, metrics in SECTIONS:
+        parts.append(f"## {title}\n\n{about}\n")
+        parts += map(entry, metrics)
+    return "\n".join(parts)
+
+
+def entry(metric: Metric) -> str:
+    """What is said of one metric."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    better = {"up": " Higher is better.", "down": " Lower is better."}.get(metric.better, "")
+    lines = [f"- logged by {logged(metric)}"]
+    for label, text in (
+        ("healthy", metric.healthy),
+        ("otherwise", metric.otherwise),
+        ("TRL", metric.trl or "none"),
+    ):
+        if text:
+            lines.append(f"- {label}: {text}")
+    return "\n".join([f"### `{metric.name}`{unit}", "", metric.what + better, "", *lines, ""])
+
+
+def logged(metric: Metric) -> str:
+    """By which algorithms, and when."""
+    by = "every algorithm" if set(metric.by) == set(EVERY) else ", ".join(metric.by)
+    return f"{by}, {metric.when}" if metric.when else by
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
+    print(PAGE)

@@ -1,0 +1,191 @@
+"""Metrics of an iteration's episodes, of algorithms that learn from their own."""
+
+from rlmodules.metrics.metric import DOWN, ONLINE, UP, Metric
+
+PPO, GRPO = ("PPO",), ("GRPO",)
+
+OF_EPISODES = (
+    Metric(
+        "rollout/reward",
+        "Mean reward of the iteration's episodes, as the environment gave it: without KL penalty"
+        " and clipping.",
+        "reward",
+        ONLINE,
+        when="unless no reward applied to any episode",
+        healthy="rising, with val/reward",
+        otherwise="Flat: the reward tells no responses apart (rollout/reward_std,"
+        " rollout/equal_groups), or algo.learning_rate is too low. Falling: it is too high.",
+        trl="PPO: objective/scores; GRPO: reward",
+        better=UP,
+    ),
+    Metric(
+        "rollout/reward_std",
+        "Standard deviation of the episodes' rewards.",
+        "reward",
+        ONLINE,
+        when="unless no reward applied to any episode",
+        healthy="above 0",
+        otherwise="0: every response is rewarded alike, and there is nothing to learn.",
+        trl="GRPO: reward_std",
+    ),
+    Metric(
+        "rollout/reward_NAME",
+        "Mean of the reward's part NAME, before its weight.",
+        "reward",
+        ONLINE,
+        when="with a reward of several parts (reward=weighted, env=math)",
+        healthy="all of them rising, or holding",
+        otherwise="One rises at another's cost: weigh it less.",
+        trl="GRPO: rewards/NAME/mean",
+        better=UP,
+        examples=("rollout/reward_correct",),
+    ),
+    Metric(
+        "rollout/logged_NAME",
+        "Mean of what a reward function said by log_metric(NAME, value).",
+        "",
+        ONLINE,
+        when="where a reward function does",
+        trl="GRPO: NAME",
+        examples=("rollout/logged_words",),
+    ),
+    Metric(
+        "rollout/response_length",
+        "Tokens that the policy wrote in an episode.",
+        "tokens",
+        ONLINE,
+        healthy="about where it began, or slowly changing",
+        otherwise="Rising with the reward: the reward pays length. At algo.max_new_tokens (a turn):"
+        " see rollout/eos_fraction. Near 1: the policy has learned to say nothing.",
+        trl="GRPO: completions/mean_length",
+    ),
+    Metric(
+        "rollout/eos_fraction",
+        "Share of episodes that ended by an end token or a stop string, not by the limit.",
+        "share",
+        ONLINE,
+        healthy="near 1 for answers; near 0 only where a text is to be continued to the limit",
+        otherwise="Falling: responses are cut off; raise algo.max_new_tokens, or charge it"
+        " (algo.missing_eos_penalty, algo.mask_truncated_completions).",
+        trl="GRPO: 1 less completions/clipped_ratio; PPO: val/num_eos_tokens, a count",
+    ),
+    Metric(
+        "rollout/cut_mass",
+        "Probability that top_p and top_k cut off the distribution, a token.",
+        "share",
+        ONLINE,
+        high=0.1,
+        healthy="0 with algo.top_p=1.0 algo.top_k=0; at most 0.1",
+        otherwise="Ratios and KL are biased by what was cut: raise algo.top_p.",
+    ),
+    Metric(
+        "rollout/failed",
+        "Share of episodes that raised, hung or had no finite reward, and were left out.",
+        "share",
+        ONLINE,
+        when="above 0 only with env.on_error=skip",
+        high=0.0,
+        healthy="0",
+        otherwise="The environment or the reward has a fault: its warnings name the text.",
+        better=DOWN,
+    ),
+    Metric(
+        "rollout/unscored",
+        "Share of episodes to which no reward applied (None).",
+        "share",
+        ONLINE,
+        healthy="what the data make of it",
+        otherwise="1: no reward function applies to these rows.",
+    ),
+    Metric(
+        "rollout/kl",
+        "KL of the policy from the reference on the iteration's tokens (k1 estimate).",
+        "nats a token",
+        ONLINE,
+        when="GRPO: with algo.beta above 0",
+        healthy="rising to its target (PPO: algo.kl_target) and staying there; below 0.5 or so",
+        otherwise="Far above: the policy leaves the language it had; raise algo.kl_penalty_coef or"
+        " algo.beta, or lower algo.learning_rate. Negative by more than noise: sampling and"
+        " training disagree (rollout/cut_mass).",
+        trl="PPO: objective/kl, summed over a response; GRPO: kl, see train/kl",
+        better=DOWN,
+    ),
+    Metric(
+        "rollout/kl_coef",
+        "Price of a nat of KL that the controller set for this iteration.",
+        "reward a nat",
+        PPO,
+        healthy="within ten times algo.kl_penalty_coef, either way",
+        otherwise="Growing without end: the KL cannot be brought to algo.kl_target; raise that, or"
+        " lower algo.learning_rate.",
+        trl="fixed since 0.12; objective/kl_coef before",
+    ),
+    Metric(
+        "rollout/kl_penalty",
+        "KL by the penalty's own estimator (algo.kl_estimator), before its price.",
+        "nats a token",
+        PPO,
+        healthy="as rollout/kl",
+        trl="objective/non_score_reward, summed over a response and priced",
+    ),
+    Metric(
+        "rollout/value",
+        "The critic's mean prediction of the return.",
+        "reward",
+        PPO,
+        healthy="near rollout/return",
+        otherwise="Far from it: the critic lags; raise algo.value_learning_rate or"
+        " algo.value_warmup_iterations.",
+    ),
+    Metric(
+        "rollout/return",
+        "Mean return of a token: reward to come, the KL penalty included.",
+        "reward",
+        PPO,
+        healthy="rising with the reward",
+        trl="objective/rlhf_reward, of a whole response",
+        better=UP,
+    ),
+    Metric(
+        "rollout/explained_variance",
+        "Share of the returns' variance that the critic foresaw.",
+        "share",
+        PPO,
+        low=0.0,
+        high=1.0,
+        healthy="negative at first, then rising above 0",
+        otherwise="Staying at 0 or below: the critic is worse than a constant, and advantages are"
+        " noise; raise algo.value_learning_rate or algo.value_warmup_iterations.",
+        trl="ppo/val/var_explained until 0.11",
+        better=UP,
+    ),
+    Metric(
+        "rollout/entropy",
+        "Mean surprise of the sampled tokens, an estimate of the policy's entropy.",
+        "nats a token",
+        GRPO,
+        healthy="falling slowly, and above a fifth of what it was",
+        otherwise="Collapsed: all responses are alike and nothing new is tried; raise"
+        " algo.temperature, algo.beta or algo.epsilon_high, or lower algo.learning_rate.",
+        trl="entropy",
+    ),
+    Metric(
+        "rollout/equal_groups",
+        "Share of groups whose responses are all rewarded alike: nothing is learned from them.",
+        "share",
+        GRPO,
+        healthy="below 0.8",
+        otherwise="Too easy or too hard: other problems, algo.max_resamples, a higher"
+        " algo.temperature or more algo.num_generations.",
+        trl="frac_reward_zero_std",
+        better=DOWN,
+    ),
+    Metric(
+        "rollout/resampled_groups",
+        "Groups that were replaced in this iteration, for their rewards were all equal.",
+        "groups",
+        GRPO,
+        healthy="0 with algo.max_resamples=0; else well below the groups of an iteration",
+        better=DOWN,
+    ),
+)
