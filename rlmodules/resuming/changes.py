@@ -68,7 +68,7 @@ def compare(
     for name in differing:
         # Of another kind of environment, everything is another one.
         within = [t for t in targets if name.startswith(t.removesuffix("_target_")) and name != t]
-        if within or _follows(name, differing, named or {}):
+        if within or follows(name, differing, named or {}):
             continue
         before, after = old.get(name, ABSENT), new.get(name, ABSENT)
         effect = effect_of(name, algorithm)
@@ -92,7 +92,7 @@ def _has_digest(value: Any) -> bool:
     return isinstance(value, dict) and "digest" in value
 
 
-def _follows(name: str, differing: Collection[str], named: Mapping[str, list[str]]) -> bool:
+def follows(name: str, differing: Collection[str], named: Mapping[str, list[str]]) -> bool:
     """Whether ``name`` is an interpolation of another option that differs."""
     owner = name
     while owner and owner not in named:
