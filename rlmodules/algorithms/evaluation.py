@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.experience import TokenBatch, action_mask
 from datamodules.types import Evaluation, Trajectory, sequence_of
+from rlmodules.functional import kl_estimate
 from rlmodules.models import PolicyModel, Reference
 
 EVALUATION_TOKENS = 8192
@@ -57,6 +58,18 @@ def evaluate(
             with reference.of(policy) as ref:
                 ref_logprobs[at] = ref.score(tokens, temperature=temperature).logprobs.cpu()
     return Evaluation(sequences, positions, mask, logprobs, ref_logprobs, values)
+
+
+def sampler_kl(evaluation: Evaluation, trajectories: Sequence[Trajectory]) -> Tensor:
+    """[B, A], the k3 estimate of KL(sampler || policy as training scores it), in nats.
+
+    Both are the same policy: it is 0, but for what rounding and other kernels make of it.
+    """
+    sampled = evaluation.logprobs.clone()
+    both = zip(trajectories, evaluation.positions, strict=True)
+    said = [torch.cat(trajectory.logprobs) for trajectory, at in both if len(at)]
+    sampled[evaluation.mask] = torch.cat([torch.zeros(0), *said])
+    return kl_estimate(sampled, evaluation.logprobs, "k3")
 
 
 def _batches(sequences: Sequence[Tensor], *, keep_order: bool) -> Iterator[list[int]]:

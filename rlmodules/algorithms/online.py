@@ -27,7 +27,7 @@ from datamodules.types import (
 )
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import TrainingConfig
-from rlmodules.algorithms.evaluation import evaluate
+from rlmodules.algorithms.evaluation import evaluate, sampler_kl
 from rlmodules.algorithms.held_out import NAN, REPORTED, HeldOut, absent
 from rlmodules.algorithms.means import Means, Stopwatch
 from rlmodules.algorithms.policy import load_policy, policy_from_export
@@ -230,6 +230,9 @@ class OnlineModule(AlgorithmModule):
         }
         if (divergence := evaluation.kl()) is not None:
             metrics["rollout/kl"] = masked_mean(divergence, evaluation.mask, reduce=total)
+        if self.recompute:
+            apart = sampler_kl(evaluation, trajectories)
+            metrics["rollout/sampler_kl"] = masked_mean(apart, evaluation.mask, reduce=total)
         applies = total(scored.sum().float()) > 0  # else there is no mean: 0 would be one
         metrics["rollout/reward"] = masked_mean(rewards, scored, reduce=total)
         metrics["rollout/reward_std"] = masked_var(rewards, scored, reduce=total).sqrt()

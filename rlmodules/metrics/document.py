@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from datamodules.atomic import write_text
+from rlmodules.metrics.health import SYMPTOMS, Symptom
 from rlmodules.metrics.metric import EVERY, Metric
 from rlmodules.metrics.of_episodes import OF_EPISODES
 from rlmodules.metrics.of_evaluations import OF_EVALUATIONS
@@ -23,6 +24,13 @@ out, `time/` of the clock. A metric that does not exist (the mean of nothing) is
 
 Written by `python -m rlmodules.metrics.document` from `rlmodules/metrics/`: change it there.
 """
+HEALTH = """\
+## The health check
+
+What `rlmodules.metrics.health.check` finds in a run's metrics, the gravest first. Medians are of
+the last three iterations, or of the last tenth of the steps where that is more; a run that is too
+short to tell is healthy. Of 660 made-up healthy runs, noise included, none has one of these.
+"""
 SECTIONS = (
     (
         "Episodes",
@@ -42,6 +50,7 @@ def page() -> str:
     for title, about, metrics in SECTIONS:
         parts.append(f"## {title}\n\n{about}\n")
         parts += map(entry, metrics)
+    parts += [HEALTH, *map(symptom_entry, SYMPTOMS)]
     return "\n".join(parts)
 
 
@@ -58,6 +67,13 @@ def entry(metric: Metric) -> str:
         if text:
             lines.append(f"- {label}: {text}")
     return "\n".join([f"### `{metric.name}`{unit}", "", metric.what + better, "", *lines, ""])
+
+
+def symptom_entry(symptom: Symptom) -> str:
+    """What is said of one symptom."""
+    lines = [f"### `{symptom.name}`", "", symptom.rule, "", f"- means: {symptom.meaning}"]
+    lines.append(f"- remedy: {symptom.remedy}")
+    return "\n".join([*lines, *([f"- source: {symptom.source}"] if symptom.source else []), ""])
 
 
 def logged(metric: Metric) -> str:

@@ -160,11 +160,24 @@ OF_EPISODES = (
         better=UP,
     ),
     Metric(
+        "rollout/sampler_kl",
+        "KL of the policy as it sampled from itself as training scores it (k3 estimate).",
+        "nats a token",
+        ONLINE,
+        when="GRPO: where an iteration takes several steps",
+        high=0.02,
+        healthy="0 but for rounding: below 0.002",
+        otherwise="Sampling and training compute other probabilities for the same tokens, and"
+        " every ratio is wrong: use one precision and one engine for both.",
+        trl="GRPO: sampling/sampling_logp_difference/mean, without its sign, under vLLM",
+        better=DOWN,
+    ),
+    Metric(
         "rollout/entropy",
         "Mean surprise of the sampled tokens, an estimate of the policy's entropy.",
         "nats a token",
         GRPO,
-        healthy="falling slowly, and above a fifth of what it was",
+        healthy="falling slowly, and above a tenth of what it was",
         otherwise="Collapsed: all responses are alike and nothing new is tried; raise"
         " algo.temperature, algo.beta or algo.epsilon_high, or lower algo.learning_rate.",
         trl="entropy",

@@ -78,7 +78,7 @@ OF_UPDATES = (
         "nats a token",
         PPO,
         when="after algo.value_warmup_iterations",
-        healthy="falling slowly, and above a fifth of what it was",
+        healthy="falling slowly, and above a tenth of what it was",
         otherwise="Collapsed: all responses are alike and nothing new is tried; raise"
         " algo.entropy_coef, algo.temperature or algo.kl_penalty_coef.",
         trl="policy/entropy_avg",
