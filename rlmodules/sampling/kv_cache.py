@@ -11,9 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, cache_utils
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -74,7 +73,7 @@ class RoomyLayer(DynamicLayer):
 
 
 MERGEABLE = (
-    DummyLayer,
+    *filter(None, [getattr(cache_utils, "DummyLayer", None)]),  # since transformers 5.23
     DynamicLayer,
     RoomyLayer,
     DynamicSlidingWindowLayer,
