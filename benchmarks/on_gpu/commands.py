@@ -1,0 +1,100 @@
+"""Does `python train.py` itself run on the card, and does a CPU go on with what it left?
+
+Each command is a process of its own, several at once: nothing here is timed.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from on_gpu.parts import Parts, Result, arguments
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ONLINE = ("ppo", "grpo", "gspo", "rloo", "reinforce_plus_plus")
+OFFLINE = ("dpo", "orpo", "reward", "pairwise")
+SMOKE = ["experiment=smoke"]
+FEW = ["model=tiny", "algo.num_epochs=1", "+trainer.limit_train_batches=4", "algo.eval_every=2"]
+"""As short as a smoke run, for algorithms that learn from pairs."""
+VARIANTS = {
+    "weights-bf16": [*SMOKE, "algo=ppo", "model.dtype=bfloat16"],
+    "bf16-true": [*SMOKE, "algo=ppo", "trainer.precision=bf16-true"],
+    "16-mixed": [*SMOKE, "algo=ppo", "trainer.precision=16-mixed"],
+    "16-mixed-dpo": [*FEW, "algo=dpo", "trainer.precision=16-mixed"],
+    "deterministic-ppo": [*SMOKE, "algo=ppo", "trainer.deterministic=true"],
+    "deterministic-grpo": [*SMOKE, "algo=grpo", "env=text", "trainer.deterministic=true"],
+    "deterministic-dpo": [*FEW, "algo=dpo", "trainer.deterministic=true"],
+    "deterministic-reward": [*FEW, "algo=reward", "trainer.deterministic=true"],
+    "eager": [*SMOKE, "algo=ppo", "model.attn_implementation=eager"],
+    "lora": [*SMOKE, "algo=grpo", "env=text", "model.lora.r=4"],
+    "checkpointing": [*SMOKE, "algo=ppo", "model.gradient_checkpointing=true"],
+    "top-p": [*SMOKE, "algo=ppo", "algo.top_p=0.5", "algo.temperature=0.9"],
+    "on-cpu": [*SMOKE, "algo=ppo", "algo.device=cpu"],
+    "no-such-card": [*SMOKE, "algo=ppo", "algo.device=cuda:7"],
+}
+REFUSED = {"no-such-card"}
+THEN = {
+    "evaluated-on-cpu": ["task=evaluate"],
+    "resumed-on-cpu": ["algo.num_iterations=3"],
+    "resumed-on-card": ["algo.num_iterations=3"],
+}
+"""What follows `algo=ppo`, from its folder."""
+
+
+def command(options: list[str], folder: Path, device: str) -> Result:
+    """One run of train.py; its last lines."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", **hidden}
+    argv = [sys.executable, "train.py", *options, "logger=none", f"hydra.run.dir={folder}"]
+    start = time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    said = f"{done.stdout}\n{done.stderr}".strip().splitlines()
+    result = {"rc": done.returncode, "took_s": time.monotonic() - start,
+              "options": " ".join(options), "said": said[-1][:300]}  # fmt: skip
+    if done.returncode:
+        trace = folder / "error.txt"
+        lines = trace.read_text("utf-8").splitlines() if trace.is_file() else said
+        result |= {"said": said[-4:], "traceback": lines[-16:]}
+    return result
+
+
+def one(parts: Parts, folder: Path, device: str, name: str, options: list[str]) -> None:
+    """Run a command, note it, and what follows it."""
+    try:
+        result = command(options, folder / name, device)
+    except subprocess.TimeoutExpired as error:
+        result = {"error": str(error)[:200]}
+    if (result.get("rc") == 0) == (name in REFUSED):
+        result["error"] = f"ended with {result.get('rc')}"
+    parts.note(f"train.py-{name}", result, result.pop("took_s", 120.0))
+    if name != "ppo":
+        return
+    for then, more in THEN.items():
+        where = device if then.endswith("card") else "cpu"
+        options = [*SMOKE, "algo=ppo", *more, f"ckpt_path={folder / name}"]
+        result = command(options, folder / then, where)
+        if result["rc"]:
+            result["error"] = f"ended with {result['rc']}"
+        parts.note(f"train.py-{then}", result, result.pop("took_s"))
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--at-once", type=int, default=8)
+    args = parser.parse_args()
+    parts = Parts(args.out, args.seconds, args.only)
+    asked = {name: [*SMOKE, f"algo={name}", "env=text"] for name in ONLINE}
+    asked |= {name: [*FEW, f"algo={name}"] for name in OFFLINE} | VARIANTS
+    asked = {n: o for n, o in asked.items() if not args.only or n in args.only}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
+        run = partial(one, parts, Path(folder), args.device)
+        list(pool.map(run, asked, asked.values()))
+
+
+if __name__ == "__main__":
+    main()

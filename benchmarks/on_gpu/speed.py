@@ -1,0 +1,211 @@
+"""How fast, and how close to what the card can do: models of a real size with random weights.
+
+Our side is as a user runs it: float32 weights under bf16-mixed, the settings of our `conf/`;
+without checkpoints, reports and loggers. Limits are the card's own, measured first: its bf16 matrix
+product and its copies. Of each phase `limit_s` counts what nothing avoids: the layers' products on
+every token, the vocabulary's at every response token, twice again where gradients are needed; while
+sampling, the bytes of bf16 weights and of the cache at every token; AdamW's bytes. `share` is limit
+over measured.
+"""
+
+import tempfile
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+from ours_pairs import computed_tokens, predictions, tokens
+
+from datamodules import (
+    PreferenceDataModule,
+    PreferenceDataset,
+    RolloutDataModule,
+    TextGenerationEnv,
+)
+from on_gpu.bench import Bench, Clock
+from on_gpu.parts import Parts, Result, arguments, quiet
+from on_gpu.shapes import pairs, prompts
+from on_gpu.traces import decoding, iteration
+from rlmodules import (
+    DPO,
+    GRPO,
+    PPO,
+    DPOConfig,
+    GRPOConfig,
+    ModelConfig,
+    PPOConfig,
+    RewardModel,
+    RewardModelConfig,
+)
+from rlmodules.models import resolve_precision
+
+ADAM_BYTES = 28
+"""Of a float32 weight: weight and two moments read and written, gradient read."""
+
+
+def trainer(bench: Bench, module: Any, epochs: int, *callbacks: L.Callback) -> L.Trainer:
+    """As `conf/trainer/default.yaml` has it."""
+    c = module.config
+    return L.Trainer(
+        accelerator="gpu" if bench.device == "cuda" else "cpu",
+        devices=1,
+        precision=resolve_precision("auto"),
+        max_epochs=epochs,
+        gradient_clip_val=c.max_grad_norm,
+        accumulate_grad_batches=c.gradient_accumulation_steps,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+        callbacks=list(callbacks),
+    )
+
+
+def letters(prompts: Any, responses: list[str], metadata: Any = None) -> list[float]:
+    """A reward that no two responses share."""
+    return [sum(map(str.isalpha, text)) / max(len(text), 1) for text in responses]
+
+
+def online(bench: Bench, algorithm: str, size: str, *, iterations: int = 3) -> Result:
+    """PPO or GRPO; the first iteration is not timed."""
+    bench.fresh()
+    s, folder = bench.size, str(bench.model(size))
+    window = s["episodes"] // s["minibatch"] if algorithm == "grpo" else 1  # one step, as TRL's
+    shared = {"model_name": folder, "batch_size": s["episodes"], "learning_rate": 1e-6,
+              "mini_batch_size": s["minibatch"], "gradient_accumulation_steps": window,
+              "max_new_tokens": s["response"], "num_iterations": iterations,
+              "temperature": 1.0, "top_p": 1.0, "device": bench.device}  # fmt: skip
+    if algorithm == "ppo":
+        module: Any = PPO(PPOConfig(**shared), ModelConfig(name=folder))
+        epochs, extra = module.config.ppo_epochs, {}
+    else:
+        extra = {"num_generations": s["generations"]}
+        module = GRPO(GRPOConfig(**shared, **extra, beta=0.04), ModelConfig(name=folder))
+        epochs = module.config.num_epochs
+    no_end(module)
+    c, clock = module.config, Clock(bench)
+    data = RolloutDataModule(
+        partial(TextGenerationEnv, reward_fn=letters, max_length=4096),
+        prompts=prompts(s["episodes"] // extra.get("num_generations", 1), s["prompt"]),
+        eval_size=0, batch_size=c.batch_size, mini_batch_size=c.mini_batch_size,
+        gradient_accumulation_steps=window, epochs=epochs, seed=c.seed, **extra,
+    )  # fmt: skip
+    fitting = trainer(bench, module, iterations, clock)
+    fitting.fit(module, data)
+    m = {name: float(value) for name, value in fitting.callback_metrics.items()}
+    seconds = {"rollout": m["time/rollout_s"], "evaluate": m["time/evaluate_s"],
+               "update": m["time/update_s"]}  # fmt: skip
+    limit = online_limits(bench, size, c, s["prompt"], epochs, extra.get("num_generations", 1))
+    sampled = c.batch_size * c.max_new_tokens
+    return {
+        "iteration_s": median(clock.epochs[1:] or clock.epochs),
+        "first_iteration_s": clock.epochs[0],
+        "seconds": seconds,
+        "limit_s": limit,
+        "share": {name: limit[name] / seconds[name] for name in seconds},
+        "sampled_tokens_per_s": sampled / seconds["rollout"],
+        "trained_tokens_per_s": epochs * (sampled + c.batch_size * s["prompt"]) / seconds["update"],
+        "kl": m["rollout/kl"],
+        "loss": m["train/loss"],
+        **bench.memory(),
+    }
+
+
+def no_end(module: Any) -> None:
+    """Have every response take its full length."""
+    module.tokenizer.eos_token = None
+    module.base_model.generation_config.eos_token_id = None
+
+
+def online_limits(bench: Bench, size: str, c: Any, prompt: int, epochs: int, group: int) -> dict:
+    """Seconds of each phase of an iteration that the card cannot go below."""
+    w = bench.counts(size)
+    rows, response = c.batch_size, c.max_new_tokens
+    said = rows * response
+    every = said + rows * prompt // group  # prompts of a group are computed once
+    trained = said + rows * prompt // min(group, c.mini_batch_size)
+    product = lambda n, v: 2 * (w["layers"] * n + w["vocabulary"] * v) / bench.peak  # noqa: E731
+    weights = 2 * (w["layers"] + w["vocabulary"])
+    cache = w["cache_bytes"] * rows * (prompt + response / 2)
+    steps = epochs * rows // (c.mini_batch_size * c.gradient_accumulation_steps)
+    adam = steps * ADAM_BYTES * (w["layers"] + w["vocabulary"]) / bench.bandwidth
+    return {
+        "rollout": response * (weights + cache) / bench.bandwidth + product(rows * prompt, rows),
+        "evaluate": 2 * product(every, said),
+        "update": 3 * epochs * product(trained, said) + adam,
+    }
+
+
+def offline(bench: Bench, algorithm: str, size: str, *, steps: int = 8, warmup: int = 2) -> Result:
+    """DPO or a reward model: optimizer steps on pairs of random letters."""
+    bench.fresh()
+    s, folder = bench.size, str(bench.model(size))
+    c: Any = {"model_name": folder, "batch_size": s["pairs"], "gradient_accumulation_steps": 1,
+              "learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_length": 1024,
+              "max_prompt_length": 512, "device": bench.device}  # fmt: skip
+    model = ModelConfig(name=folder)
+    if algorithm == "dpo":
+        module: Any = DPO(DPOConfig(**c), model)
+    else:
+        module = RewardModel(RewardModelConfig(**c, dropout_prob=0.0), model)
+    rows = pairs(s["pairs"] * steps, s["pair_prompt"], s["shortest"], s["longest"])
+    columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
+    every = PreferenceDataset(*columns, module.tokenizer, 1024, 512, close=module.closes_texts)
+    data = PreferenceDataModule(train_dataset=every, eval_size=0, batch_size=s["pairs"],
+                                max_length=1024, max_prompt_length=512, seed=0)  # fmt: skip
+    clock = Clock(bench)
+    fitting = trainer(bench, module, 1, clock)
+    fitting.fit(module, data)
+    seconds = [end - start for start, end in pairwise(clock.stamps)][warmup:]
+    timed = [example for batch in clock.examples[warmup:] for example in batch]
+    w, is_dpo = bench.counts(size), algorithm == "dpo"
+    layers = sum(map(computed_tokens, timed)) * w["layers"]
+    vocabulary = sum(map(predictions, timed)) * w["vocabulary"] if is_dpo else 0
+    passes = 4 if is_dpo else 3  # forward, two of the backward; the reference
+    limit = 2 * passes * (layers + vocabulary) / bench.peak / len(seconds)
+    limit += ADAM_BYTES * (w["layers"] + w["vocabulary"]) / bench.bandwidth
+    return {
+        "step_s": median(seconds),
+        "first_step_s": clock.stamps[1] - clock.stamps[0],
+        "limit_s": limit,
+        "share": limit / median(seconds),
+        "tokens_per_s": sum(map(tokens, timed)) / sum(seconds),
+        "pairs_per_s": len(timed) / sum(seconds),
+        "loss": float(fitting.callback_metrics["train/loss"]),
+        **bench.memory(),
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0]).parse_args()
+    parts = Parts(args.out, args.seconds, args.only)
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        bench_limits = parts.run("limits", bench.limits)
+        if bench_limits is None and not args.only:
+            return
+        for size, online_ones, offline_ones in (
+            ("0.5B", ("grpo", "ppo"), ("dpo", "reward")),
+            ("1.5B", ("ppo",), ("dpo",)),
+        ):
+            for name in offline_ones:
+                parts.run(f"{name}-{size}", partial(offline, bench, name, size), seconds=45)
+            for name in online_ones:
+                parts.run(f"{name}-{size}", partial(online, bench, name, size), seconds=75)
+            if size == "0.5B":
+                parts.run("trace-decoding", partial(decoding, bench, size), seconds=45)
+                parts.run("trace-ppo", partial(iteration, bench, "ppo", size), seconds=60)
+                parts.run("trace-dpo", partial(iteration, bench, "dpo", size), seconds=60)
+
+
+if __name__ == "__main__":
+    with quiet():
+        main()
