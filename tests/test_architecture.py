@@ -80,6 +80,9 @@ NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", 
 COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", f"{R}.running", "train"}
 """Rooms that know Hydra."""
 
+DEEPER = {f"{R}.sweeping": 5}
+"""No room is deeper than two folders, but where Hydra wants its plugins, and search has a room."""
+
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
 SOURCES = [*FILES, ROOT / "train.py"]
 WRITTEN = [path for path in SOURCES if path.name != "nodes.py"]  # that one a command writes
@@ -156,7 +159,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_every_file_has_its_room(path):
     assert room_of(module_of(path)) in MAY_IMPORT
-    assert len(path.relative_to(ROOT).parents) <= 3, "deeper than two folders"
+    assert len(path.relative_to(ROOT).parents) <= DEEPER.get(room_of(module_of(path)), 3)
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=named)

@@ -126,16 +126,16 @@ def test_the_better_half_goes_on_exactly(tmp_path):
 
     def crossing(options, unit):  # who leads early does not in the end
         rate, seed = options["algo.learning_rate"], options["seed"]
-        return {"val/loss": math.sin(1e4 * rate * unit) + 0.1 * seed * math.cos(1e3 * rate)}
+        return {"val/kl": math.sin(1e4 * rate * unit) + 0.1 * seed * math.cos(1e3 * rate)}
 
-    made = plan(algo={"num_iterations": 16}, metrics=["val/loss"], seeds=[0, 1], **HALVING)
-    run(tmp_path, Played(crossing, total=16, slots=3, metric="val/loss"), plan_=made)
+    made = plan(algo={"num_iterations": 16}, metrics=["val/kl"], seeds=[0, 1], **HALVING)
+    run(tmp_path, Played(crossing, total=16, slots=3, metric="val/kl"), plan_=made)
     study = study_of(tmp_path)
     rate = {t.number: t.params["algo.learning_rate"] for t in study.trials}
 
     def mean(number, unit):
         runs = [{"algo.learning_rate": rate[number], "seed": seed} for seed in (0, 1)]
-        return sum(crossing(options, unit)["val/loss"] for options in runs) / 2
+        return sum(crossing(options, unit)["val/kl"] for options in runs) / 2
 
     left = set(rate)
     for rung in study.user_attrs[RUNGS]:
@@ -146,7 +146,7 @@ def test_the_better_half_goes_on_exactly(tmp_path):
     assert study.best_trial.number == best
 
 
-@pytest.mark.parametrize("dies_after", range(1, 14))
+@pytest.mark.parametrize("dies_after", range(1, 13, 2))
 def test_halving_that_was_killed_ends_as_if_it_had_not_been(tmp_path, dies_after):
     made = plan(algo={"num_iterations": 8}, **HALVING)
     whole = run(tmp_path / "whole", Played(planted, total=8, slots=1), plan_=made)[0]
@@ -208,8 +208,8 @@ def test_halving_goes_on_without_those_that_fail(tmp_path):
 def test_halving_refuses_what_it_cannot_compare():
     with pytest.raises(ValueError, match=r"algo\.eval_every=3 evaluates at other times"):
         plan("algo.eval_every=3", algo={"num_iterations": 16, "eval_every": 3}, **HALVING)
-    with pytest.raises(ValueError, match=r"optimized_metric=train/loss is not of held-out"):
-        plan(metrics=["train/loss"], **HALVING)
+    with pytest.raises(ValueError, match=r"optimized_metric=rollout/reward is not of held-out"):
+        plan(metrics=["rollout/reward"], **HALVING)
     with pytest.raises(ValueError, match=r"is all of algo\.num_iterations=4"):
         plan(**HALVING | {"min_units": 4})
     with pytest.raises(ValueError, match="set one of them to null"):

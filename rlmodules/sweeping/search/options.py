@@ -16,6 +16,10 @@ from rlmodules.sweeping.search.study import Direction, experimental
 
 DIRECTIONS: dict[str, Direction] = {"up": "maximize", "down": "minimize"}
 
+ORDERED = (GridSampler, QMCSampler)
+"""Samplers that go through one sequence, which their seed decides, and know from the study how far
+they are."""
+
 
 @dataclass
 class SearchOptions:
@@ -121,9 +125,11 @@ class SearchOptions:
         options = dict(self.sampler)
         seed = options.get("seed")
         kind = target(options["_target_"], "sampler")
-        if seed is not None and not (isinstance(kind, type) and issubclass(kind, QMCSampler)):
+        if kind in ORDERED:
+            options["seed"] = seed or 0
+        elif seed is not None:
             options["seed"] = zlib.crc32(f"{seed}/{number}{salt}".encode())
-        if isinstance(kind, type) and issubclass(kind, GridSampler):
+        if kind is GridSampler:
             options["search_space"] = space.grid()
         return made(options, "sampler")
 

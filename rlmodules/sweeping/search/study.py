@@ -120,6 +120,14 @@ def _said(value: Any) -> str:
     return f"tag(log, {text})" if given.get("log") else text
 
 
+class Endless(optuna.Study):
+    """A study whose sampler cannot end it: once it has no more to propose, as a grid has not, what
+    it proposes again is not run again."""
+
+    def stop(self) -> None:
+        pass
+
+
 class Study:
     """The trials of one sweep in an Optuna study.
 
@@ -150,9 +158,10 @@ class Study:
         if known:
             self._compare(name)
         directions = list(asked.goals.values())
-        self.optuna = optuna.create_study(
+        optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
+        self.optuna = Endless(study_name=name, storage=storage)
         if ASKED_FOR not in self.optuna.user_attrs:
             with experimental():
                 self.optuna.set_metric_names(list(asked.goals))

@@ -56,10 +56,9 @@ class Instance:
         missing = [name for name in metrics if name not in found]
         bad = [name for name in metrics if name in found and not math.isfinite(found[name])]
         if missing or bad:
-            what = (
-                f"{(missing or bad)[0]} was never logged" if missing else f"{bad[0]} is no number"
-            )
-            self.error = self.error or what
+            said = [f"{name} was never logged" for name in missing]
+            said += [f"{name} is {found[name]}" for name in bad]
+            self.error = self.error or said[0]
             return
         self.values = tuple(float(found[name]) for name in metrics)
 
