@@ -114,7 +114,7 @@ SWEEPER: dict[str, Any] = {
 def plan(*arguments: str, algo: Any = None, **sweeper: Any):
     """What ``make_plan`` makes of a small config."""
     config = {
-        "hydra": {"sweeper": SWEEPER | sweeper},
+        "hydra": {"sweeper": SWEEPER | sweeper, "runtime": {"choices": {"algo": "ppo"}}},
         "optimized_metric": "val/reward",
         "module": "rlmodules.PPO",
         "algo": {"num_iterations": 4, "eval_every": 1} | (algo or {}),

@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from search_helpers import Killed, Played, plan, run
 from sweeping.test_search import killed_is_killed, planted, study_of  # noqa: F401
 
-from rlmodules.sweeping.search.rules import RUNGS, loses, pairs
+from rlmodules.sweeping.search.rules import RUNGS, StopLosers, loses, pairs
 from rlmodules.sweeping.search.study import experimental
 
 PRUNER = {"_target_": "optuna.pruners.WilcoxonPruner", "p_threshold": 0.2}
@@ -87,10 +87,28 @@ def test_no_seed_is_enough_to_stop_a_setting_that_wins_with_one_of_three(tmp_pat
     assert [t.state.name for t in study_of(tmp_path).trials] == ["COMPLETE"] * 2
 
 
-def test_seeds_that_can_never_decide_are_refused():
-    with pytest.raises(ValueError, match=r"p_threshold=0\.1 can never decide with 3 seeds"):
-        plan(seeds=[0, 1, 2], pruner=PRUNER | {"p_threshold": 0.1})
-    plan(seeds=[0, 1, 2, 3], pruner=PRUNER | {"p_threshold": 0.1})
+@pytest.mark.parametrize(
+    ("seeds", "threshold", "decides"),
+    [
+        (1, 0.9, False),
+        (2, 0.2, False),
+        (2, 0.3, True),
+        (3, 0.2, True),
+        (3, 0.1, False),
+        (4, 0.1, True),
+    ],
+)
+def test_seeds_that_can_never_decide_stop_nothing_and_that_is_said(
+    tmp_path, seeds, threshold, decides
+):
+    pruner = PRUNER | {"p_threshold": threshold}
+    made = plan(seeds=list(range(seeds)), pruner=pruner, n_trials=1)
+    assert isinstance(made.rule, StopLosers) == decides
+    said = run(tmp_path, Played(planted), plan_=made)[1]
+    assert ("no setting is stopped early" in said) != decides
+
+
+def test_other_pruners_are_refused():
     with pytest.raises(ValueError, match="MedianPruner compares runs at one step"):
         plan(pruner={"_target_": "optuna.pruners.MedianPruner"})
 

@@ -50,8 +50,9 @@ def make_plan(config: DictConfig, arguments: Sequence[str]) -> Plan:
     """
     given = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(given, dict)
-    options = SearchOptions(**{str(k): v for k, v in given.items() if k != "_target_"})
-    space = read_space(options.params or {}, arguments, options.seeds)
+    options = SearchOptions(**{str(k): v for k, v in given.items() if not str(k).startswith("_")})
+    options = options.of_algorithm(str(config.hydra.runtime.choices.get("algo")))
+    space = read_space(options.params, arguments, options.seeds)
     if "algo" in space.parameters:
         raise ValueError(
             "algo= cannot be searched over: each algorithm has options of its own. Search one after"
@@ -75,12 +76,13 @@ def first_rung(options: SearchOptions, config: DictConfig) -> int:
     """
     total = config.algo.get(LENGTH)
     if options.min_units == "quarter":
-        if total is None:
+        quarter = options.quarter if total is None else max(1, int(total) // 4)
+        if quarter is None:
             raise ValueError(
                 "hydra.sweeper.min_units=quarter is of algo.num_iterations, which"
                 f" {config.module} has not: give it in optimizer steps, 20 for example"
             )
-        return max(1, int(total) // 4)
+        return quarter
     units = int(options.min_units or 0)
     if total is not None and units >= int(total):
         raise ValueError(
@@ -204,6 +206,11 @@ def told_plan(plan: Plan, study: Study) -> str:
     if isinstance(plan.rule, Halve):
         lines.append(
             f"  all run for {plan.rule.min_units} units, the better half twice as long, ..."
+        )
+    elif plan.options.pruner is not None and not isinstance(plan.rule, StopLosers):
+        lines.append(
+            f"  no setting is stopped early: if all of {seeds} are worse, p is {0.5**seeds:g}, and"
+            " hydra.sweeper.pruner.p_threshold is below"
         )
     if ended or begun:
         lines.append(f"  going on: {ended} trials have ended, {begun} are under way")

@@ -3,7 +3,7 @@
 import importlib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -26,10 +26,13 @@ class SearchOptions:
     """What ``conf/hydra/sweeper/search.yaml`` holds; there each is explained."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
+    spaces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: Sequence[int] = (0, 1, 2)
     n_trials: int = 20
     n_jobs: int | None = None
     metrics: Sequence[str] | None = None
+    pareto: bool = False
+    against: str | None = None
     direction: Any = None
     sampler: Mapping[str, Any] = field(default_factory=dict)
     pruner: Mapping[str, Any] | None = None
@@ -58,6 +61,40 @@ class SearchOptions:
                 "hydra.sweeper.min_units halves, and hydra.sweeper.pruner stops, losing trials:"
                 " set one of them to null"
             )
+        if self.metrics and (self.pareto or self.against):
+            raise ValueError(
+                "hydra.sweeper.metrics names all that counts: leave hydra.sweeper.pareto and"
+                " hydra.sweeper.against out"
+            )
+        if self.against and not self.pareto:
+            raise ValueError(
+                f"hydra.sweeper.against={self.against} is read by hparams_search=pareto alone"
+            )
+
+    def of_algorithm(self, algorithm: str) -> "SearchOptions":
+        """With what the space of ``algo=ALGORITHM`` says where nothing else was said.
+
+        Raises:
+            ValueError: it is to say what is against the optimized metric, or how long a quarter of
+                a run is, and does not; or it says something else.
+        """
+        space = self.spaces.get(algorithm, {})
+        if unknown := sorted(set(space) - {"params", "against", "quarter"}):
+            raise ValueError(f"hydra.sweeper.spaces.{algorithm}: nothing reads {unknown[0]}")
+        against = self.against or space.get("against")
+        if self.pareto and not against:
+            raise ValueError(
+                f"hparams_search=pareto: nothing is named against the optimized metric of"
+                f" algo={algorithm}: hydra.sweeper.against=val/kl, for example (docs/metrics.md)"
+            )
+        params = {**space.get("params", {}), **self.params}
+        against = against if self.pareto else None
+        return replace(self, params=params, against=against, spaces={algorithm: space})
+
+    @property
+    def quarter(self) -> int | None:
+        """Of a run, in optimizer steps, as the algorithm's space says."""
+        return next(iter(self.spaces.values()), {}).get("quarter")
 
     def goals(self, optimized_metric: str, module: str) -> dict[str, Direction]:
         """Metric -> direction.
@@ -70,10 +107,11 @@ class SearchOptions:
             ValueError: a metric is not logged, its better direction is not known, or another is
                 asked for; or several metrics are to be pruned by.
         """
-        metrics = list(self.metrics or [optimized_metric])
-        option = "hydra.sweeper.metrics" if self.metrics else "optimized_metric"
+        metrics = list(self.metrics or [optimized_metric, *filter(None, [self.against])])
         for name in metrics:
             if is_logged_by(module, name) is False:
+                option = "optimized_metric" if name == optimized_metric else "hydra.sweeper.metrics"
+                option = "hydra.sweeper.against" if name == self.against else option
                 raise ValueError(f"{option}={name} is not logged by {module}: see docs/metrics.md")
         given = self.direction if isinstance(self.direction, list | tuple) else [self.direction]
         directions = list(given) if self.direction else [None] * len(metrics)
@@ -93,10 +131,10 @@ class SearchOptions:
         return goals
 
     def make_pruner(self, seeds: int) -> BasePruner | None:
-        """The pruner of instances; None if nothing is pruned.
+        """The pruner of instances; None if nothing is pruned: so few seeds can never decide.
 
         Raises:
-            ValueError: it is another kind of pruner, or so few seeds can never decide.
+            ValueError: it is another kind of pruner.
         """
         if self.pruner is None:
             return None
@@ -108,12 +146,8 @@ class SearchOptions:
                 " hparams_search=halving to stop those that are behind after some iterations"
             )
         threshold = float(self.pruner.get("p_threshold", 0.1))
-        if seeds > 1 and threshold <= 0.5**seeds:
-            raise ValueError(
-                f"hydra.sweeper.pruner.p_threshold={threshold:g} can never decide with {seeds}"
-                f" seeds: if all of them are worse, p is {0.5**seeds:g}. Raise it above that, take"
-                " more seeds, or set hydra.sweeper.pruner=null"
-            )
+        if threshold <= 0.5**seeds or seeds == 1:
+            return None
         return pruner
 
     def sampler_for(self, space: Space, salt: str, number: int) -> BaseSampler:

@@ -141,9 +141,7 @@ def parameter_of(override: Override) -> Parameter:
     """
     name, value = override.get_key_element(), override.value()
     if unknown := sorted(getattr(value, "tags", set()) - {"log"}):
-        raise ValueError(
-            f"{name}: tag({unknown[0]}, ...) means nothing here: there is tag(log, ...)"
-        )
+        raise ValueError(f"{name}: there is no tag({unknown[0]}, ...), only tag(log, ...)")
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
         return Parameter(name, _interval(name, value, log))
