@@ -20,6 +20,7 @@ from rlmodules.callbacks import (
     AtomicCheckpointIO,
     DataCheck,
     OptimizedMetric,
+    ProgressFile,
     RunIsComplete,
     RunRecord,
 )
@@ -27,8 +28,9 @@ from rlmodules.checks import naming
 from rlmodules.models import resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
 from rlmodules.resuming.changes import flatten, references
-from rlmodules.resuming.folder import require_own
+from rlmodules.resuming.folder import is_follower, require_own
 from rlmodules.schemas import refuse_contradictions
+from rlmodules.sweeping.jobs import RESULT, reported, write_result
 from rlmodules.tasks.evaluate import judge_export
 from rlmodules.trainer_options import check_trainer, several_processes
 
@@ -40,11 +42,15 @@ ignore_remarks()
 
 def run(cfg: DictConfig) -> float | None:
     """Train, or do the ``task=`` that is another; returns what ``train`` returns."""
+    folder = Path(cfg.paths.output_dir)
     try:
-        return run_task(cfg) if cfg.task else train(cfg)
+        value = run_task(cfg) if cfg.task else train(cfg)
     except RunIsComplete as complete:  # what is called until it succeeds has succeeded
         print(complete)
-        return None
+        value = reported(folder, cfg.optimized_metric)
+    if not is_follower():
+        write_result(folder, cfg.optimized_metric, value)
+    return value
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -54,21 +60,23 @@ def train(cfg: DictConfig) -> float | None:
     record = record_of(cfg, settings)
     named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
     optimized = OptimizedMetric(cfg.optimized_metric, required=named)
+    progress = ProgressFile(cfg.paths.output_dir)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     trainer = make_trainer(
         cfg.trainer,
-        callbacks=[DataCheck(inspecting()), record, *callbacks, optimized],
+        callbacks=[DataCheck(inspecting()), record, progress, *callbacks, optimized],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
-    algorithm = get_class(cfg.module)
+    algorithm, folder = get_class(cfg.module), Path(cfg.paths.output_dir)
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)
     ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
-    require_own(Path(cfg.paths.output_dir), ckpt_path)
+    require_own(folder, ckpt_path)
     module = algorithm(settings["algo"], settings["model"])
     datamodule = instantiate(cfg.data)
     if trainer.is_global_zero:
-        write_text(Path(cfg.paths.output_dir) / "config.yaml", OmegaConf.to_yaml(settings))
+        (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 

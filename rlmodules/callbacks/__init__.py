@@ -8,6 +8,7 @@ from rlmodules.callbacks.optimized import OptimizedMetric
 from rlmodules.callbacks.position import RunIsComplete
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
+from rlmodules.callbacks.progress_file import ProgressFile
 from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.run_record import RunRecord

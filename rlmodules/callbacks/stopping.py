@@ -14,6 +14,7 @@ from rich import print as rich_print
 from datamodules.atomic import replacing
 from rlmodules.callbacks.position import is_whole_epoch
 from rlmodules.resuming.checkpoint import read_file
+from rlmodules.sweeping.jobs import PAUSE, PAUSED, forget_pause, pause_at
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,10 +68,10 @@ def size_in_memory(value: Any) -> int:
 
 
 class StoppedBySignal(SystemExit):
-    """Ends the run with the usual exit status of a process that a signal ended.
+    """Ends the run with the usual exit status of a process that a signal ended, or as ``PAUSED``.
 
     Args:
-        status: 128 and the signal's number.
+        status: 128 and the signal's number; or ``PAUSED``.
         epoch_ended: whether it stopped between two epochs.
     """
 
@@ -82,7 +83,8 @@ class StoppedBySignal(SystemExit):
 class SaveLast(Checkpoint):
     """Owns ``last.ckpt``: writes it as often as asked and whenever a run ends or stops.
 
-    A run stops by itself, by a limit, by an error, by SIGTERM or Ctrl-C. A signal is obeyed once
+    A run stops by itself, by a limit, by an error, by SIGTERM or Ctrl-C, or because a file
+    ``pause`` in its folder asks it to (``rlmodules.sweeping.jobs``). A signal is obeyed once
     the optimizer step or the evaluation batch in progress is done; a second Ctrl-C stops at once,
     without saving. A file stands after an optimizer step, so it resumes bit by bit.
     (A ``Checkpoint``, because Lightning runs those after the module's own hooks. List it last: what
@@ -100,6 +102,7 @@ class SaveLast(Checkpoint):
         every_n_train_steps: int | None = None,
     ) -> None:
         self.path = Path(dirpath) / "last.ckpt"
+        self._folder = Path(dirpath).parent
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self._saved: tuple[int, bool] | None = None  # after how many steps; with their epoch ended
         self._signal: int | None = None
@@ -110,6 +113,8 @@ class SaveLast(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._take_signals()
+        if not trainer.fit_loop.done and self._is_paused(trainer):
+            raise StoppedBySignal(PAUSED)  # before anything is done: what it began from stands
         self._saved, self._training, self._ending, self._finishing = None, True, False, False
         if trainer.fit_loop.done:  # nothing is left to train, and before the report: a run's last
             self._save(trainer)
@@ -132,15 +137,18 @@ class SaveLast(Checkpoint):
         ):
             self._save(trainer)
         if between_steps:
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, evaluated=None)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop_if_asked(trainer)
+        self._stop_if_asked(trainer, evaluated=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         early = self._training and trainer.should_stop and not self._ending
         if early and not is_whole_epoch(trainer):  # stopped by what the evaluation said
             self._save(trainer)
+        elif self._training and not is_whole_epoch(trainer) and self._is_paused(trainer):
+            self._save(trainer)
+            raise StoppedBySignal(PAUSED)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs, steps, whole = (
@@ -163,6 +171,12 @@ class SaveLast(Checkpoint):
             if trainer.is_global_zero:
                 print("\nStopped at once, without saving a checkpoint.", flush=True)
             return
+        self._save_at(exception, trainer)
+        if trainer.is_global_zero and getattr(exception, "code", None) == PAUSED:
+            forget_pause(self._folder)
+            print(f"\nPaused, as {self._folder / PAUSE} asked (it is removed).", flush=True)
+
+    def _save_at(self, exception: BaseException, trainer: L.Trainer) -> None:
         if not self._training:
             return
         # Saving is a collective act: one process that failed alone must not wait for the others.
@@ -197,12 +211,42 @@ class SaveLast(Checkpoint):
         now = "Finishing what is left to write" if self._finishing else "Stopping after this step"
         print(f"\n{now}; Ctrl-C again stops at once, unsaved.", flush=True)
 
-    def _stop_if_asked(self, trainer: L.Trainer, *, epoch_ended: bool = False) -> None:
-        asked = self._signal is not None
+    def _stop_if_asked(
+        self, trainer: L.Trainer, *, epoch_ended: bool = False, evaluated: bool | None = True
+    ) -> None:
+        signalled = self._signal is not None
+        if trainer.world_size > 1:
+            signalled = trainer.strategy.reduce_boolean_decision(signalled, all=False)
+        if signalled:
+            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM), epoch_ended)
+        if self._is_paused(trainer, epoch_ended=epoch_ended, evaluated=evaluated):
+            raise StoppedBySignal(PAUSED, epoch_ended)
+
+    def _is_paused(
+        self, trainer: L.Trainer, *, epoch_ended: bool = False, evaluated: bool | None = True
+    ) -> bool:
+        """Whether it is to pause here; after a number of units, once these have been evaluated.
+
+        Args:
+            evaluated: None if Lightning knows whether that comes after this batch.
+        """
+        asked = False
+        if trainer.is_global_zero and (at := pause_at(self._folder)) is not None:
+            online = getattr(trainer.lightning_module, "epochs_option", "") == "num_iterations"
+            done = trainer.current_epoch + epoch_ended if online else trainer.global_step
+            if evaluated is None:
+                evaluated = not _is_evaluation_due(trainer)
+            asked = not at or (evaluated and done >= at)
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            raise StoppedBySignal(128 + (self._signal or signal.SIGTERM), epoch_ended)
+        return asked
+
+
+def _is_evaluation_due(trainer: L.Trainer) -> bool:
+    """Whether what is held out is evaluated after the batch that has just ended."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def _divides(count: int, interval: int | None) -> bool:

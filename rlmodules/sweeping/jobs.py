@@ -6,13 +6,15 @@ machine it runs, or whether the sweep that asks is the one that began it.
     job.json       by the sweep, before it starts: the job's overrides
     job.log        all that it prints
     progress.json  by the run, after each iteration and each evaluation: how far it is
-    pause          by the sweep: the run is to save and stop at its next step
+    pause          by the sweep, or by anyone: the run is to save and stop, at its next step, or
+                   where it holds a number, once so many units are done; the run removes it then
     result.json    by the run, as its last: the optimized metric
+    failure.json   by what started it: how it failed; removed when it is started again
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,11 @@ from rlmodules.reports.files import RESULT as RESULT
 from rlmodules.reports.files import Progress as Progress
 from rlmodules.reports.files import read_progress as read_progress
 from rlmodules.reports.files import read_result as read_result
+
+FAILURE, LAST = "failure.json", "checkpoints/last.ckpt"
+"""Further files of a job's folder."""
+PAUSED = 75
+"""Exit status of a run that ``pause`` stopped (sysexits' "come again")."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,76 @@ class Runner(Protocol):
         """
 
 
+def write_progress(folder: Path, progress: Progress) -> None:
+    """Say in ``folder`` how far its run is."""
+    write_text(folder / PROGRESS, json.dumps(asdict(progress), indent=1))
+
+
+def ask_to_pause(folder: Path, at: int | None = None) -> None:
+    """Have the run of ``folder`` save and stop: once ``at`` units are done, or at its next step."""
+    write_text(folder / PAUSE, "" if at is None else str(at))
+
+
+def pause_at(folder: Path) -> int | None:
+    """After how many units the run of ``folder`` is to pause: 0 at its next step, None not at all.
+
+    Raises:
+        ValueError: the file holds something else than a number.
+    """
+    try:
+        said = (folder / PAUSE).read_text().strip()
+    except FileNotFoundError:
+        return None
+    if said and not said.isdecimal():
+        raise ValueError(
+            f"{folder / PAUSE} holds {said!r}: leave it empty to pause the run at its next step, or"
+            " write after how many iterations (optimizer steps, without episodes)"
+        )
+    return int(said or 0)
+
+
+def forget_pause(folder: Path) -> None:
+    """Nobody asks the run of ``folder`` to pause any more."""
+    (folder / PAUSE).unlink(missing_ok=True)
+
+
 def write_result(folder: Path, metric: str, value: float | None, **more: Any) -> None:
     """Say in ``folder`` that its run is complete."""
     write_text(folder / RESULT, json.dumps({"metric": metric, "value": value} | more, indent=1))
+
+
+def reported(folder: Path, metric: str) -> float | None:
+    """The last value of ``metric`` in the report of a run that is complete; None without one."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+    except FileNotFoundError:
+        return None
+    value = {**report["history"][-1], **report["after"]}.get(metric)
+    return None if value is None else float(value)
+
+
+def write_failure(folder: Path, error: str, **more: Any) -> None:
+    """Say in ``folder`` that its run has failed, and how."""
+    write_text(folder / FAILURE, json.dumps({"error": error} | more, indent=1))
+
+
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """What ``write_failure`` wrote: ``error`` and more; None if it has not failed."""
+    try:
+        return dict(json.loads((folder / FAILURE).read_text()))
+    except FileNotFoundError:
+        return None
 
 
 def write_job(job: Job, argv: Sequence[str]) -> None:
     """Say in the job's folder what it is, before it starts."""
     said = {"overrides": list(job.overrides), "swept": dict(job.swept), "argv": list(argv)}
     write_text(job.folder / JOB, json.dumps(said, indent=1))
+
+
+def read_job(folder: Path) -> list[str] | None:
+    """The overrides of the job that was started in ``folder``; None if none was."""
+    try:
+        return list(json.loads((folder / JOB).read_text())["overrides"])
+    except FileNotFoundError:
+        return None
