@@ -24,6 +24,7 @@ from datamodules.checks import require_seed
 from rlmodules import schemas
 from rlmodules.checks import require_device, warn_of_hidden_datamodules
 from rlmodules.resuming.folder import ForeignFolderError, held
+from rlmodules.sweeping.parent import stop_with_parent
 
 schemas.register()
 
@@ -120,6 +121,7 @@ def trainer_arguments() -> Collection[str]:
 
 def main() -> None:
     """Compose and run; options that there are not end in one sentence."""
+    stop_with_parent()
     full = "HYDRA_FULL_ERROR"  # has Hydra raise what it would print
     if os.environ.get(full) == "1":
         return composed()
