@@ -24,6 +24,8 @@ from datamodules.checks import require_seed
 from rlmodules import schemas
 from rlmodules.checks import require_device, warn_of_hidden_datamodules
 from rlmodules.resuming.folder import ForeignFolderError, held
+from rlmodules.schemas.fields import CONF
+from rlmodules.schemas.help import FLAGS, print_help
 from rlmodules.sweeping.parent import stop_with_parent
 
 schemas.register()
@@ -71,7 +73,7 @@ def check_groups(cfg: DictConfig) -> None:
         raise ValueError(f"{env['_target_']} needs a reward: reward=sentiment, for example")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def composed(cfg: DictConfig) -> float | None:
     """What Hydra calls with the config of one run."""
     start, folder = Path(get_original_cwd()), Path(cfg.paths.output_dir)
@@ -121,13 +123,14 @@ def trainer_arguments() -> Collection[str]:
 
 def main() -> None:
     """Compose and run; options that there are not end in one sentence."""
+    run = print_help if FLAGS & set(sys.argv[1:]) else composed
     stop_with_parent()
     full = "HYDRA_FULL_ERROR"  # has Hydra raise what it would print
     if os.environ.get(full) == "1":
-        return composed()
+        return run()
     os.environ[full] = "1"
     try:
-        composed()
+        run()
     except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors too
         sys.exit(f"\n{unwritten(error) or schemas.explain(error, trainer_arguments)}")
     except OSError as error:  # Hydra makes the folder

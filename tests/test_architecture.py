@@ -73,6 +73,7 @@ MAY_IMPORT = {
     f"{R}.running": f"{PARTS} {R}.quiet {R}.schemas {R}.tasks {R}.views {R}.reports {R}.metrics"
     f" {R}.trackers {R}.sweeping",
     f"{R}.trainer_options": f"{R}.checks",
+    f"{R}.command": "",  # it runs train.py, by its path
 }
 ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""

@@ -32,7 +32,8 @@ class PreferenceComparisonEnv(TextGenerationEnv):
 
     Args:
         tokenizer, prompts: as of ``TextGenerationEnv``.
-        preference_model: see ``as_judge``.
+        preference_model: what says which of two responses is better, or rewards each: a path, a
+            model, or a function (see ``as_judge``).
         human_feedback_fn: ``(prompt, response1, response2)`` -> a verdict, see ``human_judge``. It
             is asked first; the model decides where it returns None.
         options: see ``Environment``; ``attach`` refuses ``on_error`` and ``timeout_s``.

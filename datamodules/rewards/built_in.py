@@ -16,12 +16,20 @@ def length_reward(
 
 
 def length(timeout_s: float | None = None) -> RewardFunction:
-    """``reward=length``."""
+    """``reward=length``.
+
+    Args:
+        timeout_s: see ``RewardFunction``.
+    """
     return RewardFunction(length_reward, timeout_s=timeout_s)
 
 
 def sentiment(timeout_s: float | None = None) -> RewardFunction:
-    """``reward=sentiment``: VADER's compound score of the response, -1 to 1."""
+    """``reward=sentiment``: VADER's compound score of the response, -1 to 1.
+
+    Args:
+        timeout_s: see ``RewardFunction``.
+    """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyzer = SentimentIntensityAnalyzer()

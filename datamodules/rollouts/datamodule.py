@@ -52,7 +52,10 @@ class RolloutDataModule(L.LightningDataModule):
         chat_template_kwargs: what the chat template reads beside the conversation, such as
             ``{"enable_thinking": False}``; written into the template (``set_template_defaults``).
             A column of that name says it for single prompts.
-        prompt_column, columns, chat: see ``load_prompts``; the first two are of a path.
+        prompt_column: of ``path``: the column that holds the prompt.
+        columns: of ``path``: what it calls otherwise, ``{prompt: frage, system: rolle}``; null for
+            a column that is no part of the prompt, but the reward's alone.
+        chat: make each plain text the user's message of a conversation.
         split, eval_split, name: of folders and Hugging Face datasets, see ``read_rows``; default
             ``train`` and ``test``. The name of a configuration is of both paths.
         on_error: ``raise``, or ``skip`` rows that hold no prompt, or one too long to be answered

@@ -7,6 +7,7 @@ result, ``nodes.py``, imports none of it: composing a config needs no torch.
 import ast
 import inspect
 import re
+import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,8 +228,15 @@ def _texts(target: Any) -> dict[str, str]:
     for owner in reversed(inspect.getmro(target)) if inspect.isclass(target) else [target]:
         for name, text in (*_said_of_arguments(owner), *_said_of_attributes(owner)):
             if name not in texts or not text.startswith("see "):
-                texts[name] = " ".join(text.split())
+                texts[name] = _followed(owner, name, " ".join(text.split()))
     return texts
+
+
+def _followed(owner: Any, name: str, text: str) -> str:
+    """``text``, or what it refers to: of ``see ``RewardFunction``.`` what that says of ``name``."""
+    reference = re.match(r"see ``(\w+)``", text)
+    other = getattr(sys.modules[owner.__module__], reference[1], None) if reference else None
+    return text if other is None else _texts(other).get(name, text)
 
 
 def _said_of_arguments(owner: Any) -> Iterator[tuple[str, str]]:

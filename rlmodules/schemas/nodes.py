@@ -171,12 +171,12 @@ class DataRollouts:
     eval_path: str | None = option(None, "held-out prompts; without them the data set's own test split is held out, or what the environment holds out, or else ``eval_size`` of the training ones.")
     eval_size: int | None = option(None, 'starting states to hold out for evaluation, or at most to evaluate on; 0 evaluates nothing. null holds out a tenth of the training ones, one at least, and takes at most 200. An environment that is given as an object holds out its own alone.')
     eval_generations: int = option(1, 'episodes of each held-out starting state; ``val/pass@k`` wants several.')
-    prompt_column: str | None = option(None, 'see ``load_prompts``; the first two are of a path.')
-    columns: Any = option(None, 'see ``load_prompts``; the first two are of a path.')
+    prompt_column: str | None = option(None, 'of ``path``: the column that holds the prompt.')
+    columns: Any = option(None, "of ``path``: what it calls otherwise, ``{prompt: frage, system: rolle}``; null for a column that is no part of the prompt, but the reward's alone.")
     split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     eval_split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     name: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
-    chat: bool = option(False, 'see ``load_prompts``; the first two are of a path.')
+    chat: bool = option(False, "make each plain text the user's message of a conversation.")
     chat_template_kwargs: Any = option(None, 'what the chat template reads beside the conversation, such as ``{"enable_thinking": False}``; written into the template (``set_template_defaults``). A column of that name says it for single prompts.')
     on_error: str = option('raise', '``raise``, or ``skip`` rows that hold no prompt, or one too long to be answered (as ``env.on_error=skip`` does too).')
     batch_size: int = option(MISSING, 'episodes an iteration, over all processes.')
@@ -193,7 +193,7 @@ class DataRollouts:
 @dataclass
 class DataPreferences:
     _target_: str = option('datamodules.PreferenceDataModule', '')
-    path: str = option(MISSING, 'see ``read_rows`` and ``datamodules.preferences.rows`` for files and formats.')
+    path: str = option(MISSING, 'a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .ndjson, .csv, .tsv or .parquet file, or one of these with .gz; a folder of such files, or one that ``save_to_disk`` wrote; the id of a Hugging Face dataset; or ``package:NAME`` for a file that this project carries.')
     columns: Any = option(None, 'what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column that is not meant.')
     eval_path: str | None = option(None, "held-out rows; without it the data set's own test split, or else a tenth of the training rows, with their prompts.")
     eval_size: int | None = option(None, 'held-out rows; 0 evaluates nothing, null takes at most 256.')
@@ -203,8 +203,8 @@ class DataPreferences:
     chat_template_kwargs: Any = option(None, 'what the chat template reads beside the conversation, such as ``{"enable_thinking": False}``; written into the template, so that an exported model has it too (``set_template_defaults``). A column of that name says it for single rows.')
     name: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
-    max_length: int = option(MISSING, 'see ``Limits``.')
-    max_prompt_length: int = option(MISSING, 'see ``Limits``.')
+    max_length: int = option(MISSING, 'Of prompt and response together: the response is cut on the right.')
+    max_prompt_length: int = option(MISSING, 'Of the prompt alone: it is cut on the left.')
     batch_size: int = option(MISSING, 'examples a backward pass, over all processes.')
     gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
     eval_batch_size: int = option(8, 'examples evaluated at once, over all processes.')
@@ -274,7 +274,7 @@ class EnvCode:
 @dataclass
 class EnvPreference:
     _target_: str = option('rlmodules.reward_models.serving.preference_env', '')
-    preference_model: Any = option(None, 'see ``as_judge``.')
+    preference_model: Any = option(None, 'what says which of two responses is better, or rewards each: a path, a model, or a function (see ``as_judge``).')
     human_feedback_fn: Any = option(None, '``(prompt, response1, response2)`` -> a verdict, see ``human_judge``. It is asked first; the model decides where it returns None.')
     max_length: int | None = option(512, 'Most tokens that an episode, prompt included, may have.')
     stop_sequences: list[str] | None = option([], 'Strings that end a response. They count only in the response, never in the prompt.')
@@ -348,11 +348,11 @@ class EnvReasoningGym:
 class RewardFunction:
     _target_: str = option('datamodules.rewards.function', '')
     path: str = option(MISSING, 'where the function stands: any that ``RewardFunction`` takes.')
-    run_in: str = option('thread', 'see ``RewardFunction``.')
-    concurrency: int | None = option(None, 'see ``RewardFunction``.')
-    retries: int = option(2, 'see ``RewardFunction``.')
-    cache: str | None = option(None, 'see ``RewardFunction``.')
-    timeout_s: float | None = option(60.0, 'see ``RewardFunction``.')
+    run_in: str = option('thread', "where it runs. ``thread`` is one of its own, beside the policy's evaluation; ``main`` the main thread after that, for what needs signals (math-verify's time limits) or was made there; ``process`` a process of its own, which can be ended, for functions that can be imported.")
+    concurrency: int | None = option(None, 'responses that are judged at once, each by a call of its own. None gives all to one call; but what takes one response is awaited 16 at once if it is ``async def``, and else called one after the other.')
+    retries: int = option(2, 'how often a call is made again that failed by what may pass: no connection, out of time, HTTP 408, 409, 425, 429 and 5xx. Waits 0.5 s, then twice as long each time, or as the server says.')
+    cache: str | None = option(None, 'a file that keeps rewards by all that the function is given, so that no response is judged twice, not in a later run either; for rewards of one response at a time.')
+    timeout_s: float | None = option(60.0, 'seconds that one call may take; None waits for ever.')
 
 
 @dataclass
@@ -367,33 +367,33 @@ class RewardJudge:
     on_unreadable: str = option('raise', 'what an answer without a score in ``scale`` does: ``raise`` stops the run, ``skip`` gives the response no reward.')
     temperature: float | None = option(0.0, 'of the judge; null leaves it to the endpoint.')
     max_tokens: int | None = option(None, 'most tokens of an answer; null leaves it to the endpoint.')
-    concurrency: int = option(16, 'see ``RewardFunction``.')
-    retries: int = option(4, 'see ``RewardFunction``.')
-    cache: str | None = option(None, 'see ``RewardFunction``.')
+    concurrency: int = option(16, 'responses that are judged at once, each by a call of its own. None gives all to one call; but what takes one response is awaited 16 at once if it is ``async def``, and else called one after the other.')
+    retries: int = option(4, 'how often a call is made again that failed by what may pass: no connection, out of time, HTTP 408, 409, 425, 429 and 5xx. Waits 0.5 s, then twice as long each time, or as the server says.')
+    cache: str | None = option(None, 'a file that keeps rewards by all that the function is given, so that no response is judged twice, not in a later run either; for rewards of one response at a time.')
     timeout_s: float | None = option(60.0, 'seconds that one answer may take.')
 
 
 @dataclass
 class RewardLength:
     _target_: str = option('datamodules.rewards.length', '')
-    timeout_s: float | None = option(60.0, '')
+    timeout_s: float | None = option(60.0, 'seconds that one call may take; None waits for ever.')
 
 
 @dataclass
 class RewardSentiment:
     _target_: str = option('datamodules.rewards.sentiment', '')
-    timeout_s: float | None = option(60.0, '')
+    timeout_s: float | None = option(60.0, 'seconds that one call may take; None waits for ever.')
 
 
 @dataclass
 class RewardModel:
     _target_: str = option('rlmodules.reward_models.serving.model', '')
     path: str = option(MISSING, 'folder or hub id of a sequence classifier, or of an adapter with a head.')
-    batch_size: int = option(16, 'see ``reward_of``.')
+    batch_size: int = option(16, 'texts that are scored at once.')
     max_length: int | None = option(None, 'most tokens of prompt and response; default: as the model was trained. The prompt keeps its share of it and is cut on the left, the response on the right.')
     label: int | None = option(None, 'which of several outputs of a classifier; a model of ours has one reward.')
     device: str | None = option(None, 'default: that of the process, as the Trainer says; without one its GPU.')
-    timeout_s: float | None = option(60.0, 'see ``reward_of``.')
+    timeout_s: float | None = option(60.0, 'seconds that one call may take; None waits for ever.')
 
 
 @dataclass
@@ -413,7 +413,7 @@ class TaskCollectPreferences:
     max_pairs: int = option(1, 'pairs a prompt: the best answer with the worst, the second best with the second worst, and so on; no answer is in two.')
     min_gap: float = option(0.0, 'the scores of a pair must differ by more than this.')
     truncated: str = option('rejected', 'answers that ``max_new_tokens`` cut: ``rejected`` never takes them for chosen, ``drop`` leaves them out, ``keep`` treats them as any other.')
-    out: str = option(MISSING, 'see ``PairsFile``.')
+    out: str = option(MISSING, 'where the pairs go: a .jsonl file, which is continued if it is of this very run.')
     _partial_: bool = option(True, '')
 
 

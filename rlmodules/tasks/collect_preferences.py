@@ -35,7 +35,7 @@ def collect_preferences(
         make_module: makes the policy, in any algorithm that samples; nothing of it is trained.
         trainer: says on which device and in which precision to compute.
         settings: of the run, as plain values: rows say in ``source`` what they were made by.
-        out: see ``PairsFile``.
+        out: where the pairs go: a .jsonl file, which is continued if it is of this very run.
         options: of ``PreferenceCollector``, whose seed is that of ``data``.
 
     Raises:
