@@ -131,7 +131,7 @@ def blind_critic(course: Course) -> Seen | None:
     if not least or ends is None:
         return None
     third = median(value for _, value in points[-(len(points) // 3) :])
-    if third > least[-1] or (ends[1] > ends[0] and trend(points)[0] > 0):
+    if third > least[-1] or _rises(course, name):
         return None
     return Seen(
         f"after {points[-1][0]} iterations the critic explains {third:.2f} of the returns'"

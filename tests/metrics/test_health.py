@@ -30,6 +30,8 @@ def test_a_run_too_short_to_tell_has_no_symptom(kind):
         course = HEALTHY[kind](0, 30)
         assert names(Course(course.rows[:length], course.held_out[:1], course.settings)) == []
     assert names(Course([])) == []
+    gaps = Course([{"train/loss": 1.0}, {"train/loss": math.nan}, {}, {"train/loss": 3.0}])
+    assert gaps.points("train/loss") == [(1, 1.0), (4, 3.0)]
 
 
 ILL = [
@@ -102,6 +104,19 @@ def test_what_is_meant_is_no_symptom():
     clipped = spoiled(healthy_grpo(), "train/clip_fraction", lambda t, v: 0.5)
     gspo = Course(clipped.rows, settings={"algo.importance_sampling_level": "sequence"})
     assert names(clipped) == ["large_steps"] and names(gspo) == []
+    # a KL of next to nothing is estimated as less than nothing at times
+    still = spoiled(healthy_ppo(), "rollout/kl", lambda t, v: -0.02)
+    assert names(still) == []
+    # returns that nothing foretells leave a critic at 0; after 30 iterations that is worth a word
+    noise = [0.05, -0.2, -0.05, -0.1]
+    for iterations, found in ((12, []), (40, ["blind_critic"])):
+        course = healthy_ppo(0, iterations)
+        flat = lambda t, v, n=iterations: noise[round(t * n) % 4] - 0.02  # noqa: E731
+        assert names(spoiled(course, "rollout/explained_variance", flat)) == found
+    # gradients of a critic that warms up alone are of another size
+    rows = [{"train/value_loss": 1.0, "train/grad_norm": 0.01, "train/loss": 0.5}] * 6
+    rows += [row | {"train/policy_loss": 0.1, "train/grad_norm": 1.0} for row in rows]
+    assert names(Course(rows)) == []
     # without a reference a drift is a log-probability
     free = spoiled(healthy_dpo(), "val/chosen_drift", lambda t, v: -50.0 * (1 + t))
     assert names(free) == ["lost_chosen"]
