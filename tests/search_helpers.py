@@ -122,12 +122,21 @@ def plan(*arguments: str, algo: Any = None, **sweeper: Any):
     return make_plan(OmegaConf.create(config), list(arguments))
 
 
-def run(folder: Path, runner: Played, *arguments: str, plan_=None, **sweeper: Any):
+def run(
+    folder: Path,
+    runner: Played,
+    *arguments: str,
+    plan_=None,
+    retry_failed: bool = False,
+    **sweeper: Any,
+):
     """The result of a whole search, and what it printed."""
     console = Console(file=io.StringIO(), width=200)
     made = plan_ or plan(*arguments, **sweeper)
     try:
-        found = search(made, runner, folder, console=console, seconds=0.0)
+        found = search(
+            made, runner, folder, console=console, seconds=0.0, retry_failed=retry_failed
+        )
     except ValueError as error:
         error.printed = console.file.getvalue()  # type: ignore[attr-defined]
         raise

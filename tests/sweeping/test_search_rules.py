@@ -221,6 +221,9 @@ def test_halving_goes_on_without_those_that_fail(tmp_path):
     made = plan(algo={"num_iterations": 8}, max_failure_rate=1.0, **HALVING)
     found, _ = run(tmp_path, Played(some_fail, total=8), plan_=made)
     assert found["best_params"]["algo.learning_rate"] == pytest.approx(10**-4.1, rel=1e-3)
+    late = Played(planted, total=8)
+    assert "not tried again" in run(tmp_path, late, plan_=made, retry_failed=True)[1]
+    assert not late.started
 
 
 def test_halving_refuses_what_it_cannot_compare():

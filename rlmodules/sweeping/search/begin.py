@@ -1,22 +1,25 @@
 """A search from a composed config: checked whole before its first job starts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from rlmodules.reports.winner import program
 from rlmodules.resuming.folder import held
 from rlmodules.sweeping.jobs import Job, Runner
-from rlmodules.sweeping.search.ending import conclude
+from rlmodules.sweeping.search.ending import Compare, conclude
 from rlmodules.sweeping.search.loop import SECONDS, Search
 from rlmodules.sweeping.search.options import SearchOptions
 from rlmodules.sweeping.search.rules import Halve, Rule, RunAll, StopLosers
 from rlmodules.sweeping.search.space import Parameter, Space, read_space
-from rlmodules.sweeping.search.study import Asked, Direction, Study, open_storage
+from rlmodules.sweeping.search.study import Asked, Direction, Study, as_written, open_storage
 
 LENGTH = "num_iterations"
 """What says how many units an online run has."""
@@ -131,6 +134,29 @@ def _end(parameter: Parameter, last: bool) -> Any:
     return d.high if last else d.low  # type: ignore[attr-defined]
 
 
+def from_hydra(
+    config: DictConfig, context: HydraContext, launcher: Launcher, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """A search as ``python train.py -m ARGUMENTS`` asks for it.
+
+    Raises:
+        ValueError: as ``make_plan`` and ``search``; or the launcher cannot pause a job.
+    """
+    plan = make_plan(config, arguments)
+    for overrides in corners(plan.space):
+        context.config_loader.load_sweep_config(config, [*overrides, f"seed={plan.space.seeds[0]}"])
+    runner = getattr(launcher, "runner", None)
+    if runner is None:
+        raise ValueError(
+            f"hparams_search= starts, pauses and stops single jobs, which {type(launcher).__name__}"
+            " cannot: take hydra/launcher=process"
+        )
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "multirun.yaml")
+    return search(plan, runner(), folder, program())
+
+
 def search(
     plan: Plan,
     runner: Runner,
@@ -138,6 +164,8 @@ def search(
     program: Sequence[str] = ("python", "train.py"),
     console: Console | None = None,
     seconds: float = SECONDS,
+    compare: Compare | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run all of it; returns what ``optimization_results.yaml`` holds.
 
@@ -154,8 +182,8 @@ def search(
         )
     with held(folder):
         study = open_study(plan, folder)
-        console.print(told_plan(plan, study), markup=False, highlight=False)
-        say: Callable[[str], None] = partial(console.print, markup=False, highlight=False)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say(told_plan(plan, study))
         loop = Search(
             study,
             runner,
@@ -164,11 +192,12 @@ def search(
             n_trials=options.n_trials,
             n_jobs=options.n_jobs or runner.slots,
             max_failure_rate=options.max_failure_rate,
+            retry_failed=retry_failed,
             say=say,
             seconds=seconds,
         )
         trials = loop.run()
-        return conclude(study, plan.space, trials, folder, program, console)
+        return conclude(study, plan.space, trials, folder, program, console, compare)
 
 
 def open_study(plan: Plan, folder: Path) -> Study:
@@ -202,7 +231,7 @@ def told_plan(plan: Plan, study: Study) -> str:
     goals = ", ".join(f"{direction} {name}" for name, direction in plan.goals.items())
     lines = [f"Search: {n} trials of {seeds} seed{'s' if seeds > 1 else ''}, {goals}"]
     for name, parameter in plan.space.parameters.items():
-        lines.append(f"  {name}: {parameter.distribution}")
+        lines.append(f"  {name}: {as_written(parameter.described())}")
     if isinstance(plan.rule, Halve):
         lines.append(
             f"  all run for {plan.rule.min_units} units, the better half twice as long, ..."

@@ -1,7 +1,8 @@
 """The end of a search: the best setting, or the front, on the terminal and in files."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.atomic import write_text
+from rlmodules.reports.reading import is_run
 from rlmodules.sweeping.search.loop import told_failures
 from rlmodules.sweeping.search.rules import best_complete
 from rlmodules.sweeping.search.space import Space
 from rlmodules.sweeping.search.study import Study
 from rlmodules.sweeping.search.trials import Trial
 
+Compare = Callable[[Sequence[Path]], object]
+ORDER = ("complete", "pruned", "failed", "open")
 RESULTS = "optimization_results.yaml"
 """The best setting, in the form that Hydra's own Optuna sweeper writes it in."""
 
@@ -58,11 +62,22 @@ def conclude(
     folder: Path,
     program: Sequence[str],
     console: Console,
+    compare: Compare | None = None,
 ) -> dict[str, Any]:
-    """Write ``optimization_results.yaml`` and say what was found; returns what was written."""
-    found = results(study)
+    """Write ``optimization_results.yaml`` and say what was found; returns what was written.
+
+    Args:
+        compare: prints and writes how the runs of these folders differ.
+    """
+    found, trials = results(study), [trial for trial in trials if not trial.retried]
     write_text(folder / RESULTS, OmegaConf.to_yaml(OmegaConf.create(found)))
-    console.print(trials_table(study, space, trials))
+    folders = [i.job.folder for t in trials if not t.same_as for i in t.instances]
+    folders = [folder for folder in folders if is_run(folder)]
+    if compare and folders:
+        compare(folders)
+    if compare is None or len(study.asked.goals) > 1:
+        console.print(trials_table(study, space, trials))
+    console.print(f"\n{len(trials)} trials: {counted(trials)}.", highlight=False)
     if failures := told_failures([t for t in trials if t.state == "failed"]):
         console.print("[bold]Failed:[/]")
         console.print("\n".join(failures), markup=False, highlight=False, soft_wrap=True)
@@ -93,6 +108,14 @@ def _paste(console: Console, line: str) -> None:
     console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
 
 
+def counted(trials: Sequence[Trial]) -> str:
+    """``11 complete, 8 pruned, 1 failed``"""
+    counts = Counter(trial.state for trial in trials if not trial.same_as)
+    said = [f"{counts[state]} {state}" for state in ORDER if counts[state]]
+    same = sum(trial.same_as is not None for trial in trials)
+    return ", ".join([*said, *([f"{same} of settings that were there before"] if same else [])])
+
+
 def trials_table(study: Study, space: Space, trials: Sequence[Trial]) -> Table:
     """A row a trial, the best first."""
     table = Table(title=f"{len(trials)} trials of {len(space.seeds)} seeds")
@@ -100,10 +123,13 @@ def trials_table(study: Study, space: Space, trials: Sequence[Trial]) -> Table:
     for name in ("trial", *(name.rpartition(".")[2] for name in names), *study.asked.goals, "end"):
         table.add_column(name, overflow="fold")
     sign = -1 if study.direction == "maximize" else 1
-    order = {"complete": 0, "pruned": 1, "failed": 2, "open": 3}
 
     def rank(trial: Trial) -> tuple[Any, ...]:
-        return (order[trial.state], sign * trial.values[0] if trial.values else 0, trial.number)
+        return (
+            ORDER.index(trial.state),
+            sign * trial.values[0] if trial.values else 0,
+            trial.number,
+        )
 
     for trial in sorted(trials, key=rank):
         params = [short(trial.params[name]) for name in names]

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from rlmodules.sweeping.jobs import Job, Runner
 from rlmodules.sweeping.search.rules import HELD_OUT, Rule
-from rlmodules.sweeping.search.study import Study
+from rlmodules.sweeping.search.study import RETRY_OF, Study
 from rlmodules.sweeping.search.trials import Instance, Trial
 
 SECONDS = 0.5
 """Between two looks at the jobs."""
+ERRORS = "errors"
+"""Attribute of a trial: what its seeds ended with."""
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -25,6 +29,7 @@ class Search:
         n_jobs: how many run at the same time.
         max_failure_rate: once more than this part of the trials that ended (of ``n_jobs`` at least)
             have failed, the search stops.
+        retry_failed: whether trials that have failed before are tried again.
         say: prints a line.
     """
 
@@ -35,6 +40,7 @@ class Search:
     n_trials: int
     n_jobs: int
     max_failure_rate: float
+    retry_failed: bool = False
     say: Callable[[str], None] = print
     seconds: float = SECONDS
 
@@ -70,28 +76,52 @@ class Search:
 
     @property
     def may_ask(self) -> bool:
-        return len(self.trials) < self.n_trials
+        return sum(not trial.retried for trial in self.trials) < self.n_trials
 
     def restore(self) -> None:
         """Take up the trials that the study has."""
         self.study.forget_half_asked()
-        for frozen in self.study.trials():
-            trial = self.add(frozen.number, frozen.params)
-            if frozen.state.is_finished():
-                trial.state = STATES[frozen.state.name]
-                trial.values = tuple(frozen.values) if frozen.values else None
+        known = self.study.trials()
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in known}
+        for frozen in known:
+            trial = self.add(frozen.number, frozen.params, frozen.user_attrs.get(RETRY_OF))
+            trial.retried = frozen.number in retried
+            if not frozen.state.is_finished():
+                self.take_up(trial, frozen)
                 continue
-            self.study.go_on(trial.number)
-            trial.reported = set(frozen.intermediate_values)
+            trial.state = STATES[frozen.state.name]
+            trial.values = tuple(frozen.values) if frozen.values else None
             for instance in trial.instances:
-                instance.finish(list(self.study.asked.goals))
+                errors = frozen.user_attrs.get(ERRORS, {})
+                instance.error = errors.get(str(instance.seed), "")
+        if self.retry_failed and self.rule.has_decided(self.study):
+            self.say("Failed trials are not tried again: halving has gone on without them.")
+        elif self.retry_failed:
+            for frozen in known:
+                self.try_again(frozen)
         self.rule.restore(self.study, self.trials)
 
-    def add(self, number: int, params: Mapping[str, Any]) -> Trial:
+    def take_up(self, trial: Trial, frozen: FrozenTrial) -> None:
+        """Go on with a trial that had not ended."""
+        self.study.go_on(trial.number)
+        trial.reported = set(frozen.intermediate_values)
+        for instance in trial.instances:
+            instance.finish(list(self.study.asked.goals))
+
+    def try_again(self, frozen: FrozenTrial) -> None:
+        """A failed trial's setting, as a trial of its own with the same folders."""
+        failed = next(trial for trial in self.trials if trial.number == frozen.number)
+        if failed.state == "failed" and not failed.retried and not failed.same_as:
+            failed.retried = True
+            number, params = self.study.retry(frozen)
+            self.add(number, params, frozen.user_attrs.get(RETRY_OF, frozen.number))
+
+    def add(self, number: int, params: Mapping[str, Any], folders_of: int | None = None) -> Trial:
         """The trial with its jobs; one of a setting that was tried before has none of its own."""
-        jobs = self.jobs(number, params)
+        jobs = self.jobs(number if folders_of is None else folders_of, params)
         instances = [Instance(seed, job) for seed, job in jobs.items()]
-        same = [t for t in self.trials if dict(t.params) == dict(params) and not t.same_as]
+        tried = [t for t in self.trials if not t.same_as and not t.retried]
+        same = [t for t in tried if dict(t.params) == dict(params)]
         trial = Trial(number, params, instances, self.rule.first_goal, same[0] if same else None)
         self.trials.append(trial)
         return trial
@@ -127,7 +157,7 @@ class Search:
                     self.study.report(trial.number, unit, curve[unit])
             trial.reported |= new
         if error := trial.error:
-            self.note(trial, error=error)
+            self.note(trial, **{ERRORS: {str(i.seed): i.error for i in trial.instances if i.error}})
             self.end(trial, "failed", error)
         elif (values := trial.mean()) is not None:
             self.note(trial)
@@ -166,8 +196,9 @@ class Search:
         for trial in self.rule.decide(self.study, self.trials, asked):
             self.note(trial)
             self.end(trial, "pruned", f"stopped at {self.said(last_values(trial, self.study))}")
-        failed = [trial for trial in self.trials if trial.state == "failed" and not trial.same_as]
-        ended = [trial for trial in self.trials if not trial.is_open]
+        counted = [trial for trial in self.trials if not trial.retried]
+        failed = [trial for trial in counted if trial.state == "failed" and not trial.same_as]
+        ended = [trial for trial in counted if not trial.is_open]
         if len(failed) > self.max_failure_rate * max(len(ended), 2, self.n_jobs):
             raise ValueError(
                 f"{len(failed)} of {len(ended)} trials failed, more than"
@@ -238,7 +269,7 @@ def told_failures(failed: Sequence[Trial]) -> list[str]:
     """A line for each: its last error line and its log."""
     lines = []
     for trial in failed:
-        for instance in trial.instances:
+        for instance in () if trial.retried else trial.instances:
             if instance.error:
                 log = Path(instance.job.folder) / "job.log"
                 lines.append(

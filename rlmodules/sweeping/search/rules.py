@@ -25,6 +25,9 @@ class Rule(Protocol):
     def first_goal(self) -> int | None:
         """After how many units a new trial's jobs are paused; None: they run to their end."""
 
+    def has_decided(self, study: Study) -> bool:
+        """Whether a trial that begins now would come too late."""
+
     def restore(self, study: Study, trials: Sequence[Trial]) -> None:
         """Bring trials of a search that was interrupted to where they were."""
 
@@ -38,6 +41,9 @@ class RunAll:
     @property
     def first_goal(self) -> int | None:
         return None
+
+    def has_decided(self, study: Study) -> bool:
+        return False
 
     def restore(self, study: Study, trials: Sequence[Trial]) -> None:
         pass
@@ -86,6 +92,9 @@ class Halve:
     @property
     def first_goal(self) -> int | None:
         return self.min_units
+
+    def has_decided(self, study: Study) -> bool:
+        return RUNGS in study.optuna.user_attrs
 
     def restore(self, study: Study, trials: Sequence[Trial]) -> None:
         rungs = study.optuna.user_attrs.get(RUNGS, [])

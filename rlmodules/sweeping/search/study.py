@@ -22,6 +22,8 @@ ASKED_FOR = "asked_for"
 """Attribute of a study: what it is of."""
 SWEEP = "sweep"
 """Attribute of a trial: the folder of the sweep that runs it."""
+RETRY_OF = "retry_of"
+"""Attribute of a trial: the failed one that it stands for, whose folders it has."""
 Sampler = optuna.samplers.BaseSampler
 Direction = Literal["minimize", "maximize"]
 
@@ -95,7 +97,8 @@ class Asked:
             for name in sorted({*now[kind], *before[kind]}):
                 mine, other = now[kind].get(name), before[kind].get(name)
                 if mine != other:
-                    raise ValueError(f"{name}: {_said(mine)} {where} {_said(other)}: {remedy}")
+                    said = f"{as_written(mine)} {where} {as_written(other)}"
+                    raise ValueError(f"{name}: {said}: {remedy}")
         names = {"goals": "the metric and its direction", "seeds": "hydra.sweeper.seeds"}
         for kind, name in names.items():
             if now[kind] != before[kind]:
@@ -105,7 +108,7 @@ class Asked:
             raise ValueError(f"{fixed}: this study was begun {how} it: {remedy}")
 
 
-def _said(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A parameter's description as a person would write it."""
     if value is None:
         return "not searched"
@@ -117,6 +120,8 @@ def _said(value: Any) -> str:
     if "choices" in given:
         return f"choice({', '.join(map(str, given['choices']))})"
     text = f"interval({given['low']}, {given['high']})"
+    if given.get("step") not in (None, 1):
+        text = f"{text} in steps of {given['step']}"
     return f"tag(log, {text})" if given.get("log") else text
 
 
@@ -197,15 +202,16 @@ class Study:
 
     def forget_half_asked(self) -> None:
         """End the trials that a killed search was in the middle of asking for."""
-        for trial in self.optuna.get_trials(deepcopy=False):
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             mine = not self.shared or trial.user_attrs.get(SWEEP) == self.sweep
-            if (
-                mine
-                and not trial.state.is_finished()
-                and set(trial.params) != set(self.distributions)
-            ):
-                self._set(trial.number, TrialState.RUNNING)
+            if mine and set(trial.params) != set(self.distributions):
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
+
+    def retry(self, failed: FrozenTrial) -> tuple[int, dict[str, Any]]:
+        """A new trial of a failed one's setting (Optuna never opens one again)."""
+        attributes = {RETRY_OF: failed.number, SWEEP: self.sweep}
+        self.optuna.enqueue_trial(failed.params, user_attrs=attributes)
+        return self.propose()
 
     def propose(self) -> tuple[int, dict[str, Any]]:
         """A new trial: its number and its setting."""

@@ -96,6 +96,7 @@ class Trial:
     Attributes:
         goal: after how many units its jobs are paused; None: they run to their end.
         same_as: the earlier trial that has the same setting; nothing runs twice.
+        retried: whether it failed, and another stands for it.
     """
 
     number: int
@@ -103,6 +104,7 @@ class Trial:
     instances: list[Instance]
     goal: int | None = None
     same_as: "Trial | None" = None
+    retried: bool = False
     state: str = "open"
     values: tuple[float, ...] | None = None
     reported: set[int] = field(default_factory=set)
