@@ -3,7 +3,9 @@
 The question is answered by comparison: packed and padded, the same sequences must have the same
 hidden states. Tokens that look ahead, mixing along the sequence outside of attention, biases, and
 windows or caps that a model keeps to itself fail it. The comparison is made where they would show:
-in float32, beyond windows (shortened meanwhile), and with scores large enough for a cap.
+in float32, beyond windows (shortened meanwhile), and with scores large enough for a cap. Those make
+much of rounding: there both sides compute eagerly, for a kernel rounds otherwise than we do (the
+hidden states of 24 random layers were off by 1% between the two, which hid nothing but rounding).
 """
 
 import warnings
@@ -63,6 +65,8 @@ def _obstacle(body: Any) -> str | None:
     for sharpness, tolerance in SHARPNESS.items():
         with comparable(body, sharpness):
             try:
+                if sharpness > 1:
+                    body.set_attn_implementation(_attention(body.config, {"sdpa": "eager"}))
                 alone = flat_hidden(body, padded)
                 enable_packing(body)
                 same = torch.equal(flat_hidden(body, padded), alone)

@@ -1,0 +1,30 @@
+"""How a model is asked whether it takes packed rows, and what attention must not do on a card."""
+
+import pytest
+import torch
+
+from rlmodules.models import packing
+from rlmodules.models.embedded import tiny_model
+from rlmodules.models.heads import backbone
+
+
+@pytest.mark.parametrize("own", ["eager", "sdpa"])
+def test_sharp_scores_are_compared_eagerly_on_both_sides(own, monkeypatch):
+    body = backbone(tiny_model()[0])
+    body.set_attn_implementation(own)
+    seen = []
+    flat_hidden = packing.flat_hidden
+
+    def watched(body, layout):
+        seen.append(body.config._attn_implementation)
+        return flat_hidden(body, layout)
+
+    monkeypatch.setattr(packing, "flat_hidden", watched)
+    assert packing.takes_packed(body)
+    eager, sharp = packing.PACKED["eager"], len(packing.SHARPNESS) - 1
+    assert seen == [own, *[packing.PACKED[own]] * 2, *["eager", eager, eager] * sharp]
+    assert body.config._attn_implementation == own
+
+
+def test_no_attention_is_planned_anew_for_each_shape():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
