@@ -69,7 +69,8 @@ def versions() -> dict[str, str]:
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-        return found | {"commit": done.stdout.strip() or os.environ.get("COMMIT", "unknown")}
+        known = os.environ.get("COMMIT") or done.stdout.strip()  # a copy has no history
+        return found | {"commit": known or "unknown"}
     except OSError:
         return found | {"commit": os.environ.get("COMMIT", "unknown")}
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ONLINE = ("ppo", "grpo", "gspo", "rloo", "reinforce_plus_plus")
 OFFLINE = ("dpo", "orpo", "reward", "pairwise")
 SMOKE = ["experiment=smoke"]
+GROUPS = [*SMOKE, "env=text", "algo.num_generations=2", "algo.gradient_accumulation_steps=1"]
 FEW = ["model=tiny", "algo.num_epochs=1", "+trainer.limit_train_batches=4", "algo.eval_every=2"]
 """As short as a smoke run, for algorithms that learn from pairs."""
 VARIANTS = {
@@ -26,11 +27,11 @@ VARIANTS = {
     "16-mixed": [*SMOKE, "algo=ppo", "trainer.precision=16-mixed"],
     "16-mixed-dpo": [*FEW, "algo=dpo", "trainer.precision=16-mixed"],
     "deterministic-ppo": [*SMOKE, "algo=ppo", "trainer.deterministic=true"],
-    "deterministic-grpo": [*SMOKE, "algo=grpo", "env=text", "trainer.deterministic=true"],
+    "deterministic-grpo": [*GROUPS, "algo=grpo", "trainer.deterministic=true"],
     "deterministic-dpo": [*FEW, "algo=dpo", "trainer.deterministic=true"],
     "deterministic-reward": [*FEW, "algo=reward", "trainer.deterministic=true"],
     "eager": [*SMOKE, "algo=ppo", "model.attn_implementation=eager"],
-    "lora": [*SMOKE, "algo=grpo", "env=text", "model.lora.r=4"],
+    "lora": [*GROUPS, "algo=grpo", "model.lora.r=4"],
     "checkpointing": [*SMOKE, "algo=ppo", "model.gradient_checkpointing=true"],
     "top-p": [*SMOKE, "algo=ppo", "algo.top_p=0.5", "algo.temperature=0.9"],
     "on-cpu": [*SMOKE, "algo=ppo", "algo.device=cpu"],
@@ -53,7 +54,7 @@ def command(options: list[str], folder: Path, device: str) -> Result:
     start = time.monotonic()
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True,
                           timeout=120, check=False)  # fmt: skip
-    said = f"{done.stdout}\n{done.stderr}".strip().splitlines()
+    said = f"{done.stderr}\n{done.stdout if not done.returncode else ''}".strip().splitlines()
     result = {"rc": done.returncode, "took_s": time.monotonic() - start,
               "options": " ".join(options), "said": said[-1][:300]}  # fmt: skip
     if done.returncode:
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=8)
     args = parser.parse_args()
     parts = Parts(args.out, args.seconds, args.only)
-    asked = {name: [*SMOKE, f"algo={name}", "env=text"] for name in ONLINE}
+    asked = {name: [*(SMOKE if name == "ppo" else GROUPS), f"algo={name}"] for name in ONLINE}
     asked |= {name: [*FEW, f"algo={name}"] for name in OFFLINE} | VARIANTS
     asked = {n: o for n, o in asked.items() if not args.only or n in args.only}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:

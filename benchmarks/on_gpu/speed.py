@@ -24,10 +24,10 @@ from datamodules import (
     RolloutDataModule,
     TextGenerationEnv,
 )
-from on_gpu.bench import Bench, Clock
+from on_gpu.bench import Bench, Clock, no_end
 from on_gpu.parts import Parts, Result, arguments, quiet
 from on_gpu.shapes import pairs, prompts
-from on_gpu.traces import decoding, iteration
+from on_gpu.traces import decoding, graphed, iteration, planning
 from rlmodules import (
     DPO,
     GRPO,
@@ -113,15 +113,10 @@ def online(bench: Bench, algorithm: str, size: str, *, iterations: int = 3) -> R
         "sampled_tokens_per_s": sampled / seconds["rollout"],
         "trained_tokens_per_s": epochs * (sampled + c.batch_size * s["prompt"]) / seconds["update"],
         "kl": m["rollout/kl"],
+        "packed": module.policy.packs,
         "loss": m["train/loss"],
         **bench.memory(),
     }
-
-
-def no_end(module: Any) -> None:
-    """Have every response take its full length."""
-    module.tokenizer.eos_token = None
-    module.base_model.generation_config.eos_token_id = None
 
 
 def online_limits(bench: Bench, size: str, c: Any, prompt: int, epochs: int, group: int) -> dict:
@@ -179,6 +174,7 @@ def offline(bench: Bench, algorithm: str, size: str, *, steps: int = 8, warmup: 
         "tokens_per_s": sum(map(tokens, timed)) / sum(seconds),
         "pairs_per_s": len(timed) / sum(seconds),
         "loss": float(fitting.callback_metrics["train/loss"]),
+        "packed": getattr(module, "policy", module).packs,
         **bench.memory(),
     }
 
@@ -201,6 +197,8 @@ def main() -> None:
             for name in online_ones:
                 parts.run(f"{name}-{size}", partial(online, bench, name, size), seconds=75)
             if size == "0.5B":
+                parts.run("graph-decoding", partial(graphed, bench, size), seconds=45)
+                parts.run("plans-decoding", partial(planning, bench, size), seconds=45)
                 parts.run("trace-decoding", partial(decoding, bench, size), seconds=45)
                 parts.run("trace-ppo", partial(iteration, bench, "ppo", size), seconds=60)
                 parts.run("trace-dpo", partial(iteration, bench, "dpo", size), seconds=60)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, StaticCache
 
 from datamodules import PreferenceDataset
 from datamodules.experience import Experience, action_mask
 from datamodules.preferences.dataset import PreferenceBatch
 from datamodules.types import SamplingParams
-from on_gpu.bench import Bench
+from on_gpu.bench import Bench, no_end
 from on_gpu.parts import Result
 from on_gpu.shapes import pairs, prompts
 from rlmodules import DPO, PPO, DPOConfig, ModelConfig, PPOConfig
@@ -72,8 +73,7 @@ def decoding(bench: Bench, size: str) -> Result:
     folder, steps = str(bench.model(size)), 4 if bench.tiny else 16
     c = PPOConfig(model_name=folder, device=bench.device)
     module = PPO(c, ModelConfig(name=folder)).to(bench.device)
-    module.tokenizer.eos_token = None
-    module.base_model.generation_config.eos_token_id = None
+    no_end(module)
     s = bench.size
     ids = [torch.tensor(module.tokenizer(p)["input_ids"])
            for p in prompts(s["episodes"], s["prompt"])]  # fmt: skip
@@ -87,6 +87,70 @@ def decoding(bench: Bench, size: str) -> Result:
                 rows.step()
 
         return traced(bench, run, steps)
+
+
+def planning(bench: Bench, size: str) -> Result:
+    """Decoding steps whose shapes are new, with cuDNN's attention allowed and without."""
+    bench.fresh()
+    folder, steps = str(bench.model(size)), 4 if bench.tiny else 12
+    module = PPO(PPOConfig(model_name=folder, device=bench.device), ModelConfig(name=folder))
+    module.to(bench.device)
+    no_end(module)
+    took = {}
+    for allowed, count in ((False, 37), (True, 37), (False, 39), (True, 39), (False, 41)):
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
+        ids = [torch.tensor(module.tokenizer(p)["input_ids"]) for p in prompts(count, 50)]
+        params = SamplingParams(max_new_tokens=4 * steps)
+        with torch.autocast(bench.device, torch.bfloat16):
+            rows = Decoding(module.policy, module.tokenizer)
+            rows.admit(ids, [params] * len(ids), range(len(ids)))
+            for _ in ("warm", "timed"):
+                bench.synchronize()
+                start = time.perf_counter()
+                for _ in range(steps):
+                    rows.step()
+                bench.synchronize()
+                seconds = time.perf_counter() - start
+        took[f"{count} rows, cuDNN {'allowed' if allowed else 'off'}"] = seconds * 1e3 / steps
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return {"ms_a_step": took}
+
+
+def graphed(bench: Bench, size: str) -> Result:
+    """What a decoding step could take: bf16 weights, a static cache, one CUDA graph."""
+    bench.fresh()
+    s = bench.size
+    model: Any = AutoModelForCausalLM.from_pretrained(bench.model(size), dtype=torch.bfloat16)
+    model = model.to(bench.device).eval()
+    rows, prompt, response = s["episodes"], s["prompt"], s["response"]
+    cache = StaticCache(config=model.config, max_cache_len=prompt + response + 64)
+    ids = torch.randint(3, 200, (rows, prompt), device=bench.device)
+    took = {}
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        token = ids[:, :1].clone()
+        at = torch.full((rows, 1), prompt, device=bench.device)
+
+        def step() -> torch.Tensor:
+            out = model(input_ids=token, position_ids=at, past_key_values=cache, use_cache=True)
+            return out.logits[:, -1].float()
+
+        for _ in range(3):
+            step()
+        took["static_cache_ms"] = bench.seconds(step, repeats=5) * 1e3
+        if bench.device == "cuda":
+            graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                step()
+            took["graph_ms"] = bench.seconds(graph.replay) * 1e3
+    w = bench.counts(size)
+    weights = 2 * (w["layers"] + w["vocabulary"])
+    cached = w["cache_bytes"] * rows * (prompt + response)
+    return {"rows": rows, **took, "limit_ms": (weights + cached) / bench.bandwidth * 1e3}
 
 
 def iteration(bench: Bench, algorithm: str, size: str) -> Result:

@@ -159,6 +159,10 @@ def _add(total: Tensor, part: Tensor, prefix: slice, own: slice) -> None:
     total[:, own] += part[:, width:]
 
 
+# cuDNN's attention makes a plan for each new shape, which takes longer than what it plans (0.1 s on
+# an H200), and each sampled token is a new shape. Flash and memory-efficient attention need none.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 PACKED = {"eager": "rlmodules_packed_eager", "sdpa": "rlmodules_packed_sdpa"}
 """Attention of a model -> name of the same with packed rows besides, in transformers' registry."""
 
