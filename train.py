@@ -73,6 +73,23 @@ def check_groups(cfg: DictConfig) -> None:
         raise ValueError(f"{env['_target_']} needs a reward: reward=sentiment, for example")
 
 
+def answer(cfg: DictConfig) -> None:
+    """Do a ``task=`` that needs no part of a run: no model, and no folder."""
+    here, made = Path.cwd(), Path(cfg.paths.output_dir)
+    for folder in (made, *made.parents[:2]):  # Hydra's, which is empty
+        if folder not in (here, *here.parents) and not any(folder.iterdir()):
+            folder.rmdir()
+    try:
+        schemas.require_told(cfg, HydraConfig.get().overrides.task)
+        said = instantiate(cfg.task)
+    except (ValueError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ValueError):
+            sys.exit(f"\n{cause}")
+        raise
+    print(said, end="\n" if said else "")
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def composed(cfg: DictConfig) -> float | None:
     """What Hydra calls with the config of one run."""
@@ -80,9 +97,8 @@ def composed(cfg: DictConfig) -> float | None:
     warn_of_hidden_datamodules(start)
     sys.path.append(str(start))  # for reward.path=my_module:my_fn, as a user would expect
     try:
-        if cfg.task and not cfg.task.get("_partial_"):  # it needs no part of a run
-            print(instantiate(cfg.task))
-            return None
+        if cfg.task and not cfg.task.get("_partial_"):
+            return answer(cfg)
         from rlmodules import running  # heavy: only where something is to run
 
         schemas.refuse_unknown(cfg, running.TRAINER)

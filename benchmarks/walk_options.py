@@ -79,6 +79,8 @@ ELSEWHERE = {
     "::test_what_may_pass_is_tried_again_as_often_as_was_said",
     r"function:reward\.cache": f"{REWARDS}/test_at_once.py"
     "::test_what_was_judged_is_not_judged_again_in_a_later_run_either",
+    r"compare:task\..*": "tasks/test_compare.py"
+    "::test_it_is_by_the_metric_that_is_named_and_written_where_one_says",
     r"judge:reward\.(url|model|rubric|max_tokens|response_format)": f"{REWARDS}/test_endpoint.py"
     "::test_the_score_becomes_a_reward_from_0_to_1_and_the_request_is_openais",
     r"judge:reward\.(scale|temperature|cache)": f"{REWARDS}/test_endpoint.py"

@@ -35,6 +35,7 @@ NEEDS = {  # what the user must give besides
     "env=gsm8k": ["env.path=problems.jsonl"],
     "env=custom": ["env._target_=my_envs.MyEnv"],
     "task=collect_preferences": ["out=pairs.jsonl"],
+    "task=compare": ["runs=[outputs]"],
     "data=preferences": ["algo=dpo"],
     "callbacks=preferences": ["algo=dpo"],
     "callbacks=reward": ["algo=reward"],

@@ -80,7 +80,7 @@ TABLE: dict[str, dict[Effect, str]] = {
     "module": {R: ""},
     "seed": {O: ""},
     **{group: {N: "*"} for group in ("callbacks", "logger", "paths", "task", "export", "resume")},
-    **{name: {N: ""} for name in ("ckpt_path", "optimized_metric", "suggested", "out")},
+    **{name: {N: ""} for name in ("ckpt_path", "optimized_metric", "suggested", "out", "runs")},
 }
 """Group -> effect -> its options; an empty name is the group itself, ``*`` all that it holds."""
 OF_ALGORITHM = {("GRPO", "algo.num_epochs"): O}  # passes over an iteration's episodes

@@ -92,6 +92,7 @@ SOURCES: dict[str, dict[str, Source]] = {
             ("batch_size",),
             handed_on="datamodules.rollouts.collector.PreferenceCollector",
         ),
+        "compare": Source("rlmodules.tasks.compare.compare_runs"),
         "inspect": Source("rlmodules.tasks.inspect.inspect"),
     },
 }

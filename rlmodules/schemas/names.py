@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlmodules.checks import nearest
+from rlmodules.resuming.changes import references
 from rlmodules.schemas.fields import CONF, every_field
 
 SYNONYMS = {
@@ -144,6 +145,22 @@ def refuse_unknown(cfg: DictConfig, trainer: Collection[str]) -> None:
             path = f"{prefix}.{name}" if prefix else str(name)
             if name not in known and not re.search(rf"[{{:,.]{re.escape(path)}\b", read):
                 raise ValueError(unknown(path, known, whole=cfg))
+
+
+def require_told(cfg: DictConfig, overrides: Collection[str]) -> None:
+    """Check what a ``task=`` is told that reads nothing of a run's config but its own options.
+
+    Raises:
+        ValueError: it lacks one, or is told another.
+    """
+    named = references(OmegaConf.to_container(cfg.task)).values()
+    own = {name for names in named for name in names}
+    if missing := sorted(name for name in own if OmegaConf.is_missing(cfg, name)):
+        raise ValueError(f"what was chosen leaves open: {'=..., '.join(missing)}=...")
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name not in own and name.partition(".")[0] != "task":
+            raise ValueError(f"this task has no use for {override}: leave it out")
 
 
 def name_objectives(cfg: DictConfig) -> None:

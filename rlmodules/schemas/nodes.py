@@ -418,6 +418,17 @@ class TaskCollectPreferences:
 
 
 @dataclass
+class TaskCompare:
+    _target_: str = option('rlmodules.tasks.compare.compare_runs', '')
+    runs: Any = option(MISSING, "folders of runs or of sweeps, or patterns: ``[outputs/A,'multirun/*/*']``.")
+    metric: str | None = option(None, 'what they are compared by; default: what all of them were to optimize.')
+    direction: str | None = option(None, '``maximize`` or ``minimize``; default: where better values of the metric lie.')
+    price_per_hour: float | None = option(None, 'of one device, to have costs in money too.')
+    out: str | None = option(None, 'also write ``sweep.csv``, ``sweep.json`` and ``sweep.html`` into this folder.')
+    _partial_: bool = option(True, '')
+
+
+@dataclass
 class TaskInspect:
     _target_: str = option('rlmodules.tasks.inspect.inspect', '')
     out: str | None = option(None, 'also write a page of HTML there, one file that needs nothing else.')
@@ -461,6 +472,7 @@ NODES: dict[str, dict[str, type]] = {
     },
     "task": {
         "collect_preferences": TaskCollectPreferences,
+        "compare": TaskCompare,
         "inspect": TaskInspect,
     },
 }
