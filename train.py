@@ -87,7 +87,8 @@ def answer(cfg: DictConfig) -> None:
         if isinstance(cause, ValueError):
             sys.exit(f"\n{cause}")
         raise
-    print(said, end="\n" if said else "")
+    if said is not None:
+        print(said)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

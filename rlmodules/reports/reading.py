@@ -127,7 +127,11 @@ def _choices(hydra: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, st
     if not chosen:  # the run ended before Hydra wrote them
         chosen = {name: value for name, value in map(parted, overrides) if "." not in name}
         chosen.pop("seed", None)
-    return {name: str(value) for name, value in chosen.items() if not name.startswith("hydra/")}
+    return {
+        name: "null" if value is None else str(value)
+        for name, value in chosen.items()
+        if not name.startswith("hydra/")
+    }
 
 
 def _status(folder: Path, progress: Progress | None) -> str:

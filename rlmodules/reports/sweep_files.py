@@ -2,20 +2,47 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from datamodules.atomic import replacing, write_text
-from rlmodules.reports.comparison import Comparison, Row
+from rlmodules.reports.comparison import Comparison, Row, compare
 from rlmodules.reports.effects import effects_of
 from rlmodules.reports.notes import notes_on
 from rlmodules.reports.runs import Run
 from rlmodules.reports.statistics import Estimate
 from rlmodules.reports.sweep_page import write_sweep_page
+from rlmodules.reports.table import show
 from rlmodules.reports.winner import command_of
 
 TABLE, DATA, PAGE = "sweep.csv", "sweep.json", "sweep.html"
+
+
+def conclude(
+    runs: Sequence[Run] | Sequence[str | Path],
+    folder: Path,
+    console: Console,
+    metric: str | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare a sweep's runs, print that to ``console`` and write it into ``folder``.
+
+    Args:
+        runs, metric, options: as of ``compare``.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    comparison = compare(runs, metric, **options)
+    show(comparison, console)
+    for path in write(comparison, folder):
+        console.print(Text(f"Written: {path}"), soft_wrap=True)
+    return comparison
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:

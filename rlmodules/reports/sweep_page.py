@@ -64,7 +64,14 @@ def _curves(metric: str, comparison: Comparison) -> Chart | None:
     if not lines:
         return None
     left_out = len(comparison.rows) - len(shown)
-    note = f"The best {len(shown)}; {left_out} more are in the table." if left_out > 0 else ""
+    said = (
+        f"The first {len(shown)} of the table"
+        if shown == [*comparison.rows[: len(shown)]]
+        else (
+            f"The first {len(shown) - 1} of the table and {shown[-1].name}, the first of the sweep"
+        )
+    )
+    note = f"{said}; {left_out} more are in the table." if left_out > 0 else ""
     return curves(metric, lines, x=x, note=note)
 
 

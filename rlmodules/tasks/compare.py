@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlmodules.reports.comparison import compare
-from rlmodules.reports.sweep_files import write
+from rlmodules.reports.sweep_files import conclude
 from rlmodules.reports.table import show
 
 
@@ -17,7 +17,7 @@ def compare_runs(
     direction: str | None = None,
     price_per_hour: float | None = None,
     out: str | None = None,
-) -> str:
+) -> None:
     """Print how runs compare, a row a setting over its seeds, and which setting is best.
 
     Args:
@@ -31,9 +31,8 @@ def compare_runs(
         ValueError: there is no such run, or they have no metric in common.
     """
     places = [runs] if isinstance(runs, str) else list(runs)
-    found = compare(places, metric, direction=direction or "", price_per_hour=price_per_hour)
-    console = Console()
-    show(found, console)
+    options = {"direction": direction or "", "price_per_hour": price_per_hour}
     if out is None:
-        return ""
-    return "\n".join(f"Written: {path}" for path in write(found, Path(out)))
+        show(compare(places, metric, **options), Console())
+    else:
+        conclude(places, Path(out), Console(), metric, **options)
