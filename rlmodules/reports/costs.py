@@ -35,8 +35,10 @@ def cost_of(runs: Iterable[Run], price_per_hour: float | None = None) -> Cost:
     """The cost of all ``runs``, those without a result too."""
     total = Cost()
     for run in runs:
-        seconds = None if run.seconds is None else run.seconds * devices_of(run)
-        price = None if None in (seconds, price_per_hour) else seconds * price_per_hour / 3600
+        seconds = price = None
+        if run.seconds is not None:
+            seconds = run.seconds * devices_of(run)
+            price = None if price_per_hour is None else seconds * price_per_hour / 3600
         total += Cost(device_seconds=seconds, price=price, **_counts(run))
     return total
 

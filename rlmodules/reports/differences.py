@@ -61,12 +61,13 @@ def group(runs: Sequence[Run]) -> Grouping:
     rows: dict[str, tuple[Values, list[Run]]] = {}
     unplaced = []
     for run in runs:
-        values = {name: _value(name, run, told, known) for name in options}
-        if None in values.values():
+        found = [_value(name, run, told, known) for name in options]
+        plain = [value[0] for value in found if value is not None]
+        if len(plain) < len(found):
             unplaced.append(run)
         else:
-            plain = {name: value for name, (value,) in values.items()}
-            rows.setdefault(_key(plain), (plain, []))[1].append(run)
+            values = dict(zip(options, plain, strict=True))
+            rows.setdefault(_key(values), (values, []))[1].append(run)
     names = short_names(options)
     settings = (Setting(label(v, names) or "all", v, tuple(found)) for v, found in rows.values())
     return Grouping(names, tuple(settings), tuple(consequences), tuple(unplaced))
@@ -103,7 +104,7 @@ def _differing(told: Mapping[Run, Values]) -> tuple[list[str], list[str]]:
     ]
     choices = {name for run in told for name in run.choices}
     options = [name for name in own if name in overridden]
-    consequences = []
+    consequences: list[str] = []
     for name in sorted(own, key=lambda name: name not in choices):
         if name not in options:
             follow = not choices.isdisjoint(options) and _is_function(name, options, told)

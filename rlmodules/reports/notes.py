@@ -55,6 +55,12 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             f" 12.7 standard errors wide to each side: take {FEW} or more (seed=0,1,2) before you"
             " choose."
         )
+    best, most = comparison.best, max((len(row.values) for row in rows), default=0)
+    if best and len(best.values) < most:
+        yield (
+            f"The best, {best.name}, is the mean of {len(best.values)} where others have {most}: of"
+            " fewer seeds, more is luck."
+        )
     if len({frozenset(row.values) for row in rows}) > 1:
         counts = Counter(seed for row in rows for seed in row.values if seed >= 0)
         uneven = sorted(seed for seed, count in counts.items() if count < len(rows))

@@ -13,12 +13,15 @@ Bonferroni), the chance that the truly best setting is called worse is at most 5
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
+Place = TypeVar("Place", bound=Hashable)
+"""What two results share that are a pair: their seed, or all but one option."""
 LEVEL = 0.95
 """How often an interval is to hold the true value."""
 ROUNDING = 1e-6
@@ -65,12 +68,12 @@ def estimate(
 
 
 def paired_difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL
+    ours: Mapping[Place, float], theirs: Mapping[Place, float], level: float = LEVEL
 ) -> Estimate | None:
-    """``ours`` minus ``theirs``, both by seed, over the seeds that both have; None if no such."""
-    both = sorted(ours.keys() & theirs.keys())
-    size = max((abs(values[seed]) for values in (ours, theirs) for seed in both), default=0.0)
-    return estimate([ours[seed] - theirs[seed] for seed in both], level, size=size)
+    """``ours`` minus ``theirs``, pair by pair, of those that both have; None if there is none."""
+    both = [place for place in ours if place in theirs]
+    size = max((abs(values[place]) for values in (ours, theirs) for place in both), default=0.0)
+    return estimate([ours[place] - theirs[place] for place in both], level, size=size)
 
 
 def beside_best(

@@ -8,7 +8,7 @@ from rlmodules.reports.charts import Chart, Series, curves, intervals, parallel
 from rlmodules.reports.comparison import Comparison, Row
 from rlmodules.reports.effects import Effect, effects_of
 from rlmodules.reports.notes import notes_on
-from rlmodules.reports.table import Digits, cells_of, first_of, said_of, shown, title_of
+from rlmodules.reports.table import Digits, cells_of, said_of, shown, title_of
 from rlmodules.reports.winner import command_of
 from rlmodules.views.pages import write_page
 
@@ -33,7 +33,7 @@ def write_sweep_page(comparison: Comparison, path: Path) -> None:
         path,
         "sweep.html",
         title=f"{len(comparison.runs)} runs, {len(comparison.rows)} settings",
-        caption=f"{title_of(comparison)}; difference to {first_of(comparison)}",
+        caption=title_of(comparison),
         headings=headings,
         rows=[
             {"cells": row, "best": r is best, "open": r.mean is None}
@@ -64,13 +64,9 @@ def _curves(metric: str, comparison: Comparison) -> Chart | None:
     if not lines:
         return None
     left_out = len(comparison.rows) - len(shown)
-    said = (
-        f"The first {len(shown)} of the table"
-        if shown == [*comparison.rows[: len(shown)]]
-        else (
-            f"The first {len(shown) - 1} of the table and {shown[-1].name}, the first of the sweep"
-        )
-    )
+    said = f"The first {len(shown)} of the table"
+    if shown[-1] is not comparison.rows[len(shown) - 1]:
+        said = f"The first {len(shown) - 1} of the table and the sweep's first, {shown[-1].name}"
     note = f"{said}; {left_out} more are in the table." if left_out > 0 else ""
     return curves(metric, lines, x=x, note=note)
 

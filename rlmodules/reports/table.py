@@ -46,12 +46,13 @@ def as_table(comparison: Comparison, width: int = 120) -> Table:
         width: of the terminal; a narrow one has fewer columns.
     """
     headings, rows = cells_of(comparison)
-    title = f"{title_of(comparison)}; difference to {first_of(comparison)}"
+    title = title_of(comparison)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     kept = [i for i, name in enumerate(headings) if width >= NEEDS.get(name, 0)]
     for i in kept:
-        right = "right" if i else "left"
-        table.add_column(headings[i], justify=right, overflow="fold", no_wrap=i > 0)
+        table.add_column(
+            headings[i], justify="right" if i else "left", overflow="fold", no_wrap=i > 0
+        )
     for row, cells in zip(comparison.rows, rows, strict=True):
         style = "bold" if row is comparison.best else "" if row.mean else "dim"
         table.add_row(*(Text(cells[i]) for i in kept), style=style)
@@ -61,12 +62,9 @@ def as_table(comparison: Comparison, width: int = 120) -> Table:
 def title_of(comparison: Comparison) -> str:
     """What the numbers are."""
     wanted = {"up": " (higher is better)", "down": " (lower is better)"}
-    return f"{comparison.metric}{wanted.get(comparison.direction, '')} ± {LEVEL:.0%} interval"
-
-
-def first_of(comparison: Comparison) -> str:
-    """The setting that the others' differences are to."""
-    return spaced(comparison.first.name) if comparison.first else "none"
+    said = f"{comparison.metric}{wanted.get(comparison.direction, '')} ± {LEVEL:.0%} interval"
+    first, several = comparison.first, len(comparison.rows) > 1
+    return f"{said}; difference to {spaced(first.name)}" if first and several else said
 
 
 def spaced(name: str) -> str:
@@ -82,11 +80,14 @@ def cells_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     cells = []
     for row in rows:
         latest = f"({number.plain(row.latest)})" if row.latest is not None else ""
-        apart = "first" if row is first else gap.said(row.difference, sign=True)
-        cell = [spaced(row.name), number.said(row.mean) or latest, apart]
-        cell += [standing(comparison, row), seeds_of(row), duration(row.seconds)]
+        cell = [spaced(row.name), number.said(row.mean) or latest]
+        if len(rows) > 1:
+            cell += ["first" if row is first else gap.said(row.difference, sign=True)]
+            cell += [standing(comparison, row)]
+        cell += [seeds_of(row), duration(row.seconds)]
         cells.append(cell + [cost(row.cost) for cost in costs.values()])
-    return ["setting", "mean", "difference", "", "seeds", "a run", *costs], cells
+    beside = ["difference", ""] if len(rows) > 1 else []
+    return ["setting", "mean", *beside, "seeds", "a run", *costs], cells
 
 
 class Digits:

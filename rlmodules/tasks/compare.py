@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,7 +32,7 @@ def compare_runs(
         ValueError: there is no such run, or they have no metric in common.
     """
     places = [runs] if isinstance(runs, str) else list(runs)
-    options = {"direction": direction or "", "price_per_hour": price_per_hour}
+    options: dict[str, Any] = {"direction": direction or "", "price_per_hour": price_per_hour}
     if out is None:
         show(compare(places, metric, **options), Console())
     else:

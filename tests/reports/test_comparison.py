@@ -236,3 +236,8 @@ def test_time_costs_as_many_devices_as_there_are(tmp_path, devices, nodes, count
 def test_what_a_report_says_of_its_devices_counts(tmp_path):
     run = make_run(tmp_path / "a", 0.5, settings={"trainer.devices": "auto"}, report={"devices": 4})
     assert compare([run]).rows[0].cost.device_seconds == 40.0
+
+
+def test_a_best_setting_of_fewer_seeds_is_said(tmp_path):
+    notes = notes_on(compare(sweep(tmp_path, {1e-5: [0.5, 0.6, 0.7], 3e-5: [0.9, None, None]})))
+    assert any("lr=3e-5, is the mean of 1 where others have 3" in note for note in notes)
