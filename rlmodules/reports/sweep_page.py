@@ -24,6 +24,9 @@ BESIDE = (
 DRAWN, LINES = 4, 6
 """How many metrics have curves, and of how many settings at most."""
 
+TOKENS = "tokens"
+"""What all runs can be drawn over, where they count them."""
+
 
 def write_sweep_page(comparison: Comparison, path: Path) -> None:
     """Write the page of ``comparison``."""
@@ -73,7 +76,7 @@ def _curves(metric: str, comparison: Comparison) -> Chart | None:
 
 def _lines(row: Row, metric: str, x: str) -> list[Series]:
     """A thin line a seed, and their mean where all have a value."""
-    found = [dict(run.curve(metric, x)) for run in row.setting.runs]
+    found = [dict(run.curve(metric, x if x == TOKENS else None)) for run in row.setting.runs]
     found = [points for points in found if points]
     if not found:
         return []
@@ -88,14 +91,14 @@ def axis_of(rows: Sequence[Row], metric: str) -> str:
     another amount of work, as with batches of several sizes."""
     runs = [run for row in rows for run in row.setting.runs]
     units = {run.unit for run in runs}
-    ends = [run.curve(metric, "tokens") for run in runs if run.curve(metric)]
+    ends = [run.curve(metric, TOKENS) for run in runs if run.curve(metric)]
     if ends and all(ends):
         spent = [
             curve[-1][0] / max(run.length or 1, 1) for run, curve in zip(runs, ends, strict=False)
         ]
         if len(units) > 1 or max(spent) > 1.5 * min(spent):
-            return "tokens"
-    return sorted(units)[0] if units else "iteration"
+            return TOKENS
+    return " or ".join(sorted(units))
 
 
 def parallel_charts(comparison: Comparison) -> list[Chart]:

@@ -24,6 +24,7 @@ LISTED = 10
 def show(comparison: Comparison, console: Console) -> None:
     """Print ``comparison``."""
     if comparison.rows:
+        console.print(Text(title_of(comparison), "italic"))
         console.print(as_table(comparison, console.width))
     for note in notes_on(comparison):
         console.print(Text(note), style="yellow")
@@ -35,7 +36,8 @@ def show(comparison: Comparison, console: Console) -> None:
     if len(without) > LISTED:
         console.print(f"  and {len(without) - LISTED} more")
     if comparison.best and (command := command_of(comparison.best)):
-        console.print(Text("The best setting again:", "bold"))
+        said = "The best setting again:" if len(comparison.rows) > 1 else "The same again:"
+        console.print(Text(said, "bold"))
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 
@@ -46,8 +48,7 @@ def as_table(comparison: Comparison, width: int = 120) -> Table:
         width: of the terminal; a narrow one has fewer columns.
     """
     headings, rows = cells_of(comparison)
-    title = title_of(comparison)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     kept = [i for i, name in enumerate(headings) if width >= NEEDS.get(name, 0)]
     for i in kept:
         table.add_column(

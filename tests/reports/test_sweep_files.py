@@ -197,6 +197,16 @@ def test_batches_of_several_sizes_are_drawn_over_tokens(tmp_path):
     assert axis_of(alike, METRIC) == "iteration"
 
 
+def test_runs_that_count_other_things_are_drawn_all_the_same(tmp_path):
+    history = [{"step": 1.0, METRIC: 0.1}, {"step": 2.0, METRIC: 0.2}]
+    told = {"overrides": ["algo=dpo"], "choices": {"algo": "dpo"}}
+    make_run(tmp_path / "a", 0.2, history=history, **told)
+    make_run(tmp_path / "b", 0.2, history=[{"iteration": 1.0, METRIC: 0.2}])
+    chart = curve_charts(compare([tmp_path]))[0]
+    assert chart.data["x"] == "iteration or step"
+    assert [len(line["x"]) for line in chart.data["series"]] == [2, 1]
+
+
 def test_the_effect_of_a_value_is_told_with_all_else_equal(tmp_path):
     """Of the rate: 0.10, 0.09, 0.11, 0.10 in the four pairs of size and seed; mean 0.10."""
     rate, size = effects_of(make_grid(tmp_path))
