@@ -28,8 +28,8 @@ class Row:
     Attributes:
         values: the metric of the runs that are done, by seed.
         mean: of these; None if there are none.
-        difference: to the first setting, run by run of the same seed; None of the first itself,
-            and where no seed is shared.
+        difference: to the first setting that has a result, run by run of the same seed; None of
+            that one itself, and where no seed is shared.
         from_best: the same to the best setting; None of the best itself.
         worse: whether that tells it from the best.
         surely_worse: whether it does so with intervals that hold for all settings at once.
@@ -90,9 +90,9 @@ class Comparison:
 
     @property
     def first(self) -> Row | None:
-        """The one that the others' differences are to."""
-        settings = self.grouping.settings[:1]
-        return next((row for row in self.rows if row.setting in settings), None)
+        """The one that the others' differences are to: the first with a result."""
+        in_order = sorted(self.rows, key=lambda row: self.grouping.settings.index(row.setting))
+        return next((row for row in in_order if row.mean), None)
 
     @property
     def tied(self) -> list[Row]:
@@ -131,6 +131,7 @@ def compare(
     unknown = count(1)
     values = [_by_seed(setting, metric, unknown) for setting in grouping.settings]
     order = _order([estimate(list(v.values())) for v in values], towards)
+    first: int = next((i for i, found in enumerate(values) if found), 0)
     best = values[order[0]] if order and values[order[0]] and towards else {}
     others = {str(i): values[i] for i in order[1:] if values[i]} if best else {}
     beside, at_once = beside_best(best, others), beside_best(best, others, at_once=True)
@@ -143,7 +144,7 @@ def compare(
                 setting=setting,
                 values=ours,
                 mean=estimate(list(ours.values())),
-                difference=paired_difference(ours, values[0]) if i else None,
+                difference=paired_difference(ours, values[first]) if i != first else None,
                 from_best=gap,
                 worse=_is_worse(gap, towards),
                 surely_worse=_is_worse(at_once.get(str(i)), towards),

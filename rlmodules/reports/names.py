@@ -5,7 +5,10 @@ import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
+from zlib import crc32
 
+LONGEST = 40
+"""Characters of a value."""
 USUAL = {"learning_rate": "lr"}
 """What everybody calls an option."""
 
@@ -38,9 +41,11 @@ def short_value(value: Any) -> str:
             return plain
         powered = f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
         return min(plain, powered, key=len)
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"), default=str).replace('"', "")
+    if not isinstance(value, str):
+        value = json.dumps(value, separators=(",", ":"), default=str).replace('"', "")
+    if len(value) > LONGEST:  # its end is what it is told apart by
+        return f"{value[: LONGEST - 9]}~{crc32(value.encode()):08x}"
+    return value
 
 
 def label(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -120,4 +121,6 @@ def _parts(estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has none
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

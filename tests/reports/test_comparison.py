@@ -107,6 +107,13 @@ def test_one_run_alone_is_a_table(tmp_path):
     assert "Fewer than 3 seeds: Every setting" in " ".join(notes_on(found))
 
 
+def test_where_the_first_failed_the_next_one_is_what_others_are_compared_with(tmp_path):
+    found = compare(sweep(tmp_path, {1e-5: [None, None], 3e-5: [0.5, 0.6], 1e-4: [0.6, 0.8]}))
+    assert found.first.name == "lr=3e-5" and found.first.difference is None
+    assert found.best.difference.mean == pytest.approx(0.15)
+    assert found.rows[-1].difference is None
+
+
 def test_a_sweep_without_any_result_is_a_table_too(tmp_path):
     found = compare(sweep(tmp_path, {1e-5: [None, None], 3e-5: [None]}))
     assert found.best is None and [row.mean for row in found.rows] == [None, None]

@@ -35,6 +35,13 @@ def test_a_value_is_written_as_one_would_type_it(value, text):
         assert float(text) == value
 
 
+def test_a_long_value_is_cut_and_still_another_than_its_like():
+    one, other = ["Say " * 40 + "this", 1], ["Say " * 40 + "that", 1]
+    assert short_value(one) != short_value(other)
+    assert len(short_value(one)) == 40 and short_value(one).startswith("[Say Say ")
+    assert short_value("x" * 40) == "x" * 40
+
+
 def test_a_setting_is_named_by_its_values():
     assert label({"algo.learning_rate": 3e-5, "model.name": "x"}) == "lr=3e-5,name=x"
     assert label({}) == ""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shlex
 
@@ -172,6 +173,15 @@ def test_a_name_cannot_end_the_page(tmp_path):
         )
     write(compare([tmp_path / "s"]), tmp_path / "out")
     assert "</script><b>x" not in (tmp_path / "out" / "sweep.html").read_text()
+
+
+def test_a_value_that_json_does_not_have_is_written_as_a_word(tmp_path):
+    for value in (math.inf, 1.0):
+        told = {"overrides": [f"algo.clip={value}"], "settings": {"algo.clip": value}}
+        make_run(tmp_path / "s" / f"{value}", 0.5, **told)
+    write(compare([tmp_path / "s"]), tmp_path / "out")
+    text = (tmp_path / "out" / "sweep.json").read_text()
+    assert '"algo.clip": "inf"' in text and json.loads(text, parse_constant=pytest.fail)
 
 
 def test_a_page_without_any_result_is_written(tmp_path):
