@@ -61,7 +61,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings from the best to the worst; those without a result come last.
+    """Settings from the best to the worst; those of which runs are missing, and then those without
+    any result, come last.
 
     Attributes:
         metric: what they are compared by.
@@ -84,7 +85,7 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The setting with the best mean."""
+        """The setting with the best mean, of those that lack no run, if there are such."""
         first = self.rows[0] if self.rows else None
         return first if first and first.mean and self.direction else None
 
@@ -130,7 +131,7 @@ def compare(
     grouping = group(read)
     unknown = count(1)
     values = [_by_seed(setting, metric, unknown) for setting in grouping.settings]
-    order = _order([estimate(list(v.values())) for v in values], towards)
+    order = _order(grouping.settings, values, towards)
     first: int = next((i for i, found in enumerate(values) if found), 0)
     best = values[order[0]] if order and values[order[0]] and towards else {}
     others = {str(i): values[i] for i in order[1:] if values[i]} if best else {}
@@ -167,15 +168,22 @@ def _by_seed(setting: Setting, metric: str, unknown: Iterable[int]) -> dict[int,
     }
 
 
-def _order(means: Sequence[Estimate | None], towards: str) -> list[int]:
-    """Places of the means, the best first, those without one last."""
+def _order(
+    settings: Sequence[Setting], values: Sequence[Mapping[int, float]], towards: str
+) -> list[int]:
+    """Places of the settings, the best mean first.
+
+    Those of which runs are missing come after all others: where bad runs break down, the mean of
+    those that did not is too good.
+    """
     sign = 1 if towards == "down" else -1
 
-    def key(i: int) -> tuple[bool, float]:
-        mean = means[i]
-        return mean is None, sign * mean.mean if mean else 0.0
+    def key(i: int) -> tuple[bool, bool, float]:
+        seeds = {run.seed for run in settings[i].runs if run.seed is not None}
+        missing = len(values[i]) < (len(seeds) or len(settings[i].runs))
+        return not values[i], missing, sign * (_mean(values[i].values()) or 0.0)
 
-    return sorted(range(len(means)), key=key)
+    return sorted(range(len(settings)), key=key)
 
 
 def _is_worse(gap: Estimate | None, towards: str) -> bool:

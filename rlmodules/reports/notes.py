@@ -56,11 +56,17 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             " choose."
         )
     best, most = comparison.best, max((len(row.values) for row in rows), default=0)
-    if best and len(best.values) < most:
+    if best and best.mean and len(best.values) < most:
         yield (
             f"The best, {best.name}, is the mean of {len(best.values)} where others have {most}: of"
             " fewer seeds, more is luck."
         )
+    for row in rows:
+        if best and best.mean and row.mean and _beats(row.mean.mean, best.mean.mean, comparison):
+            yield (
+                f"{row.name} has a better mean, but of those {len(row.values)} of its"
+                f" {len(row.setting.runs)} runs that have a result: it is not called the best."
+            )
     if len({frozenset(row.values) for row in rows}) > 1:
         counts = Counter(seed for row in rows for seed in row.values if seed >= 0)
         uneven = sorted(seed for seed, count in counts.items() if count < len(rows))
@@ -76,6 +82,10 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
                 f"{row.name} has several runs with seed {_listed(twice)}: they are no two draws,"
                 " and the last of them counts."
             )
+
+
+def _beats(value: float, other: float, comparison: Comparison) -> bool:
+    return value > other if comparison.direction == "up" else value < other
 
 
 def _missing(comparison: Comparison) -> Iterator[str]:

@@ -73,10 +73,13 @@ def test_of_a_metric_of_which_nothing_is_known_none_is_best(tmp_path):
 
 def test_only_seeds_that_both_have_are_paired(tmp_path):
     found = compare(sweep(tmp_path, {1e-5: [0.5, 0.6, 0.7], 3e-5: [0.6, None, 0.9]}))
-    best, first = found.rows
-    assert best.values == {0: 0.6, 2: 0.9} and (best.count("done"), best.count("failed")) == (2, 1)
-    assert best.mean.mean == pytest.approx(0.75) and best.difference.mean == pytest.approx(0.15)
-    assert best.difference.count == 2 and first.from_best.count == 2
+    other = found.rows[-1]
+    assert other.values == {0: 0.6, 2: 0.9} and (other.count("done"), other.count("failed")) == (
+        2,
+        1,
+    )
+    assert other.mean.mean == pytest.approx(0.75) and other.difference.mean == pytest.approx(0.15)
+    assert other.difference.count == 2 and other.from_best.count == 2
     notes = " ".join(notes_on(found))
     assert "do not have the same seeds (seeds 1 not in all)" in notes
     assert "1 of 6 runs failed" in notes and "Fewer than 3 seeds: lr=3e-5." in notes
@@ -136,7 +139,7 @@ def test_a_job_that_ended_at_once_fails_its_setting(tmp_path):
     write_job(tmp_path / "s" / "4", "algo=ppo", f"{LR}=3e-5", "seed=2")
     write_job(tmp_path / "s" / "5", "algo=ppo", "seed=2")
     found = compare([tmp_path / "s"])
-    assert found.best.name == "lr=3e-5" and len(found.best.setting.runs) == 3
+    assert found.rows[-1].name == "lr=3e-5" and len(found.rows[-1].setting.runs) == 3
     assert [run.name for run in found.grouping.unplaced] == ["5"]
     assert "cannot be told of runs that ended at once: 5." in " ".join(notes_on(found))
 
@@ -246,5 +249,17 @@ def test_what_a_report_says_of_its_devices_counts(tmp_path):
 
 
 def test_a_best_setting_of_fewer_seeds_is_said(tmp_path):
-    notes = notes_on(compare(sweep(tmp_path, {1e-5: [0.5, 0.6, 0.7], 3e-5: [0.9, None, None]})))
+    notes = notes_on(compare(sweep(tmp_path, {1e-5: [0.5, 0.6, 0.7], 3e-5: [0.9]})))
     assert any("lr=3e-5, is the mean of 1 where others have 3" in note for note in notes)
+
+
+@pytest.mark.parametrize(("metric", "good"), [(METRIC, 0.9), ("val/loss", 0.1)])
+def test_a_setting_that_broke_down_is_not_the_best_by_the_runs_that_did_not(tmp_path, metric, good):
+    results = {1e-5: [0.5, 0.6], 3e-5: [good, None], 1e-4: [0.7, 0.7]}
+    found = compare(sweep(tmp_path, results, metric=metric))
+    assert found.rows[-1].name == "lr=3e-5"
+    assert found.best.name == ("lr=1e-4" if good == 0.9 else "lr=1e-5")
+    said = "lr=3e-5 has a better mean, but of those 1 of its 2 runs that have a result"
+    assert any(note.startswith(said) for note in notes_on(found))
+    broken = compare(sweep(tmp_path / "all", {1e-5: [0.5, None], 3e-5: [0.6, None]}))
+    assert broken.best.name == "lr=3e-5"  # there is none that did not
