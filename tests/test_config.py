@@ -233,7 +233,7 @@ def test_every_option_says_what_changing_it_does_to_a_run_that_goes_on():
     wild = {name.removesuffix(".*") for name in KNOWN if name.endswith(".*")}
     unknown = {name for name in options - KNOWN.keys() if name.split(".")[0] not in wild}
     assert unknown == set()
-    beyond = {"data.rows", "data.rows.held_out", "suggested", "processes", "module", "out"}
+    beyond = {"data.rows", "data.rows.held_out", "suggested", "processes", "module", "out", "runs"}
     gone = {name for name in KNOWN if not name.endswith(".*")} - options - beyond
     assert gone == set(), "options of the table that there are no longer"
     assert set(Effect) == set(KNOWN.values())
