@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rlmodules import schemas
 from rlmodules.schemas.fields import CONF, commented_fields, comments_behind, every_field
 from rlmodules.schemas.help import brief, parts
 from rlmodules.schemas.nodes import NODES
@@ -37,10 +40,7 @@ def said(*arguments, folder, status=0, **environment):
 
 
 def help_of(*overrides):
-    from io import StringIO
-
-    from rich.console import Console
-
+    schemas.register()
     console = Console(file=StringIO(), width=110)
     for part in parts("python train.py", overrides):
         console.print(part)
@@ -82,6 +82,12 @@ def test_help_of_what_has_to_be_given_and_of_a_sweep():
     assert re.search(r"env\.path=\(has to be given\)", out) and "*grpo" in out
     assert re.search(r"algo\.learning_rate=1 ", out)
     assert re.search(r"env\.timeout_s=null +seconds that one", help_of("env=custom", "reward=none"))
+
+
+def test_help_of_a_sweep_says_what_its_sweeper_is_told():
+    out = help_of("hparams_search=optuna", "hydra.sweeper.n_trials=7")
+    assert re.search(r"hydra\.sweeper\.n_trials=7 +settings; a setting that comes up again", out)
+    assert "hydra/sweeper=search" in out and "*optuna" in out
 
 
 def test_a_choice_that_there_is_not_is_one_sentence(command):

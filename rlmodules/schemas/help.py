@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlmodules.schemas.fields import CONF, commented_fields, kind_name
+from rlmodules.schemas.fields import CONF, commented_fields, comments_behind, kind_name
 
 FLAGS = frozenset({"--help", "-h"})
-FIRST = ("algo", "model", "data", "env", "reward", "task", "experiment")
+FIRST = ("algo", "model", "data", "env", "reward", "task", "experiment", "hparams_search")
 """Groups in the order in which one thinks of them; others follow."""
+OF_SWEEPS = ("hydra/launcher", "hydra/sweeper")
 WIDTH, LONGEST_VALUE, LONGEST_TEXT = 110, 28, 150
 """The first where there is no terminal."""
 GIVEN = ("???", "${required:}")
@@ -97,6 +98,10 @@ def parts(started: str, overrides: Sequence[str]) -> Iterator[Any]:
             chosen = f"{group}={choices[group]}" if group in choices else group
             yield Text(f"\n{chosen or 'Of every run'}", style="bold")
             yield from _listed(options)
+    for group in OF_SWEEPS:
+        if options := list(_of_sweeps(cfg, group, choices[group])):
+            yield Text(f"\n{group}={choices[group]}  (of sweeps: -m)", style="bold")
+            yield from _listed(options)
     yield Text("\nFlags", style="bold")
     yield _grid(MORE.items())
     yield Text("\nExamples", style="bold")
@@ -110,7 +115,6 @@ def _first_values(overrides: Sequence[str]) -> list[str]:
         if o.is_sweep_override()
         else str(o.input_line)
         for o in parsed
-        if not o.is_hydra_override()
     ]
 
 
@@ -122,7 +126,7 @@ def _groups() -> list[tuple[str, list[str]]]:
         if folder.is_dir() and any(folder.glob("*.yaml")) and folder.name != "paths"
     }
     order = [*FIRST, *(name for name in found if name not in FIRST)]
-    for group in ("hydra/launcher", "hydra/sweeper"):
+    for group in OF_SWEEPS:
         known = {path.stem for path in (CONF / group).glob("*.yaml")}
         known |= {name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)}
         found[group], order = sorted(known), [*order, group]
@@ -142,6 +146,16 @@ def _options(cfg: DictConfig, choices: dict[str, str]) -> dict[str, list[Option]
         own = group in choices and group != "paths"
         found.setdefault(group if own else "", []).append(option)
     return found
+
+
+def _of_sweeps(cfg: DictConfig, group: str, choice: str) -> Iterator[Option]:
+    """What the chosen launcher or sweeper is told, as far as ``conf/`` describes it."""
+    file, node = CONF / group / f"{choice}.yaml", cfg.hydra[group.removeprefix("hydra/")]
+    comments = comments_behind(file.read_text()) if file.is_file() else {}
+    for name in node:
+        if str(name) in comments and not str(name).startswith("_"):
+            path = f"{group.replace('/', '.')}.{name}"
+            yield Option(path, "", _shown(node, name), brief(comments[str(name)]))
 
 
 def _walk(node: DictConfig, prefix: str, choices: dict[str, str]) -> Iterator[Option]:
