@@ -132,6 +132,8 @@ class Experience:
     """[B, A]"""
     ref_logprobs: Tensor | None = None
     """[B, A], of the reference; left out by algorithms whose loss does not need it."""
+    rewards: Tensor | None = None
+    """[B, A], with the KL penalty; for whoever looks at it, left out where rewards are whole."""
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
     f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {R}.metrics {R}.reports {R}.trackers"
-    f" {R}.views {R}.sweeping {D}.atomic",
+    f" {R}.views {R}.sweeping {D}.atomic {TYPES}",
     f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",

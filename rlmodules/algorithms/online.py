@@ -4,7 +4,7 @@
 ``learn_from`` (episodes -> what is trained on) and ``training_step``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,6 @@ class OnlineConfig(TrainingConfig):
     """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
     top_k: int = 0
     """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
-
     num_iterations: int = 100
     """Iterations: rollout, then updates."""
     save_every: int = 10
@@ -129,6 +128,7 @@ class OnlineModule(AlgorithmModule):
         self.skip_updates = False  # a KL early stop: until the iteration ends
         self.update_clock = Stopwatch()
         self.held_out = HeldOut()
+        self.watchers: list[Callable[[Rollout, Experience], None]] = []
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
         self.train()  # Lightning leaves the mode as it finds it
 
@@ -203,6 +203,8 @@ class OnlineModule(AlgorithmModule):
         self.note_rollout(rollout)
         experience, metrics = self.learn_from(rollout)
         self.rollout_metrics |= metrics
+        for watch in self.watchers:
+            watch(rollout, experience)
         self.update_clock.start()
         return experience
 

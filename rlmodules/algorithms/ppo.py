@@ -182,6 +182,7 @@ class PPO(OnlineModule):
             advantages=advantages,
             values=values,
             returns=returns,
+            rewards=rewards,
         )
         return experience, metrics
 

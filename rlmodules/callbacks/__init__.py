@@ -14,3 +14,4 @@ from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveLast, newest_checkpoint
+from rlmodules.callbacks.token_record import TokenRecord
