@@ -16,8 +16,9 @@ from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.data_check import DataCheck
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
-from rlmodules.callbacks.report import Report, RunReport
+from rlmodules.callbacks.report import Report
 from rlmodules.callbacks.run_record import RunRecord, settings_of
+from rlmodules.callbacks.run_report import RunReport
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveLast
 from rlmodules.checks import device_options, require_device
 from rlmodules.models import resolve_precision

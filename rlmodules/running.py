@@ -6,6 +6,7 @@ Everything heavy that a run needs is imported here, so that ``train.py`` can ans
 import inspect
 import shlex
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from rlmodules.callbacks import (
     RunRecord,
 )
 from rlmodules.checks import naming
-from rlmodules.models import resolve_precision
+from rlmodules.models import ModelConfig, resolve_precision
 from rlmodules.quiet import hide_bars, ignore_remarks
+from rlmodules.reports.environment import write_start
 from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import is_follower, require_own
 from rlmodules.schemas import refuse_contradictions
@@ -77,6 +79,7 @@ def train(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
         write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+        note_start(cfg, module)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
@@ -85,6 +88,18 @@ def train(cfg: DictConfig) -> float | None:
     trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
     return optimized.value(trainer)
+
+
+def note_start(cfg: DictConfig, module: L.LightningModule) -> None:
+    """Write what the run is made of, for its report."""
+    own = {"algo": asdict(type(module.config)()), "model": asdict(ModelConfig())}
+    write_start(
+        Path(cfg.paths.output_dir),
+        overrides=list(HydraConfig.get().overrides.task),
+        seed=cfg.seed,
+        model=cfg.model.name,
+        defaults=own,
+    )
 
 
 def inspecting() -> str:

@@ -9,9 +9,9 @@ from rlmodules.callbacks.position import RunIsComplete
 from rlmodules.callbacks.preference_report import PreferenceReport
 from rlmodules.callbacks.progress import IterationBar, StepBar
 from rlmodules.callbacks.progress_file import ProgressFile
-from rlmodules.callbacks.report import RunReport
 from rlmodules.callbacks.reward_report import RewardReport
 from rlmodules.callbacks.run_record import RunRecord
+from rlmodules.callbacks.run_report import RunReport
 from rlmodules.callbacks.samples import SampleTable
 from rlmodules.callbacks.stopping import AtomicCheckpointIO, SaveLast, newest_checkpoint
 from rlmodules.callbacks.token_record import TokenRecord

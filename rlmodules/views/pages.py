@@ -28,5 +28,6 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    pages.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     pages.globals |= {"static": static, "PLOTLY": PLOTLY, "kinds": KINDS}
     write_text(path, pages.get_template(template).render(values))

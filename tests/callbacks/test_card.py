@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rlmodules import DPO, PPO, DPOConfig, ModelConfig, RewardModel, RewardModelConfig
 from rlmodules.callbacks.card import license_of, write_card
-from rlmodules.callbacks.report import RunReport
+from rlmodules.callbacks.run_report import RunReport
 from rlmodules.models import LoraConfig
 from rlmodules.models.embedded import tiny_model
 

@@ -92,14 +92,17 @@ function drawCurves({ series, x, y, healthy }) {
     });
     if (!thin) labelled.add(line.name);
   }
-  const shapes = [];
-  if (healthy) {
+  const shapes = [], across = axis(x), up = axis(y);
+  if (healthy) {  // which must not stretch the axis that the lines are read on
     const values = series.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]).filter((v) => v !== null);
-    const low = healthy[0] ?? Math.min(...values, healthy[1]), high = healthy[1] ?? Math.max(...values, healthy[0]);
-    shapes.push({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: low, y1: high, layer: "below",
-      line: { width: 0 }, fillcolor: colour("good", 0.09) });
+    const low = Math.min(...values), high = Math.max(...values), room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
+    up.range = [low - room, high + room];
+    shapes.push({ type: "rect", xref: "paper", x0: 0, x1: 1, layer: "below", line: { width: 0 },
+      y0: healthy[0] ?? up.range[0], y1: healthy[1] ?? up.range[1], fillcolor: colour("good", 0.09) });
   }
-  const layout = frame({ hovermode: "x unified", xaxis: axis(x), yaxis: axis(y), shapes, showlegend: names.length > 1 });
+  const places = series.flatMap((line) => line.x);
+  if (Math.max(...places) - Math.min(...places) <= 10) across.dtick = 1;
+  const layout = frame({ hovermode: "x unified", xaxis: across, yaxis: up, shapes, showlegend: names.length > 1 });
   return [traces, layout];
 }
 
