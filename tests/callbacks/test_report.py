@@ -58,7 +58,7 @@ def test_the_first_and_the_last_evaluation_are_compared(tmp_path, capsys):
     assert written["history"] == report.history and "mcnemar_p" not in written
     text = (tmp_path / "report.txt").read_text()
     for part in (text, capsys.readouterr().out):
-        (reward,) = (line for line in part.splitlines() if "0.250" in line and "reward" in line)
+        (reward,) = (line for line in part.splitlines() if line.startswith("│ reward"))
         assert "0.750" in reward and "+0.500" in reward
         assert any("pass@4" in line and "-0.250" in line for line in part.splitlines())
     assert "1 iterations" in text and "50 tokens/s sampled" in text

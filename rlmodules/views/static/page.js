@@ -73,9 +73,11 @@ function drawCurves({ series, x, y, healthy }) {
       type: "scatter", x: line.x, legendgroup: line.name, name: line.name, connectgaps: false,
     };
     if (line.low && line.high) {
-      const edge = { ...base, mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" };
-      traces.push({ ...edge, y: line.low });
-      traces.push({ ...edge, y: line.high, fill: "tonexty", fillcolor: colour(shade, 0.16) });
+      const at = line.x.map((_, i) => i).filter((i) => line.low[i] !== null && line.high[i] !== null);
+      const ends = (values) => at.map((i) => values[i]);
+      const edge = { ...base, x: ends(line.x), mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" };
+      traces.push({ ...edge, y: ends(line.low) });
+      traces.push({ ...edge, y: ends(line.high), fill: "tonexty", fillcolor: colour(shade, 0.16) });
     }
     const smooths = line.smooth && weight > 0 && line.y.length > 2;
     if (smooths) {
