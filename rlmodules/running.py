@@ -6,7 +6,7 @@ Everything heavy that a run needs is imported here, so that ``train.py`` can ans
 import inspect
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,13 @@ def train(cfg: DictConfig) -> float | None:
 
 def note_start(cfg: DictConfig, module: L.LightningModule) -> None:
     """Write what the run is made of, for its report."""
-    own = {"algo": asdict(type(module.config)()), "model": asdict(ModelConfig())}
+    algo = {f.name: f.default for f in fields(module.config) if f.default is not MISSING}
     write_start(
         Path(cfg.paths.output_dir),
         overrides=list(HydraConfig.get().overrides.task),
         seed=cfg.seed,
         model=cfg.model.name,
-        defaults=own,
+        defaults={"algo": algo, "model": asdict(ModelConfig())},
     )
 
 

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import rlmodules
 from datamodules.atomic import write_text
 
 RUN = "run.json"
@@ -41,7 +40,7 @@ def read_start(folder: Path) -> dict[str, Any]:
 
 def described() -> dict[str, Any]:
     """Versions, commits of this code and of the folder that it runs in, and the machine."""
-    home, here = Path(rlmodules.__file__).parent.parent, Path.cwd()
+    home, here = Path(__file__).parents[2], Path.cwd()
     return {
         "versions": {"python": platform.python_version(), **_versions(PACKAGES)},
         "git": commit(home) if (home / "pyproject.toml").is_file() else None,
