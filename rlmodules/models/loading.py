@@ -47,8 +47,9 @@ class ModelConfig:
     """Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates);
     under LoRA the frozen ones take bfloat16 where the machine computes in it natively."""
     attn_implementation: str = "auto"
-    """``auto`` leaves it to transformers, but takes ``eager`` on CPUs, where it trains faster, and
-    packs rows where the model can; any other is used for everything, and no rows are packed."""
+    """``auto`` leaves it to transformers, but where there is no GPU takes ``eager``, which trains
+    faster there, and packs rows if the model can; any other is used for everything, and no rows are
+    packed."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: str = "continue"
     """What to do where ``name`` is a LoRA adapter (``adapter_config.json``): ``continue`` trains it

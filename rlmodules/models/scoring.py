@@ -29,7 +29,7 @@ from rlmodules.models.heads import (
     unwrapped,
 )
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
-from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
 from rlmodules.models.quirks import even_out, require_gradients, require_kept
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
@@ -106,8 +106,9 @@ class PolicyModel(nn.Module):
         return positions_of(self.base_model)
 
     def enable_packing(self) -> None:
-        """Pack rows from now on, if the model computes packed rows rightly; else a warning."""
-        self.packs = takes_packed(self._body)
+        """Pack rows from now on, if it pays here and the model computes packed rows rightly (else a
+        warning)."""
+        self.packs = packing_pays() and takes_packed(self._body)
         if self.packs:
             enable_packing(self._body)
 

@@ -30,7 +30,7 @@ from rlmodules.models.adapters import has_adapters
 from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unpad
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
-from rlmodules.models.packing import enable_packing, takes_packed
+from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
 from rlmodules.models.quirks import even_out, require_gradients
 from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
@@ -90,7 +90,7 @@ class RewardModel(OfflineModule):
         if tokenizer is not None:
             match_tokenizer(self.base_model, tokenizer)
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
-        self.packs = may_pack and takes_packed(self.body)
+        self.packs = may_pack and packing_pays() and takes_packed(self.body)
         if self.packs:
             enable_packing(self.body)
         self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlmodules import DPO, DPOConfig, RewardModel, RewardModelConfig
 from rlmodules.models import packing
 from rlmodules.models.embedded import tiny_model
 from rlmodules.models.heads import backbone
@@ -28,3 +29,11 @@ def test_sharp_scores_are_compared_eagerly_on_both_sides(own, monkeypatch):
 
 def test_no_attention_is_planned_anew_for_each_shape():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_rows_are_packed_where_there_is_no_card(card, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    policy = DPO(DPOConfig(model_name="random:tiny", device="cpu")).policy
+    judge = RewardModel(RewardModelConfig(model_name="random:tiny", device="cpu"))
+    assert policy.packs is judge.packs is not card
