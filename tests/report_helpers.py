@@ -4,6 +4,7 @@ import json
 
 import yaml
 
+from rlmodules.reports.environment import RUN
 from rlmodules.reports.files import CONFIG, ERROR, JOB, PROGRESS, REPORT, RESULT
 
 METRIC = "val/reward"
@@ -84,3 +85,7 @@ def write_job(folder, *overrides):
     said = {"overrides": list(overrides), "swept": {}, "argv": []}
     (folder / JOB).write_text(json.dumps(said))
     return folder
+
+
+def write_start(folder, **said):
+    (folder / RUN).write_text(json.dumps(said))

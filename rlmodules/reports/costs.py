@@ -44,14 +44,14 @@ def cost_of(runs: Iterable[Run], price_per_hour: float | None = None) -> Cost:
 
 
 def devices_of(run: Run) -> int:
-    """How many devices it was given: what its report says, else its settings.
+    """How many devices it was given, over all nodes.
 
-    Where these leave it to the machine (``auto``), one is counted.
+    Where its settings leave that to the machine (``auto``), all of the machine's accelerators are
+    counted, and one if it does not say or has none.
     """
-    told = run.report.get("devices")
-    if isinstance(told, int):
-        return told
     devices, nodes = (run.settings.get(f"trainer.{name}", 1) for name in ("devices", "num_nodes"))
+    if str(devices) in ("auto", "-1") and run.settings.get("trainer.accelerator") != "cpu":
+        devices = len(run.start.get("machine", {}).get("accelerators") or [None])
     return _count(devices) * max(_count(nodes), 1)
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rlmodules.reports.comparison import Comparison, Row
-from rlmodules.reports.costs import devices_of
 from rlmodules.reports.runs import Run
 
 FEW = 3
@@ -15,7 +14,7 @@ TASK = ("env", "reward", "data.path", "data.env", "data.eval")
 
 def notes_on(comparison: Comparison) -> list[str]:
     """Sentences, the most important first."""
-    parts = (_best, _seeds, _missing, _task, _same, _consequences, _unplaced, _costs)
+    parts = (_best, _seeds, _missing, _task, _same, _consequences, _origins, _unplaced, _costs)
     return [note for part in parts for note in part(comparison)]
 
 
@@ -134,6 +133,21 @@ def _consequences(comparison: Comparison) -> Iterator[str]:
         yield f"With that choice there also differ: {_listed(found)}."
 
 
+def _origins(comparison: Comparison) -> Iterator[str]:
+    """What was another program or machine, as far as runs say what they were made of."""
+    starts = [run.start for run in comparison.runs if run.start]
+    commits = {str((start.get("git") or {}).get("commit"))[:10] for start in starts} - {"None"}
+    if len(commits) > 1:
+        yield f"The runs are of several commits of the code: {_listed(sorted(commits))}."
+    for package in dict.fromkeys(name for start in starts for name in start.get("versions", {})):
+        versions = {start.get("versions", {}).get(package) for start in starts} - {None}
+        if len(versions) > 1:
+            yield f"The runs are of several versions of {package}: {_listed(sorted(versions))}."
+    machines = {start.get("machine", {}).get("name") for start in starts} - {None}
+    if len(machines) > 1:
+        yield f"Times are of several machines: {_listed(sorted(machines))}."
+
+
 def _unplaced(comparison: Comparison) -> Iterator[str]:
     if found := comparison.grouping.unplaced:
         names = _listed([run.name for run in found])
@@ -153,8 +167,7 @@ def _costs(comparison: Comparison) -> Iterator[str]:
 
 
 def _devices_are_open(run: Run) -> bool:
-    told = "devices" in run.report or str(run.settings.get("trainer.devices", 1)) != "auto"
-    return not told and devices_of(run) == 1
+    return str(run.settings.get("trainer.devices", 1)) == "auto" and "machine" not in run.start
 
 
 def _listed(names: Sequence[object], most: int = 8) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlmodules.reports.environment import read_start
 from rlmodules.reports.files import (
     CONFIG,
     ERROR,
@@ -54,6 +55,7 @@ def read_run(folder: str | Path) -> Run:
         progress=progress,
         error="" if status == "done" else _error(folder),
         number=number if isinstance(number, int) else None,
+        start=read_start(folder),
     )
 
 

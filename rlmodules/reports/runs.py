@@ -35,6 +35,7 @@ class Run:
         progress: how far it is, if it says so.
         error: the last line of what went wrong, or what an unfinished job printed last.
         number: of a sweep's job.
+        start: what it was made of, versions, commit and machine; empty if nothing says so.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     progress: Progress | None = None
     error: str = ""
     number: int | None = None
+    start: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from report_helpers import METRIC, make_run, write_job, write_progress, write_result
+from report_helpers import METRIC, make_run, write_job, write_progress, write_result, write_start
 
 from rlmodules.reports.comparison import compare
 from rlmodules.reports.notes import notes_on
@@ -243,9 +243,34 @@ def test_time_costs_as_many_devices_as_there_are(tmp_path, devices, nodes, count
     assert left_open == (devices == "auto")
 
 
-def test_what_a_report_says_of_its_devices_counts(tmp_path):
-    run = make_run(tmp_path / "a", 0.5, settings={"trainer.devices": "auto"}, report={"devices": 4})
-    assert compare([run]).rows[0].cost.device_seconds == 40.0
+@pytest.mark.parametrize(
+    ("accelerator", "has", "count"),
+    [("auto", ["H100"] * 4, 4), ("cpu", ["H100"] * 4, 1), ("auto", [], 1)],
+)
+def test_a_run_that_took_all_devices_of_its_machine_costs_them_all(
+    tmp_path, accelerator, has, count
+):
+    settings = {"trainer.devices": "auto", "trainer.accelerator": accelerator}
+    run = make_run(tmp_path / "a", 0.5, settings=settings)
+    write_start(run, machine={"name": "m", "accelerators": has})
+    found = compare([run], price_per_hour=1.0)
+    assert found.rows[0].cost.device_seconds == 10.0 * count
+    assert "leave their devices" not in " ".join(notes_on(found))
+
+
+def test_runs_of_another_code_or_machine_are_said(tmp_path):
+    for i, commit in enumerate(["aaaaaaaaaaaa", "bbbbbbbbbbbb"]):
+        run = make_run(tmp_path / str(i), 0.5, i)
+        write_start(
+            run, versions={"torch": f"2.{i}", "peft": "1"}, git={"commit": commit},
+            machine={"name": f"m{i}"},
+        )  # fmt: skip
+    make_run(tmp_path / "2", 0.5, 2)  # of long ago
+    notes = notes_on(compare([tmp_path]))
+    assert "The runs are of several commits of the code: aaaaaaaaaa, bbbbbbbbbb." in notes
+    assert "The runs are of several versions of torch: 2.0, 2.1." in notes
+    assert "Times are of several machines: m0, m1." in notes
+    assert not any("peft" in note for note in notes)
 
 
 def test_a_best_setting_of_fewer_seeds_is_said(tmp_path):

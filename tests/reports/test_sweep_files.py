@@ -63,6 +63,11 @@ def test_a_terminal_of_any_width_shows_whole_numbers(tmp_path, width):
     assert all(len(line) <= width for line in lines if not line.startswith("  python"))
 
 
+def test_it_says_of_how_many_pairs_a_difference_is(tmp_path):
+    results = {(1e-5, 32): [0.1, 0.3], (3e-5, 32): [0.2, 0.4, 0.7]}
+    assert " 3 (2 paired) " in printed(make_grid(tmp_path, results))
+
+
 def test_what_failed_is_listed_with_its_reason_and_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_grid(tmp_path)
