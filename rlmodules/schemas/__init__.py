@@ -19,6 +19,7 @@ from rlmodules.schemas.names import name_objectives as name_objectives
 from rlmodules.schemas.names import refuse_contradictions as refuse_contradictions
 from rlmodules.schemas.names import refuse_unknown as refuse_unknown
 from rlmodules.schemas.names import require_told as require_told
+from rlmodules.schemas.typed import quote_paths as quote_paths
 
 REQUIRED = "${required:}"
 """In YAML: has to be given. (``???`` says so too, but leaves the default of a schema in place.)"""

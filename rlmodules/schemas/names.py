@@ -65,6 +65,14 @@ SYNONYMS = {
     "train_batch_size": ("batch_size",),
     "vf_coef": ("value_coef",),
 }
+LAUNCHERS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "ray_aws": "ray",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+}
+"""Launchers that other packages bring -> the extra that installs these."""
 ADDED = ("callbacks", "logger")
 """Groups to which a run may add parts of its own."""
 ROOT = {"module", "suggested", "hydra", *(path.name for path in CONF.iterdir() if path.is_dir())}
@@ -79,6 +87,11 @@ def explain(error: Exception, trainer: Callable[[], Collection[str]]) -> str:
     """
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if group == "hydra/launcher" and option in LAUNCHERS:
+            return (
+                f"hydra/launcher={option} is of a package that is not installed:"
+                f' pip install "rlmodules[{LAUNCHERS[option]}]"'
+            )
         options = [name for name in error.options if name != "schema"]
         return f"there is no {group}={option}" + _hint(nearest(option, options), options)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
