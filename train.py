@@ -26,8 +26,10 @@ from rlmodules.checks import require_device, warn_of_hidden_datamodules
 from rlmodules.resuming.folder import ForeignFolderError, held
 from rlmodules.schemas.fields import CONF
 from rlmodules.schemas.help import FLAGS, print_help
+from rlmodules.sweeping.apart import make_plugins_known, refuse_shared_process
 from rlmodules.sweeping.parent import stop_with_parent
 
+make_plugins_known()
 schemas.register()
 
 
@@ -94,6 +96,7 @@ def answer(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def composed(cfg: DictConfig) -> float | None:
     """What Hydra calls with the config of one run."""
+    refuse_shared_process(HydraConfig.get())
     start, folder = Path(get_original_cwd()), Path(cfg.paths.output_dir)
     warn_of_hidden_datamodules(start)
     sys.path.append(str(start))  # for reward.path=my_module:my_fn, as a user would expect
@@ -142,6 +145,7 @@ def main() -> None:
     """Compose and run; options that there are not end in one sentence."""
     run = print_help if FLAGS & set(sys.argv[1:]) else composed
     stop_with_parent()
+    sys.argv[1:] = schemas.quote_paths(sys.argv[1:])
     full = "HYDRA_FULL_ERROR"  # has Hydra raise what it would print
     if os.environ.get(full) == "1":
         return run()

@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> float | None:
 def train(cfg: DictConfig) -> float | None:
     """One run; returns ``optimized_metric``, or None where there is no such metric."""
     L.seed_everything(cfg.seed, verbose=False)
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = settings_of(cfg)
     record = record_of(cfg, settings)
     named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
     optimized = OptimizedMetric(cfg.optimized_metric, required=named)
@@ -102,6 +102,13 @@ def note_start(cfg: DictConfig, module: L.LightningModule) -> None:
     )
 
 
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """What the run is told, of which nothing is about the sweep that it may be a job of."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings.pop("sweep")
+    return settings
+
+
 def inspecting() -> str:
     """The command that shows what this run is trained on."""
     program = Path(sys.argv[0]).name
@@ -119,7 +126,7 @@ def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
 def run_task(cfg: DictConfig) -> None:
     """Another ``task=`` than training, done with the same parts."""
     L.seed_everything(cfg.seed, verbose=False)
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = settings_of(cfg)
     trainer = silent_trainer(cfg.trainer)
     algorithm = get_class(cfg.module)
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)

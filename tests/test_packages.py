@@ -1,8 +1,10 @@
 """Importing the packages: what it costs, what it finds, and whose ``datamodules`` it is."""
 
 import ast
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +132,32 @@ def test_a_run_in_a_folder_with_a_datamodules_of_its_own_is_told_that_it_is_hidd
 def test_a_run_in_the_checkout_or_in_a_plain_folder_is_told_nothing(tmp_path):
     for folder in (ROOT, tmp_path):
         checks.warn_of_hidden_datamodules(folder)
+
+
+def test_an_installed_wheel_has_the_plugins_of_sweeps_where_hydra_finds_them(tmp_path):
+    """Laid out as the wheel's table says, and nothing else of the checkout in reach."""
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel = wheel["targets"]["wheel"]
+    for package in wheel["packages"]:
+        shutil.copytree(ROOT / package, tmp_path / package)
+    for left_out in wheel["exclude"]:
+        shutil.rmtree(tmp_path / left_out)
+    for source, place in wheel["force-include"].items():
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / place)
+    code = (
+        "import rlmodules.train, sys, json\n"
+        "from hydra.core.plugins import Plugins\n"
+        "from hydra.plugins.launcher import Launcher\n"
+        "from hydra.plugins.sweeper import Sweeper\n"
+        "found = [c for kind in (Launcher, Sweeper) for c in Plugins.instance().discover(kind)]\n"
+        "print(json.dumps({c.__name__: sys.modules[c.__module__].__file__ for c in found}))\n"
+        "from rlmodules.sweeping.commands import HERE\n"
+        "print(HERE)\n"
+    )
+    found, here = python(code, tmp_path).strip().splitlines()[-2:]
+    places = json.loads(found)
+    assert here == str(tmp_path)
+    for name in ("ProcessLauncher", "GridSweeper"):
+        assert places[name].startswith(f"{tmp_path}/hydra_plugins/rlmodules_sweeping/")

@@ -47,7 +47,7 @@ def test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root(
     command, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("hydra.core.utils.datetime", Noon)
-    options = ["-m", *QUICK, "algo.num_iterations=1", "seed=0,1"]
+    options = ["-m", "hydra/launcher=basic", *QUICK, "algo.num_iterations=1", "seed=0,1"]
     for _ in range(2):
         command(*options)
     command(*options, "paths.output_root=elsewhere")
@@ -55,7 +55,9 @@ def test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root(
     roots.append("elsewhere/multirun/2026-01-02/12-00-00")
     for root in roots:
         for seed in (0, 1):
-            assert f"seed: {seed}\n" in (tmp_path / root / str(seed) / "config.yaml").read_text()
+            assert (
+                f"seed: {seed}\n" in (tmp_path / root / f"seed={seed}" / "config.yaml").read_text()
+            )
     assert len(list(tmp_path.rglob("report.json"))) == 6
 
 

@@ -106,7 +106,8 @@ def test_the_exported_model_loads_with_transformers_and_is_the_trained_one(finis
 
 
 def test_multirun_runs_every_combination(tmp_path, command):
-    output = command("-m", *QUICK, "seed=0,1", "algo.num_iterations=1", "logger=none")
+    options = ["hydra/launcher=basic", "algo.num_iterations=1", "logger=none"]  # in this process
+    output = command("-m", *QUICK, "seed=0,1", *options)
     assert len(list(tmp_path.glob("multirun/*/*/*/report.json"))) == 2, output[-2000:]
 
 

@@ -79,7 +79,10 @@ TABLE: dict[str, dict[Effect, str]] = {
     "processes": {A: ""},
     "module": {R: ""},
     "seed": {O: ""},
-    **{group: {N: "*"} for group in ("callbacks", "logger", "paths", "task", "export", "resume")},
+    **{
+        group: {N: "*"}
+        for group in ("callbacks", "logger", "paths", "task", "export", "resume", "sweep")
+    },
     **{name: {N: ""} for name in ("ckpt_path", "optimized_metric", "suggested", "out", "runs")},
 }
 """Group -> effect -> its options; an empty name is the group itself, ``*`` all that it holds."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datamodules.atomic import write_text
+from rlmodules.reports.files import FAILURE as FAILURE
 from rlmodules.reports.files import JOB as JOB
 from rlmodules.reports.files import LOG as LOG
 from rlmodules.reports.files import PAUSE as PAUSE
@@ -28,8 +29,8 @@ from rlmodules.reports.files import Progress as Progress
 from rlmodules.reports.files import read_progress as read_progress
 from rlmodules.reports.files import read_result as read_result
 
-FAILURE, LAST = "failure.json", "checkpoints/last.ckpt"
-"""Further files of a job's folder."""
+LAST = "checkpoints/last.ckpt"
+"""What a job goes on from, in its folder."""
 PAUSED = 75
 """Exit status of a run that ``pause`` stopped (sysexits' "come again")."""
 
@@ -41,11 +42,13 @@ class Job:
     Attributes:
         overrides: all that it is told, ``algo.learning_rate=3e-05``, those that were swept too.
         swept: those of them that differ between the jobs of the sweep, by option.
+        number: which of the sweep's jobs it is (``hydra.job.num``).
     """
 
     overrides: tuple[str, ...]
     folder: Path
     swept: Mapping[str, Any] = field(default_factory=dict)
+    number: int | None = None
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ def quoted(value: object) -> str:
     return '"' + re.sub(r'(\\+)(?=\\"|$)', r"\1\1", text) + '"'
 
 
-def arguments(job: Job, number: int | None = None) -> list[str]:
+def arguments(job: Job) -> list[str]:
     """What ``train.py`` is told for ``job``: to go on, where the job has saved before."""
     last = job.folder / LAST
     given = [o for o in job.overrides if not (last.is_file() and o.startswith("ckpt_path="))]
     goes_on = [f"ckpt_path={quoted(last)}"] if last.is_file() else []
+    number = job.number
     numbered = [] if number is None else [f"hydra.job.num={number}", f"hydra.job.id={number}"]
     return [*given, *goes_on, f"hydra.run.dir={quoted(job.folder)}", *numbered]
 
@@ -137,7 +138,7 @@ class Processes:
         """How many run at the same time."""
         return len(self.environments)
 
-    def start(self, job: Job, *, pause_at: int | None = None, number: int | None = None) -> Process:
+    def start(self, job: Job, *, pause_at: int | None = None, follows: bool = False) -> Process:
         """Start ``job``, or continue it from its folder's ``last.ckpt``.
 
         Call it from a thread that lives as long as the job may: with that thread's end, the job
@@ -145,16 +146,18 @@ class Processes:
 
         Args:
             pause_at: after how many units it is to save and stop; None: at its end.
-            number: which job of the sweep it is, for ``hydra.job.num``.
+            follows: another process of the same job has begun it, on a cluster that starts several.
         """
         free = [n for n in range(self.slots) if n not in self._on or self._on[n].poll()]
         assert free, "all slots are taken"
         slot = free[0]
-        begin_anew(job)
-        told = [*self.program, *arguments(job, number)]
-        (job.folder / FAILURE).unlink(missing_ok=True)
-        forget_pause(job.folder) if pause_at is None else ask_to_pause(job.folder, pause_at)
-        write_job(job, told)
+        if not follows:
+            begin_anew(job)
+        told = [*self.program, *arguments(job)]
+        if not follows:
+            (job.folder / FAILURE).unlink(missing_ok=True)
+            forget_pause(job.folder) if pause_at is None else ask_to_pause(job.folder, pause_at)
+            write_job(job, told)
         with (job.folder / LOG).open("ab") as log:
             log.write(f"$ {shlex.join(told)}    # {time.strftime('%F %T')}\n".encode())
             log.flush()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def begun(folder):
 
 
 def test_a_job_runs_in_its_folder_with_its_threads_and_leaves_its_result(tmp_path, runner):
-    first, second = (runner.start(job(tmp_path, "result", name), number=3) for name in ("x y", "z"))
+    first, second = (
+        runner.start(replace(job(tmp_path, "result", name), number=3)) for name in ("x y", "z")
+    )
     assert [ended(first), ended(second)] == [Outcome("done", 0.5)] * 2
     folder = tmp_path / "x y"
     said = (folder / "job.log").read_text()
