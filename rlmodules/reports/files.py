@@ -8,6 +8,7 @@ from typing import Any
 CONFIG, REPORT, ERROR = "config.yaml", "report.json", "error.txt"
 """Of any run: its settings, its end, and what ended it before."""
 JOB, LOG, PROGRESS, PAUSE, RESULT = "job.json", "job.log", "progress.json", "pause", "result.json"
+FAILURE = "failure.json"
 """Of a sweep's job besides, see ``sweeping/jobs.py``."""
 
 

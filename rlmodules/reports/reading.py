@@ -14,6 +14,7 @@ from rlmodules.reports.environment import read_start
 from rlmodules.reports.files import (
     CONFIG,
     ERROR,
+    FAILURE,
     JOB,
     LOG,
     PROGRESS,
@@ -144,10 +145,12 @@ def _status(folder: Path, progress: Progress | None) -> str:
         going_on = all(path.stat().st_mtime_ns < told for path in ends)
     if ends and not going_on:
         return "done"
-    return "failed" if (folder / ERROR).is_file() else "unfinished"
+    return "failed" if any((folder / n).is_file() for n in (ERROR, FAILURE)) else "unfinished"
 
 
 def _error(folder: Path) -> str:
+    if error := _json(folder / FAILURE).get("error"):
+        return str(error)
     for name in (ERROR, LOG):
         path = folder / name
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -21,20 +21,24 @@ LISTED = 10
 """Runs without a result that are listed by name."""
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Print ``comparison``."""
+def show(comparison: Comparison, console: Console, *, without: bool = True) -> None:
+    """Print ``comparison``.
+
+    Args:
+        without: list runs without a result, too.
+    """
     if comparison.rows:
         console.print(Text(title_of(comparison), "italic"))
         console.print(as_table(comparison, console.width))
     for note in notes_on(comparison):
         console.print(Text(note), style="yellow")
-    without = [run for run in comparison.runs if not run.done]
-    if without:
+    missing = [run for run in comparison.runs if not run.done] if without else []
+    if missing:
         console.print("Without a result:")
-    for run in without[:LISTED]:
+    for run in missing[:LISTED]:
         console.print(Text(f"  {shown(run.folder)}: {said_of(run)}"), soft_wrap=True)
-    if len(without) > LISTED:
-        console.print(f"  and {len(without) - LISTED} more")
+    if len(missing) > LISTED:
+        console.print(f"  and {len(missing) - LISTED} more")
     if comparison.best and (command := command_of(comparison.best)):
         said = "The best setting again:" if len(comparison.rows) > 1 else "The same again:"
         console.print(Text(said, "bold"))
