@@ -55,7 +55,7 @@ def launch(
     first: int,
     config: DictConfig,
     context: HydraContext,
-    make: Callable[[DictConfig], Processes],
+    make: Callable[[], Processes],
 ) -> list[JobReturn]:
     """Run jobs that another sweeper has composed, and wait for all.
 
@@ -71,7 +71,7 @@ def launch(
         folder = Path(composed.hydra.sweep.dir).absolute() / str(composed.hydra.sweep.subdir)
         jobs.append(Job(tuple(composed.hydra.overrides.task), folder, number=number))
     with Board(jobs, config.optimized_metric) as board, Interrupts() as interrupts:
-        ended = run_jobs(jobs, make(config), board, interrupts)
+        ended = run_jobs(jobs, make(), board, interrupts)
     outcomes = {job.number: outcome for job, outcome in ended}
     return [_returned(job, outcomes.get(job.number, Outcome("paused"))) for job in jobs]
 

@@ -77,7 +77,7 @@ def run(jobs: Sequence[Job], config: DictConfig, launcher: Launcher, board: Boar
     if not hasattr(launcher, "runner"):
         return launch(jobs, launcher, board, here=launcher_name(config) == "basic")
     with Interrupts() as interrupts:
-        run_jobs(jobs, launcher.runner(config), board, interrupts)
+        run_jobs(jobs, launcher.runner(), board, interrupts)
     return not interrupts.count
 
 

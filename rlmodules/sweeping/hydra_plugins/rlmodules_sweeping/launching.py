@@ -30,11 +30,11 @@ class ProcessLauncher(Launcher):
     ) -> None:
         self.context, self.config = hydra_context, config
 
-    def runner(self, config: DictConfig, folder: Path | None = None) -> Processes:
-        """What starts jobs like the one of ``config``, for sweepers that wait for nothing."""
+    def runner(self, folder: Path | None = None) -> Processes:
+        """What starts, pauses and ends single jobs, for sweepers that choose them one by one."""
         from rlmodules.sweeping.launcher import make_runner
 
-        return make_runner(config, self.slots, self.devices_per_job, folder)
+        return make_runner(self.config, self.slots, self.devices_per_job, folder)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
