@@ -36,6 +36,8 @@ def python(code, *path, status=0):
         ("rlmodules, datamodules", []),
         ("rlmodules.functional", ["torch"]),
         ("rlmodules.schemas", ["hydra"]),
+        ("rlmodules.sweeping.processes", []),
+        ("rlmodules.sweeping.sweep, rlmodules.sweeping.launcher", ["hydra"]),
     ],
 )
 def test_a_module_costs_no_more_than_it_needs(module, costs):

@@ -112,6 +112,14 @@ def test_other_launchers_do_the_same(launcher, undisturbed, tmp_path):
             assert " -m " not in (tmp_path / "all" / name / "job.log").read_text()
 
 
+def test_another_sweeper_can_have_jobs_run_as_processes(tmp_path):
+    said = sweep(tmp_path, *OPTIONS, "hydra/sweeper=basic", "seed=0,1", "algo.num_iterations=1")
+    assert "1 is done: val/reward" in said
+    for number in "01":
+        assert read_result(tmp_path / "all" / number)["value"] > 0
+        assert starts(tmp_path / "all" / number) == 1
+
+
 def test_several_processes_of_a_job_run_each_job_once(tmp_path):
     ddp = ["trainer=ddp", "trainer.devices=2", "algo.num_iterations=2", "seed=0,1"]
     said = sweep(tmp_path, *OPTIONS, *ddp, "hydra.launcher.slots=1")
