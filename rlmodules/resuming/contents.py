@@ -21,7 +21,10 @@ def with_contents(settings: Settings) -> Settings:
     named = {
         name: place
         for name, value in settings.items()
-        if name.startswith(READ_BY) and isinstance(value, str) and value
+        if name.startswith(READ_BY)
+        and not name.endswith("_")  # ``_target_``: Hydra's own
+        and isinstance(value, str)
+        and value
         if (place := place_of(value, functions=name != "model.name")) is not None
     }
     return settings | {name: entry(settings[name], digest(place)) for name, place in named.items()}
