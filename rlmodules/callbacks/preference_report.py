@@ -37,6 +37,12 @@ class PreferenceReport(Report):
     def rows(self) -> list[dict[str, float]]:
         return [*self.history, *self.evaluations]
 
+    def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        data = getattr(trainer, "datamodule", None)
+        dataset = getattr(data, "eval_dataset", None)
+        count = {} if dataset is None else {"held_out": len(dataset)}
+        return {"evaluations": self.evaluations, **count}
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking and self.after:

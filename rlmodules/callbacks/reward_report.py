@@ -38,16 +38,17 @@ class RewardReport(PreferenceReport):
         return self.held_out | own
 
     def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        told = super().details(trainer, pl_module)
         dataset = trainer.datamodule.eval_dataset
         self.examination = {}
         if dataset is None:
-            return {}
+            return told
         judgement = pl_module.judge([dataset[i] for i in range(len(dataset))])
         if "targets" in judgement:
             self.examination = self._objectives(pl_module.config.objectives, judgement)
         else:
             self.examination = self._pairs(judgement, self.dirpath / "calibration.png")
-        return {"examination": self.examination}
+        return told | {"examination": self.examination}
 
     def _pairs(self, judgement: dict[str, torch.Tensor], png: Path) -> dict[str, Any]:
         chosen, rejected = judgement["scores"].unbind(1)

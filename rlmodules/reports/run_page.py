@@ -72,8 +72,9 @@ def findings(run: Run) -> list[Finding]:
 def state(run: Run) -> str:
     """How far it is, and what became of it."""
     total = run.progress.total if run.progress else None
-    length = "" if run.length is None else f"{number(run.length)}{f' of {total}' if total else ''}"
-    unit = run.unit if run.length == 1 and not total else f"{run.unit}s"
+    rest = f" of {total}" if total and not run.done else ""
+    length = "" if run.length is None else f"{number(run.length)}{rest}"
+    unit = run.unit if run.length == 1 and not rest else f"{run.unit}s"
     took = "" if run.seconds is None else f" in {duration(run.seconds)}"
     if run.done:
         return f"{length} {unit}{took}.".strip()

@@ -1,6 +1,7 @@
 """What came of a run, in three sentences with intervals: reward, KL, repetition."""
 
 from rlmodules.reports import held_out
+from rlmodules.reports.charts import number
 from rlmodules.reports.runs import Run
 from rlmodules.reports.statistics import Estimate
 
@@ -74,7 +75,7 @@ def _accuracy(run: Run) -> str:
         loss = ends_of(run, "val/loss")
         if loss is None:
             return "Nothing was held out, so how often it is right is not known."
-        return f"Held-out loss {_went(*loss)} from {loss[0]:.3f} to {loss[1]:.3f}."
+        return f"Held-out loss {_went(*loss)} from {number(loss[0])} to {number(loss[1])}."
     examined = run.report.get("examination", {})
     count = examined.get("pairs") or run.report.get("held_out")
     said = f"{known:.1%} of the held-out pairs are ordered rightly"
@@ -88,8 +89,8 @@ def _margin(run: Run) -> str:
     pair, loss = ends_of(run, "val/margin"), ends_of(run, "val/loss")
     if pair is None:
         return "The margin between chosen and rejected responses was not measured held out."
-    said = f"The mean margin {_went(*pair)} from {pair[0]:.3f} to {pair[1]:.3f}"
-    return said + ("." if loss is None else f", the loss from {loss[0]:.3f} to {loss[1]:.3f}.")
+    said = f"The mean margin {_went(*pair)} from {number(pair[0])} to {number(pair[1])}"
+    return said + (f", the loss from {number(loss[0])} to {number(loss[1])}." if loss else ".")
 
 
 def _drift(run: Run) -> str:
@@ -104,7 +105,7 @@ def _drift(run: Run) -> str:
     if drift is None:
         return "Whether chosen responses have become less likely is not measured here."
     way = "less" if drift < 0 else "more"
-    return f"Chosen responses are {abs(drift):.1f} nats each {way} likely than at the start."
+    return f"Chosen responses are {number(abs(drift))} nats each {way} likely than at the start."
 
 
 def ends_of(run: Run, metric: str) -> tuple[float, float] | None:

@@ -47,6 +47,24 @@ def test_a_row_a_step_and_a_row_an_evaluation(tmp_path):
     assert metrics["val/accuracy"] == [1.0] and "step" not in metrics
 
 
+def test_the_report_holds_every_evaluation_and_how_much_was_held_out(tmp_path):
+    report = PreferenceReport(tmp_path)
+    evaluate(report, 0, TrainerFn.VALIDATING, loss=0.7, accuracy=0.5)
+    step(report, 1, 0.6)
+    evaluate(report, 1, loss=0.4, accuracy=0.75)
+    run = trainer(step=1)
+    run.datamodule = SimpleNamespace(eval_dataset=range(100))
+    report.on_train_end(run, None)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["step"], row["val/loss"]) for row in written["evaluations"]] == [
+        (0, 0.7),
+        (1, 0.4),
+    ]
+    assert written["held_out"] == 100
+    text = (tmp_path / "report.html").read_text()
+    assert "75.0% of the held-out pairs are ordered rightly (95% interval 65.7% to 82.5%" in text
+
+
 @pytest.mark.parametrize(("drift", "warned"), [(-12.5, True), (3.0, False)])
 def test_it_says_whether_chosen_responses_became_less_likely(drift, warned, tmp_path):
     report = PreferenceReport(tmp_path)

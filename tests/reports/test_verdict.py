@@ -92,6 +92,6 @@ def test_pairs_have_accuracy_margin_and_drift(tmp_path):
         "75.0% of the held-out pairs are ordered rightly (95% interval 65.7% to 82.5%, 100 pairs),"
         " before training 50.0%."
     )
-    assert second == "The mean margin rose from 0.000 to 0.500, the loss from 0.693 to 0.500."
-    assert third == "Chosen responses are 1.2 nats each less likely than at the start."
+    assert second == "The mean margin rose from 0 to 0.5, the loss from 0.693 to 0.5."
+    assert third == "Chosen responses are 1.25 nats each less likely than at the start."
     assert wilson(75, 100) == (pytest.approx(0.6569, abs=1e-4), pytest.approx(0.8246, abs=1e-4))

@@ -49,7 +49,7 @@ function smoothed(values, weight) {
 function axis(title, more = {}) {
   return {
     title: { text: title, standoff: 8 }, gridcolor: colour("line"), linecolor: colour("line"),
-    zeroline: false, automargin: true, ...more,
+    zeroline: false, automargin: true, exponentformat: "e", ...more,
   };
 }
 
