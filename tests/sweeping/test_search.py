@@ -28,9 +28,9 @@ def killed_is_killed(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: None)
     pause = Search.pause
 
-    def unless_killed(self):
+    def unless_killed(self, stops):
         if not isinstance(sys.exc_info()[1], Killed):
-            pause(self)
+            pause(self, stops)
 
     monkeypatch.setattr(Search, "pause", unless_killed)
 

@@ -17,7 +17,7 @@ from rlmodules.sweeping.search.rules import Halve, StopLosers
 
 CONF = Path(__file__).parents[2] / "conf"
 ALGORITHMS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
-SEARCHES = sorted(path.stem for path in (CONF / "hparams_search").glob("*.yaml"))
+SEARCHES = sorted({path.stem for path in (CONF / "hparams_search").glob("*.yaml")} - {"grid"})
 NO_SECOND = "multi_objective"
 """It logs one metric, and others by the names of the user's own objectives."""
 

@@ -10,5 +10,7 @@ begins: the extra is ``rlmodules[sweep]``.
     loop.py     starts jobs, reads what they report, tells the study
     rules.py    which trials are stopped, or paused, and when
     ending.py   the best setting, or the front, and the files that say so
-    begin.py    all of it from a composed config
+    board.py    what is seen of it while it runs
+    begin.py    what will be done, from a composed config; and doing it
+    sweep.py    all of it from a command line
 """

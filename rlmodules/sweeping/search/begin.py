@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlmodules.reports.winner import program
 from rlmodules.resuming.folder import held
 from rlmodules.sweeping.jobs import Job, Runner
+from rlmodules.sweeping.run_jobs import Interrupts
+from rlmodules.sweeping.search.board import TrialBoard
 from rlmodules.sweeping.search.ending import Compare, conclude
 from rlmodules.sweeping.search.loop import SECONDS, Search
 from rlmodules.sweeping.search.options import SearchOptions
@@ -134,29 +133,6 @@ def _end(parameter: Parameter, last: bool) -> Any:
     return d.high if last else d.low  # type: ignore[attr-defined]
 
 
-def from_hydra(
-    config: DictConfig, context: HydraContext, launcher: Launcher, arguments: Sequence[str]
-) -> dict[str, Any]:
-    """A search as ``python train.py -m ARGUMENTS`` asks for it.
-
-    Raises:
-        ValueError: as ``make_plan`` and ``search``; or the launcher cannot pause a job.
-    """
-    plan = make_plan(config, arguments)
-    for overrides in corners(plan.space):
-        context.config_loader.load_sweep_config(config, [*overrides, f"seed={plan.space.seeds[0]}"])
-    runner = getattr(launcher, "runner", None)
-    if runner is None:
-        raise ValueError(
-            f"hparams_search= starts, pauses and stops single jobs, which {type(launcher).__name__}"
-            " cannot: take hydra/launcher=process"
-        )
-    folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "multirun.yaml")
-    return search(plan, runner(), folder, program())
-
-
 def search(
     plan: Plan,
     runner: Runner,
@@ -166,15 +142,14 @@ def search(
     seconds: float = SECONDS,
     compare: Compare | None = None,
     retry_failed: bool = False,
-) -> dict[str, Any]:
-    """Run all of it; returns what ``optimization_results.yaml`` holds.
+) -> dict[str, Any] | None:
+    """Run all of it; returns what ``optimization_results.yaml`` holds, None if somebody stopped it.
 
     Raises:
         ValueError: ``folder`` has the study of another search, more jobs are asked for than the
             launcher has slots, or too many trials failed.
     """
-    options, console = plan.options, console or Console()
-    folder = folder.absolute()
+    options, console, folder = plan.options, console or Console(), folder.absolute()
     if options.n_jobs is not None and options.n_jobs > runner.slots:
         raise ValueError(
             f"hydra.sweeper.n_jobs={options.n_jobs}: the launcher has {runner.slots} slots:"
@@ -182,8 +157,7 @@ def search(
         )
     with held(folder):
         study = open_study(plan, folder)
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-        say(told_plan(plan, study))
+        console.print(told_plan(plan, study), markup=False, highlight=False, soft_wrap=True)
         loop = Search(
             study,
             runner,
@@ -192,12 +166,14 @@ def search(
             n_trials=options.n_trials,
             n_jobs=options.n_jobs or runner.slots,
             max_failure_rate=options.max_failure_rate,
+            board=TrialBoard([], options.n_trials, study.metric, console),
             retry_failed=retry_failed,
-            say=say,
             seconds=seconds,
         )
-        trials = loop.run()
-        return conclude(study, plan.space, trials, folder, program, console, compare)
+        with loop.board, Interrupts() as interrupts:
+            if not loop.run(lambda: interrupts.count):
+                return None
+        return conclude(study, plan.space, loop.trials, folder, program, console, compare)
 
 
 def open_study(plan: Plan, folder: Path) -> Study:
@@ -238,8 +214,8 @@ def told_plan(plan: Plan, study: Study) -> str:
         )
     elif plan.options.pruner is not None and not isinstance(plan.rule, StopLosers):
         lines.append(
-            f"  no setting is stopped early: if all of {seeds} are worse, p is {0.5**seeds:g}, and"
-            " hydra.sweeper.pruner.p_threshold is below"
+            f"  no setting is stopped early: {seeds} seed{'s' if seeds > 1 else ''} cannot decide"
+            f" (all worse: p = {0.5**seeds:g}, hydra.sweeper.pruner.p_threshold)"
         )
     if ended or begun:
         lines.append(f"  going on: {ended} trials have ended, {begun} are under way")

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.atomic import write_text
-from rlmodules.reports.reading import is_run
+from rlmodules.sweeping.jobs import Job
 from rlmodules.sweeping.search.loop import told_failures
 from rlmodules.sweeping.search.rules import best_complete
 from rlmodules.sweeping.search.space import Space
 from rlmodules.sweeping.search.study import Study
 from rlmodules.sweeping.search.trials import Trial
 
-Compare = Callable[[Sequence[Path]], object]
+Compare = Callable[[Sequence[Job]], object]
 ORDER = ("complete", "pruned", "failed", "open")
 RESULTS = "optimization_results.yaml"
 """The best setting, in the form that Hydra's own Optuna sweeper writes it in."""
@@ -67,14 +67,12 @@ def conclude(
     """Write ``optimization_results.yaml`` and say what was found; returns what was written.
 
     Args:
-        compare: prints and writes how the runs of these folders differ.
+        compare: prints and writes how the settings of these jobs compare.
     """
     found, trials = results(study), [trial for trial in trials if not trial.retried]
     write_text(folder / RESULTS, OmegaConf.to_yaml(OmegaConf.create(found)))
-    folders = [i.job.folder for t in trials if not t.same_as for i in t.instances]
-    folders = [folder for folder in folders if is_run(folder)]
-    if compare and folders:
-        compare(folders)
+    if compare:
+        compare([i.job for t in trials if not t.same_as for i in t.instances])
     if compare is None or len(study.asked.goals) > 1:
         console.print(trials_table(study, space, trials))
     console.print(f"\n{len(trials)} trials: {counted(trials)}.", highlight=False)

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from rlmodules.sweeping.jobs import Job, Runner
+from rlmodules.sweeping.search.board import TrialBoard
 from rlmodules.sweeping.search.rules import HELD_OUT, Rule
 from rlmodules.sweeping.search.study import RETRY_OF, Study
 from rlmodules.sweeping.search.trials import Instance, Trial
@@ -29,8 +30,8 @@ class Search:
         n_jobs: how many run at the same time.
         max_failure_rate: once more than this part of the trials that ended (of ``n_jobs`` at least)
             have failed, the search stops.
+        board: shows what runs.
         retry_failed: whether trials that have failed before are tried again.
-        say: prints a line.
     """
 
     study: Study
@@ -40,34 +41,43 @@ class Search:
     n_trials: int
     n_jobs: int
     max_failure_rate: float
+    board: TrialBoard
     retry_failed: bool = False
-    say: Callable[[str], None] = print
     seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         self.trials: list[Trial] = []
+        self.board.trials = self.trials
 
-    def run(self) -> list[Trial]:
-        """Go on until all trials have ended; returns them.
+    def run(self, stops: Callable[[], int] = lambda: 0) -> bool:
+        """Go on until all trials have ended; False if somebody stopped it.
+
+        Args:
+            stops: how often somebody wanted to: once pauses all jobs, with which the same search
+                goes on later, twice ends them.
 
         Raises:
             ValueError: too many have failed.
-            KeyboardInterrupt: all jobs are paused; the same search goes on with them.
         """
         self.restore()
+        self.board.restored()
         try:
             while self.step():
+                if stops():
+                    self.pause(stops)
+                    return False
                 time.sleep(self.seconds)
         except BaseException:
-            self.pause()
+            self.pause(stops)
             raise
-        return self.trials
+        return True
 
     def step(self) -> bool:
         """Look at all, decide, fill the slots; False when nothing is left to do."""
         self.look()
         self.decide()
         self.fill()
+        self.board.look()
         return bool(self.running) or any(trial.is_open for trial in self.trials) or self.may_ask
 
     @property
@@ -95,7 +105,7 @@ class Search:
                 errors = frozen.user_attrs.get(ERRORS, {})
                 instance.error = errors.get(str(instance.seed), "")
         if self.retry_failed and self.rule.has_decided(self.study):
-            self.say("Failed trials are not tried again: halving has gone on without them.")
+            self.board.say("Failed trials are not tried again: halving has gone on without them.")
         elif self.retry_failed:
             for frozen in known:
                 self.try_again(frozen)
@@ -163,7 +173,8 @@ class Search:
             self.note(trial)
             self.study.complete(trial.number, values)
             trial.state, trial.values = "complete", values
-            self.say(f"trial {trial.number} is complete: {self.said(values)}")
+            self.board.end(trial)
+            self.board.say(f"trial {trial.number} is complete: {self.said(values)}")
 
     def tell_same(self, trial: Trial, first: Trial) -> None:
         """A setting that was tried before has the outcome that it had."""
@@ -176,6 +187,7 @@ class Search:
         else:
             self.study.end(trial.number, first.state)
         trial.state = first.state
+        self.board.end(trial)
 
     def note(self, trial: Trial, **more: Any) -> None:
         """Keep each seed's curve, value and folder in the study."""
@@ -209,7 +221,8 @@ class Search:
     def end(self, trial: Trial, state: str, why: str) -> None:
         self.study.end(trial.number, state)
         trial.state = state
-        self.say(f"trial {trial.number} {'failed' if state == 'failed' else 'is out'}: {why}")
+        self.board.end(trial)
+        self.board.say(f"trial {trial.number} {'failed' if state == 'failed' else 'is out'}: {why}")
         for instance in trial.instances:
             if instance.running is not None:
                 instance.running.pause()
@@ -238,25 +251,22 @@ class Search:
             return
         self.study.go_on(trial.number)
         instance.tried_from = instance.done
+        self.board.begin(instance.job)
         instance.running = self.runner.start(instance.job, pause_at=trial.goal)
 
-    def pause(self) -> None:
-        """Have all jobs save and stop, and wait until they have; a second Ctrl-C ends them."""
+    def pause(self, stops: Callable[[], int]) -> None:
+        """Have all jobs save and stop, and wait until they have."""
         for instance in self.running:
             assert instance.running is not None
             instance.running.pause()
-        try:
-            while self.running:
-                for instance in self.running:
-                    assert instance.running is not None
-                    if instance.running.poll() is not None:
-                        instance.running = None
-                time.sleep(self.seconds)
-        except KeyboardInterrupt:
+        while self.running:
             for instance in self.running:
                 assert instance.running is not None
-                instance.running.kill()
-            raise
+                if stops() > 1:
+                    instance.running.kill()
+                if instance.running.poll() is not None:
+                    instance.running = None
+            time.sleep(self.seconds)
 
 
 def last_values(trial: Trial, study: Study) -> tuple[float, ...]:
