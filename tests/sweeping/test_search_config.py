@@ -151,6 +151,14 @@ def test_hydra_s_syntax_is_read_and_written_back(written, values, texts):
         assert parameter.distribution._contains(parameter.distribution.to_internal_repr(value))
 
 
+def test_values_of_intervals_have_four_digits_and_stay_inside():
+    parameter = plan("algo.x=interval(1.23456e-5,9.87654e-5)").space.parameters["algo.x"]
+    assert parameter.rounded(3.141592e-5) == 3.142e-5
+    assert parameter.rounded(1.23411e-5) == 1.23456e-5  # 1.234 would lie outside
+    assert parameter.rounded(9.8765e-5) == 9.876e-5
+    assert parameter.rounded(9.87654e-5) == 9.87654e-5
+
+
 def test_a_range_leaves_its_end_out():
     distribution = plan("algo.x=range(1,5)").space.parameters["algo.x"].distribution
     assert (distribution.low, distribution.high) == (1, 4)

@@ -249,7 +249,9 @@ def test_the_front_is_the_one_that_enumeration_gives(tmp_path):
         tmp_path, Played(traded), metrics=["val/reward", "val/kl"],
         direction=["maximize", "minimize"],
     )  # fmt: skip
-    points = {t.params["algo.learning_rate"]: t.values for t in study_of(tmp_path).trials}
+    points = {
+        float(f"{t.params['algo.learning_rate']:.4g}"): t.values for t in study_of(tmp_path).trials
+    }
     assert len(points) == 20
     front = {
         rate: list(mine)

@@ -115,7 +115,8 @@ def jobs_of(space: Space, folder: Path, number: int, params: Mapping[str, Any]) 
     jobs = {}
     for seed in space.seeds:
         overrides = (*space.overrides(params), f"seed={seed}")
-        swept = {name.lstrip("+"): value for name, value in params.items()} | {"seed": seed}
+        swept = {name.lstrip("+"): value for name, value in space.rounded(params).items()}
+        swept |= {"seed": seed}
         jobs[seed] = Job(overrides, folder / f"trial={number:03d},seed={seed}", swept)
     return jobs
 

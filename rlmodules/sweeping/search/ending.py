@@ -33,21 +33,25 @@ def front(study: OptunaStudy) -> list[FrozenTrial]:
     return sorted(unique.values(), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
-def results(study: Study) -> dict[str, Any]:
+def results(study: Study, space: Space) -> dict[str, Any]:
     """
     Raises:
         ValueError: no trial ran to its end.
     """
     if len(study.asked.goals) > 1:
         trials = front(study.optuna)
-        solutions = [{"params": dict(t.params), "values": list(t.values)} for t in trials]
+        solutions = [{"params": space.rounded(t.params), "values": list(t.values)} for t in trials]
         if not solutions:
             raise ValueError("no trial ran to its end")
         return {"name": "optuna", "solutions": solutions}
     best = best_complete(study)
     if best is None:
         raise ValueError("no trial ran to its end")
-    return {"name": "optuna", "best_params": dict(best.params), "best_value": best.values[0]}
+    return {
+        "name": "optuna",
+        "best_params": space.rounded(best.params),
+        "best_value": best.values[0],
+    }
 
 
 def command(program: Sequence[str], space: Space, params: Mapping[str, Any]) -> str:
@@ -69,7 +73,7 @@ def conclude(
     Args:
         compare: prints and writes how the settings of these jobs compare.
     """
-    found, trials = results(study), [trial for trial in trials if not trial.retried]
+    found, trials = results(study, space), [trial for trial in trials if not trial.retried]
     write_text(folder / RESULTS, OmegaConf.to_yaml(OmegaConf.create(found)))
     if compare:
         compare([i.job for t in trials if not t.same_as for i in t.instances])

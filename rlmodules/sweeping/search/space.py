@@ -20,6 +20,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+DIGITS = 4
 SEED = "seed"
 """The option of which no value is better than another: its values are a trial's instances."""
 
@@ -36,6 +37,13 @@ class Parameter:
     name: str
     distribution: BaseDistribution
     texts: tuple[str, ...] = ()
+
+    def rounded(self, value: Any) -> Any:
+        """A value of an interval with four digits, which a person can read and type."""
+        d = self.distribution
+        if not isinstance(d, FloatDistribution):
+            return value
+        return min(max(float(f"{value:.{DIGITS}g}"), d.low), d.high)
 
     def override(self, value: Any) -> str:
         """``algo.learning_rate=3e-05``"""
@@ -68,9 +76,14 @@ class Space:
     def distributions(self) -> dict[str, BaseDistribution]:
         return {name: parameter.distribution for name, parameter in self.parameters.items()}
 
+    def rounded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The setting that a trial with these parameters runs."""
+        return {name: self.parameters[name].rounded(value) for name, value in params.items()}
+
     def overrides(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """What a job of this setting is told, but for its seed."""
-        return (*self.fixed, *(self.parameters[name].override(params[name]) for name in params))
+        setting = self.rounded(params)
+        return (*self.fixed, *(self.parameters[name].override(setting[name]) for name in setting))
 
     def grid(self) -> dict[str, list[Any]]:
         """Every value of every parameter.
