@@ -4,8 +4,9 @@ The question is answered by comparison: packed and padded, the same sequences mu
 hidden states. Tokens that look ahead, mixing along the sequence outside of attention, biases, and
 windows or caps that a model keeps to itself fail it. The comparison is made where they would show:
 in float32, beyond windows (shortened meanwhile), and with scores large enough for a cap. Those make
-much of rounding: there both sides compute eagerly, for a kernel rounds otherwise than we do (the
-hidden states of 24 random layers were off by 1% between the two, which hid nothing but rounding).
+much of rounding: there both sides compute eagerly, for a kernel rounds otherwise than we do, and
+nothing is compared where the last bit of the embeddings already moves hidden states by more than
+what is allowed (24 layers of random weights: by a third of their size).
 """
 
 import warnings
@@ -75,6 +76,8 @@ def _obstacle(body: Any) -> str | None:
                 if sharpness > 1:
                     body.set_attn_implementation(_attention(body.config, {"sdpa": "eager"}))
                 alone = flat_hidden(body, padded)
+                if sharpness > 1 and _moved_by_rounding(body, padded, alone) > tolerance:
+                    continue
                 enable_packing(body)
                 same = torch.equal(flat_hidden(body, padded), alone)
                 error = _error(flat_hidden(body, packed), packed, alone, padded)
@@ -87,6 +90,24 @@ def _obstacle(body: Any) -> str | None:
         if not error < tolerance:
             return f"its hidden states are off by {error:.2g}"
     return None
+
+
+def _moved_by_rounding(body: Any, layout: Layout, states: Tensor) -> float:
+    """How far hidden states move with the last bit of every embedding, relative to their norm; 0
+    where a model does not say which its embeddings are."""
+    try:
+        embeddings = body.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return 0.0
+
+    def next_number(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return torch.nextafter(output, torch.full_like(output, torch.inf))
+
+    hook = embeddings.register_forward_hook(next_number)
+    try:
+        return _error(flat_hidden(body, layout), layout, states, layout)
+    finally:
+        hook.remove()
 
 
 def _error(packed: Tensor, here: Layout, alone: Tensor, there: Layout) -> float:

@@ -23,7 +23,7 @@ def test_sharp_scores_are_compared_eagerly_on_both_sides(own, monkeypatch):
     monkeypatch.setattr(packing, "flat_hidden", watched)
     assert packing.takes_packed(body)
     eager, sharp = packing.PACKED["eager"], len(packing.SHARPNESS) - 1
-    assert seen == [own, *[packing.PACKED[own]] * 2, *["eager", eager, eager] * sharp]
+    assert seen == [own, *[packing.PACKED[own]] * 2, *["eager", "eager", eager, eager] * sharp]
     assert body.config._attn_implementation == own
 
 
@@ -37,3 +37,13 @@ def test_rows_are_packed_where_there_is_no_card(card, monkeypatch):
     policy = DPO(DPOConfig(model_name="random:tiny", device="cpu")).policy
     judge = RewardModel(RewardModelConfig(model_name="random:tiny", device="cpu"))
     assert policy.packs is judge.packs is not card
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_what_rounding_alone_could_explain_refuses_nothing(moved, monkeypatch, recwarn):
+    body = backbone(tiny_model()[0])
+    errors = iter([0.0, 0.5, 0.5])
+    monkeypatch.setattr(packing, "_error", lambda *_: next(errors))
+    monkeypatch.setattr(packing, "_moved_by_rounding", lambda *_: moved)
+    assert packing.takes_packed(body) is bool(moved)
+    assert body.config._attn_implementation == "sdpa"
