@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger
 
 from datamodules import Environment
 from datamodules.rewards.weighting import Reward, WeightedReward
@@ -26,6 +25,8 @@ from rlmodules.quiet import hide_bars, ignore_remarks, without_banners
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.contents import code_of
 from rlmodules.resuming.folder import held, require_own, run_folder
+from rlmodules.trackers.csv_log import CSVLog
+from rlmodules.trackers.rows import tracked
 from rlmodules.trainer_options import check_given, several_processes
 
 Metrics = dict[str, list[float]]
@@ -100,7 +101,7 @@ class Facade:
             **evaluate,
             "limit_val_batches": 1.0 if data.eval_size else 0,  # 0 spares Lightning's warning
             "precision": resolve_precision("auto"),
-            "logger": CSVLogger(self.output_dir, name="", version=""),
+            "logger": CSVLog(self.output_dir / "csv"),
             "plugins": [AtomicCheckpointIO()],
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
@@ -118,7 +119,8 @@ class Facade:
         if self.output_dir.absolute() not in self.folders:  # a notebook may run a cell again
             require_own(self.output_dir, path)
         self.folders.add(self.output_dir.absolute())
-        with held(self.output_dir):
+        settings = self._settings(data_options)
+        with held(self.output_dir), tracked(trainer, settings, self.output_dir, path):
             trainer.fit(self.module, data, ckpt_path=path, weights_only=True)
         self.report = report
         return report.metrics()

@@ -34,6 +34,7 @@ from rlmodules.resuming.folder import is_follower, require_own
 from rlmodules.schemas import refuse_contradictions
 from rlmodules.sweeping.jobs import RESULT, reported, write_result
 from rlmodules.tasks.evaluate import judge_export
+from rlmodules.trackers.rows import conclude, tracked
 from rlmodules.trainer_options import check_trainer, several_processes
 
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
@@ -76,18 +77,18 @@ def train(cfg: DictConfig) -> float | None:
     require_own(folder, ckpt_path)
     module = algorithm(settings["algo"], settings["model"])
     datamodule = instantiate(cfg.data)
-    if trainer.is_global_zero:
-        (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-        note_start(cfg, module)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
-
-    if ckpt_path is None:
-        trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
-    return optimized.value(trainer)
+    with tracked(trainer, settings, folder, ckpt_path):
+        if trainer.is_global_zero:
+            (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+            note_start(cfg, module)
+        if ckpt_path is None:
+            trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
+        trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+        judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
+        value = optimized.value(trainer)
+        conclude(trainer, value)
+    return value
 
 
 def note_start(cfg: DictConfig, module: L.LightningModule) -> None:

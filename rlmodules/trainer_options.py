@@ -28,7 +28,10 @@ UNREAD = {
     ),
     "limit_predict_batches": ((None, 1.0), "nothing is predicted"),
     "limit_test_batches": ((None, 1.0), "nothing is tested: task=evaluate judges held-out data"),
-    "logger": ((None,), "choose loggers with logger=default, wandb or none"),
+    "logger": (
+        (None,),
+        "choose loggers with logger=: default, wandb, mlflow, many, none...",
+    ),
     "model_registry": ((None,), "the trained model is in the run's folder model/"),
     "overfit_batches": ((0, 0.0), "give a smaller data.path and data.eval_path"),
     "plugins": ((None,), "checkpoints have a plugin of our own"),

@@ -22,7 +22,7 @@ BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
 PARTS = (
-    f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming"
+    f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {R}.trackers"
     f" {R}.trainer_options {DATA}"
 )
 MAY_IMPORT = {
@@ -55,21 +55,21 @@ MAY_IMPORT = {
     f"{R}.views": f"{D}.atomic",
     f"{R}.models": BASE,
     f"{R}.sampling": f"{BASE} {R}.models",
-    f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {D}.text {D}.preferences"
-    f" {D}.processes",
+    f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {R}.trackers {D}.text"
+    f" {D}.preferences {D}.processes",
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
     f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {R}.metrics {R}.reports {R}.trackers"
     f" {R}.views {R}.sweeping {D}.atomic {TYPES}",
-    f"{R}.schemas": f"{R}.checks {R}.resuming {D}.environments",
+    f"{R}.schemas": f"{R}.checks {R}.resuming {R}.trackers {D}.environments",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
     f"{R}.tasks": f"{PARTS} {R}.schemas {R}.views {R}.reports {R}.metrics {R}.trackers {D}.seeding",
     f"{R}.sweeping": f"{R}.checks {R}.metrics {R}.reports {R}.resuming {D}.atomic",
     f"{R}.metrics": f"{D}.atomic",
     f"{R}.reports": f"{R}.checks {R}.metrics {R}.views {R}.resuming {D}.atomic",
-    f"{R}.trackers": f"{R}.checks {R}.metrics {R}.resuming {D}.atomic",
+    f"{R}.trackers": f"{R}.checks {R}.metrics {R}.resuming {R}.sweeping {D}.atomic",
     f"{R}.running": f"{PARTS} {R}.quiet {R}.schemas {R}.tasks {R}.views {R}.reports {R}.metrics"
     f" {R}.trackers {R}.sweeping",
     f"{R}.trainer_options": f"{R}.checks",

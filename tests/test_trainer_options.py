@@ -37,7 +37,7 @@ BOTH = [
     ({"inference_mode": True}, "inference mode forbids"),
     ({"limit_test_batches": 2}, "nothing is tested"),
     ({"limit_predict_batches": 2}, "nothing is predicted"),
-    ({"logger": False}, "logger=default, wandb or none"),
+    ({"logger": False}, "loggers with logger=: default, wandb"),
     ({"callbacks": []}, "add +callbacks.NAME"),
     ({"plugins": []}, "a plugin of our own"),
     ({"model_registry": "x"}, "in the run's folder model/"),

@@ -241,6 +241,8 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
     given = {}
 
     class Recorder:
+        is_global_zero = False  # it tracks nothing
+
         def __init__(self, **options):
             given.update(options)
 

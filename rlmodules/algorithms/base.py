@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from rlmodules.callbacks.position import (
 from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.models.saving import require_exportable
 from rlmodules.resuming.checkpoint import FORMAT, require_algorithm
+from rlmodules.trackers.rows import go_on, write_row
 
 # Lightning's warning of what is so on purpose: see PolicyModel.train.
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
@@ -44,22 +46,32 @@ class AlgorithmModule(L.LightningModule):
     Attributes:
         train_metrics: means over the epoch so far; part of the checkpoint, so that a run that was
             interrupted logs the same numbers.
+        counts, began: how much of what was learned from, over all processes, since the run began
+            and in what is not over yet: what curves are drawn over, and part of the checkpoint too.
     """
 
     config: Any
     strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
     epochs_option: ClassVar[str] = "num_epochs"
     """Field of the config that says for how many Lightning epochs to train."""
+    counted: ClassVar[tuple[str, ...]] = ()
+    """What ``counts`` counts."""
     saved_as: ClassVar[dict[str, str]] = {}
     """How names of weights begin here -> in checkpoints, whose format outlives ours."""
 
     def __init__(self) -> None:
         super().__init__()
         self.train_metrics = Means()
+        self.counts, self.began = (dict.fromkeys(self.counted, 0) for _ in range(2))
         self._state_at_step: dict[str, Any] = {}
         self._ended = (
             self._evaluated
         ) = -1  # the last epoch, and the last step, of which that is done
+
+    def keep_settings(self, model_config: Any) -> None:
+        """Have checkpoints hold the settings; trackers get those of the whole run, once."""
+        kept = {"config": asdict(self.config), "model_config": asdict(model_config)}
+        self.save_hyperparameters(kept, logger=False)
 
     def configure_callbacks(self) -> list[Callback]:
         """What every Trainer of these modules needs besides its own callbacks, once."""
@@ -75,6 +87,8 @@ class AlgorithmModule(L.LightningModule):
             ValueError: the Trainer contradicts the algorithm's settings.
         """
         trainer, steps = self.trainer, self.config.gradient_accumulation_steps
+        if trainer.state.fn == TrainerFn.FITTING:  # a checkpoint's counts come after this
+            self.counts, self.began = (dict.fromkeys(self.counted, 0) for _ in range(2))
         if trainer.accumulate_grad_batches != steps and trainer.state.fn == TrainerFn.FITTING:
             raise ValueError(
                 f"the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, and"
@@ -94,6 +108,7 @@ class AlgorithmModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         if is_whole_epoch(self.trainer):  # else a limit ended the run, which may be gone on with
             self.end_epoch()
+            self.settle_counts()
         self._ended = self.current_epoch
 
     def on_validation_end(self) -> None:
@@ -142,10 +157,13 @@ class AlgorithmModule(L.LightningModule):
 
     def iteration_state(self) -> dict[str, Any]:
         """Plain values of this process that a checkpoint within an epoch needs besides weights."""
-        return {"train_metrics": self.train_metrics.state_dict()}
+        counted = {"counts": dict(self.counts), "began": dict(self.began)}
+        return {"train_metrics": self.train_metrics.state_dict()} | counted
 
     def load_iteration_state(self, state: dict[str, Any]) -> None:
         self.train_metrics.load_state_dict(state["train_metrics"])
+        self.counts |= state.get("counts", {})  # there were none once
+        self.began |= state.get("began", {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, as of the last optimizer step (``callbacks/position.py``)."""
@@ -180,6 +198,9 @@ class AlgorithmModule(L.LightningModule):
             )
         checkpoint["state_dict"] = {names[saved]: weight for saved, weight in state.items()}
         self._load_iteration_states(checkpoint.get("iteration_states", []))
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            over = {name: float(count) for name, count in self.counts.items()}
+            go_on(self._trainer, checkpoint["global_step"], over)
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Take what was trained from a checkpoint, be it of weights alone; go on with nothing.
@@ -231,15 +252,31 @@ class AlgorithmModule(L.LightningModule):
 
     # ---------------------------------------------------------------- metrics
 
-    def log_dict(  # type: ignore[override]
-        self, dictionary: Mapping[str, Any], *args: Any, **options: Any
-    ) -> None:
-        """Log numbers. NaN stands for a metric that does not exist (the mean of nothing, a share of
-        0); it is left out, as is its value of an earlier iteration, and infinity with it."""
-        there = {name: value for name, value in dictionary.items() if math.isfinite(value)}
-        for name in dictionary.keys() - there.keys():
+    def axes(self) -> dict[str, float]:
+        """How far the run is, in all that curves are drawn over besides optimizer steps."""
+        return {name: float(count + self.began[name]) for name, count in self.counts.items()}
+
+    def settle_counts(self) -> None:
+        """What was begun is over."""
+        self.counts = {name: count + self.began[name] for name, count in self.counts.items()}
+        self.began = dict.fromkeys(self.counted, 0)
+
+    def log_row(self, metrics: Mapping[str, float], *, tracked: bool = True) -> None:
+        """Log numbers of now, for callbacks and, as a row with its axes, for trackers.
+
+        NaN stands for a metric that does not exist (the mean of nothing, a share of 0); it is left
+        out, as is its value of an earlier iteration, and infinity with it.
+
+        Args:
+            tracked: whether trackers get the row.
+        """
+        row = dict(metrics) | self.axes()
+        there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
+        for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)
-        super().log_dict(there, *args, **options)
+        self.log_dict(there, logger=False)
+        if tracked:  # at once, and not when Lightning comes to it: a signal may end the run before
+            write_row(self.trainer, there)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Sum over all processes, on the CPU; alone it stays there (MPS has no float64)."""

@@ -78,6 +78,7 @@ class OfflineModule(AlgorithmModule):
     """
 
     config: OfflineConfig
+    counted = ("examples", "tokens")
     closes_texts = True
     """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
 
@@ -87,7 +88,7 @@ class OfflineModule(AlgorithmModule):
         self.step_metrics: dict[str, float] = {}
         self._val = Means()
         self._clock = Stopwatch()
-        self._tokens = self._examples = 0
+        self._window = [0, 0]  # examples and tokens of the optimizer step in progress, here
 
     # --------------------------------------------------- what an algorithm says
 
@@ -104,8 +105,8 @@ class OfflineModule(AlgorithmModule):
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         loss, metrics = self.losses(batch)
         self._note(self.train_metrics, "train", batch, metrics | {"loss": loss.detach()})
-        self._tokens += sum(len(s) for group in batch.sequences for s in group)
-        self._examples += len(batch)
+        self._window[0] += len(batch)
+        self._window[1] += sum(len(s) for group in batch.sequences for s in group)
         return loss
 
     def _note(
@@ -120,11 +121,15 @@ class OfflineModule(AlgorithmModule):
         """After each optimizer step: what it was like, as ``step_metrics``."""
         self._clock.lap()
         seconds = max(self._clock.seconds, 1e-9)
-        world = self.trainer.world_size
+        window = self.sum_over_ranks(torch.tensor(self._window, dtype=torch.float64))
+        examples, tokens = map(int, window.tolist())
+        self.began = {"examples": examples, "tokens": tokens}
+        self.settle_counts()
         self.step_metrics = self.over_ranks(self.train_metrics) | {
             "train/learning_rate": scheduler.get_last_lr()[0],
-            "time/examples_per_s": self._examples * world / seconds,
-            "time/tokens_per_s": self._tokens * world / seconds,
+            "time/examples_per_s": examples / seconds,
+            "time/tokens_per_s": tokens / seconds,
+            **self.axes(),
             "step": float(self.trainer.global_step),
         }
         self.train_metrics.clear()  # here, for the callbacks that save run before the next hook
@@ -133,19 +138,28 @@ class OfflineModule(AlgorithmModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log an optimizer step."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.log_dict(self.step_metrics)
-            self._restart_clock()
+            row = {name: value for name, value in self.step_metrics.items() if name != "step"}
+            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's
+            asked = every and self.trainer.global_step % every == 0
+            self.log_row(row, tracked=bool(asked or self.trainer.should_stop))
+            self._clock.start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._window = [0, 0]
 
     def on_train_start(self) -> None:
-        self._restart_clock()
+        self._clock.start()
 
     def on_validation_end(self) -> None:
         super().on_validation_end()
-        self._restart_clock()  # an evaluation is not the next step's time
+        self._clock.start()  # an evaluation is not the next step's time
 
-    def _restart_clock(self) -> None:
-        self._clock.start()
-        self._tokens = self._examples = 0
+    def axes(self) -> dict[str, float]:
+        trainer, step = self.trainer, self.trainer.global_step
+        batches = step * trainer.accumulate_grad_batches
+        return super().axes() | {"epoch": batches / trainer.num_training_batches if step else 0.0}
 
     # -------------------------------------------------------------- held out
 
@@ -155,7 +169,7 @@ class OfflineModule(AlgorithmModule):
             self._note(self._val, "val", batch, metrics | {"loss": loss})
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.over_ranks(self._val))
+        self.log_row(self.over_ranks(self._val))
         self._val = Means()
 
     # ------------------------------------------------------------- optimizer

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,6 +97,7 @@ class OnlineModule(AlgorithmModule):
     """
 
     epochs_option = "num_iterations"
+    counted = ("iteration", "episodes", "tokens")
     config_class: ClassVar[type[OnlineConfig]]
     policy_class: ClassVar[type[PolicyModel]] = PolicyModel
     policy: PolicyModel
@@ -129,7 +130,7 @@ class OnlineModule(AlgorithmModule):
         self.update_clock = Stopwatch()
         self.held_out = HeldOut()
         self.watchers: list[Callable[[Rollout, Experience], None]] = []
-        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.keep_settings(model_config)
         self.train()  # Lightning leaves the mode as it finds it
 
     @property
@@ -219,16 +220,17 @@ class OnlineModule(AlgorithmModule):
         lengths = torch.tensor([float(sum(map(len, t.actions))) for t in trajectories])
         kept = torch.tensor([k for t in trajectories for k in t.kept_mass])
         self.num_episodes = int(total(intact.sum().float()))
+        episodes, tokens = map(int, total(torch.tensor([len(intact), lengths.sum()])).tolist())
+        self.began = {"iteration": 1, "episodes": episodes, "tokens": tokens}
         metrics: dict[str, float | Tensor] = {
             "rollout/response_length": masked_mean(lengths, intact, reduce=total),
             "rollout/eos_fraction": mean([t.finish_reason == "eos" for t in trajectories]),
             "rollout/cut_mass": 1 - masked_mean(kept, kept >= 0, reduce=total),
-            "rollout/failed": 1
-            - total(intact.sum().float()) / total(torch.tensor(len(trajectories) * 1.0)),
+            "rollout/failed": 1 - total(intact.sum().float()) / episodes,
             "rollout/unscored": mean([t.unscored for t in trajectories]),
             "time/rollout_s": rollout.seconds["rollout"],
             "time/evaluate_s": rollout.seconds["evaluate"],
-            "time/rollout_tokens_per_s": total(lengths.sum()) / rollout.seconds["rollout"],
+            "time/rollout_tokens_per_s": tokens / rollout.seconds["rollout"],
         }
         if (divergence := evaluation.kl()) is not None:
             metrics["rollout/kl"] = masked_mean(divergence, evaluation.mask, reduce=total)
@@ -247,19 +249,17 @@ class OnlineModule(AlgorithmModule):
         said = {name: float(value) for name, value in metrics.items()}
         self.rollout_metrics = absent(self.rollout_metrics, "rollout") | said
 
-    def log_iteration(self, epochs: int) -> None:
-        """Log the iteration that ends, in which ``epochs`` passes were made over its episodes."""
+    def log_iteration(self, epochs: int, **more: float) -> None:
+        """Log the iteration that ends: ``epochs`` passes over episodes, ``more`` of training."""
         metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
         tokens = metrics["rollout/response_length"] * self.num_episodes * epochs
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
         metrics |= self.over_ranks(self.train_metrics) | {
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
             "time/update_s": seconds,
             "time/update_tokens_per_s": tokens / seconds,
-            "iteration": float(self.current_epoch + 1),
+            **{f"train/{name}": value for name, value in more.items()},
         }
-        self.log_dict(metrics)
+        self.log_row(metrics)
         self.train_metrics.clear()
 
     # -------------------------------------------------------------- held out
@@ -274,7 +274,7 @@ class OnlineModule(AlgorithmModule):
         return self.held_out.add(rollout, self.tokenizer)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.held_out.metrics(self))
+        self.log_row(self.held_out.metrics(self))
 
     # ------------------------------------------------------------ checkpoints
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,7 +75,7 @@ class PairPolicy(OfflineModule):
         if model_config.attn_implementation == "auto":
             policy.enable_packing()
         self.policy, self.config = policy, c
-        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.keep_settings(model_config)
         self.train()  # Lightning leaves the mode as it finds it
 
     @property

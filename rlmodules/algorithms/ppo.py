@@ -263,8 +263,7 @@ class PPO(OnlineModule):
     def end_epoch(self) -> None:
         """Steer the KL coefficient and log what the iteration was like."""
         self.kl_controller.update(self.rollout_metrics["rollout/kl"], self.num_episodes)
-        self.log_dict({"train/stopped_early": float(self.skip_updates)})
-        self.log_iteration(self.config.ppo_epochs)
+        self.log_iteration(self.config.ppo_epochs, stopped_early=float(self.skip_updates))
         self.skip_updates = False
         self._window_kl.clear()
 

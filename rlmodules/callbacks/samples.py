@@ -6,22 +6,22 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.atomic import replacing
+from rlmodules.trackers.rows import write_table
 
 COLUMNS = ("prompt", "response", "reward", "kl")
 
 
 class SampleTable(Callback):
-    """Writes ``samples/iteration-N.csv``, and a table to Weights & Biases where that logs.
+    """Writes ``samples/iteration-N.csv``, and a table to every tracker that can show one.
 
     ``before`` and ``latest`` hold the rows of the first and of the last evaluation.
 
     Args:
         dirpath: the run's folder.
-        rows: samples in the logger's table; the files hold all.
+        rows: samples in a tracker's table; the files hold all.
     """
 
     def __init__(self, dirpath: str, rows: int = 16) -> None:
@@ -55,12 +55,8 @@ class SampleTable(Callback):
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.latest)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                data = [[row.get(c) for c in COLUMNS] for row in self.latest[: self.rows]]
-                logger.log_table(
-                    "samples", columns=list(COLUMNS), data=data, step=trainer.global_step
-                )
+        shown = [{c: row.get(c) for c in COLUMNS} for row in self.latest[: self.rows]]
+        write_table(trainer, pl_module, "samples", shown)
 
     def held_out_changed(self) -> None:
         """The next evaluation is the first."""

@@ -86,17 +86,38 @@ OF_SPEED = (
     ),
     Metric(
         "iteration",
-        "Iterations so far: rollout, then updates.",
+        "Axis: iterations so far (rollout, then updates), the one in progress included.",
         "iterations",
         ONLINE,
         trl="global_step counts optimizer steps",
     ),
-    Metric("step", "Optimizer steps so far.", "steps", EVERY, trl="step"),
+    Metric(
+        "episodes",
+        "Axis: episodes played so far, over all processes, the failed ones too.",
+        "episodes",
+        ONLINE,
+        trl="episode",
+    ),
+    Metric(
+        "examples",
+        "Axis: pairs (or scored responses) trained on so far, over all processes.",
+        "examples",
+        OFFLINE,
+    ),
+    Metric(
+        "tokens",
+        "Axis: tokens so far, over all processes: sampled ones of algorithms that learn from"
+        " episodes, of all texts trained on for the others.",
+        "tokens",
+        EVERY,
+        trl="num_tokens, with those of prompts too",
+    ),
+    Metric("step", "Axis: optimizer steps so far.", "steps", EVERY, trl="step"),
     Metric(
         "epoch",
-        "Lightning's: iterations before this one, or passes over the data.",
+        "Axis: passes over the data so far, parts of one too.",
         "epochs",
-        EVERY,
-        trl="epoch, of which parts count",
+        OFFLINE,
+        trl="epoch",
     ),
 )

@@ -81,7 +81,7 @@ TABLE: dict[str, dict[Effect, str]] = {
     "seed": {O: ""},
     **{
         group: {N: "*"}
-        for group in ("callbacks", "logger", "paths", "task", "export", "resume", "sweep")
+        for group in ("callbacks", "logger", "paths", "task", "export", "resume", "run", "sweep")
     },
     **{name: {N: ""} for name in ("ckpt_path", "optimized_metric", "suggested", "out", "runs")},
 }

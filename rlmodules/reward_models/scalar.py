@@ -10,7 +10,6 @@ Shapes: B texts (2B for B pairs), T tokens, H hidden size, L labels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ class RewardModel(OfflineModule):
         self.packs = may_pack and packing_pays() and takes_packed(self.body)
         if self.packs:
             enable_packing(self.body)
-        self.save_hyperparameters({"config": asdict(c), "model_config": asdict(model_config)})
+        self.keep_settings(model_config)
         self.train()  # Lightning leaves the mode as it finds it
 
     @property

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlmodules.checks import device_options
 from rlmodules.resuming.changes import flatten
 from rlmodules.resuming.folder import new_folder
+from rlmodules.schemas.about import about_run
 from rlmodules.schemas.names import explain as explain
 from rlmodules.schemas.names import name_objectives as name_objectives
 from rlmodules.schemas.names import refuse_contradictions as refuse_contradictions
@@ -41,6 +42,7 @@ def register() -> None:
         )
     OmegaConf.register_new_resolver("own_folder", own_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("sweep_root", sweep_root, replace=True)
+    OmegaConf.register_new_resolver("about_run", about_run, replace=True)
     OmegaConf.register_new_resolver("required", required, replace=True)
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("heldout", carried_heldout, replace=True)

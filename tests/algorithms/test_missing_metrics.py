@@ -37,7 +37,7 @@ def test_the_readmes_own_snippet_returns_numbers_and_writes_json(tmp_path):
     assert all(math.isfinite(value) for values in metrics.values() for value in values)
     text = (tmp_path / "report.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in report.json"))
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open()))
     assert rows and "nan" not in {value for row in rows for value in row.values()}
 
 

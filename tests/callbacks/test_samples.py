@@ -4,18 +4,17 @@ import csv
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rlmodules.callbacks import SampleTable
 
 
-class Wandb(WandbLogger):
+class Tracker:
     def __init__(self):
         self.tables = []
 
-    def log_table(self, key, columns=None, data=None, dataframe=None, step=None):
-        self.tables.append((key, columns, data, step))
+    def log_rows(self, name, rows, axes):
+        self.tables.append((name, rows, axes))
 
 
 def trainer(epoch, fn=TrainerFn.FITTING, loggers=(), **attributes):
@@ -74,9 +73,16 @@ def test_nothing_is_written_by_a_sanity_check_or_another_process(tmp_path, attri
     assert list(tmp_path.iterdir()) == [] and table.before == []
 
 
-def test_weights_and_biases_gets_some_of_the_rows(tmp_path):
-    logger = Wandb()
-    evaluate(SampleTable(tmp_path, rows=2), trainer(1, loggers=[logger]), rows("a", "b", "c"))
-    ((key, columns, data, step),) = logger.tables
-    assert (key, columns, step) == ("samples", ["prompt", "response", "reward", "kl"], 7)
-    assert data == [["p, with a comma", "a", 0.0, 0.1], ["p, with a comma", "b", 0.5, 0.1]]
+def test_trackers_that_show_tables_get_some_of_the_rows_at_the_step_of_their_metrics(tmp_path):
+    tracker, table = Tracker(), SampleTable(tmp_path, rows=2)
+    run = trainer(1, loggers=[SimpleNamespace(), tracker])
+    table.on_validation_start(run, None)
+    table.on_validation_batch_end(run, None, rows("a", "b", "c"), None, 0)
+    table.on_validation_end(run, SimpleNamespace(axes=lambda: {"iteration": 2.0}))
+    ((name, shown, axes),) = tracker.tables
+    assert (name, axes) == ("samples", {"step": 7.0, "iteration": 2.0})
+    values = {"prompt": "p, with a comma", "kl": 0.1}
+    assert shown == [
+        values | {"response": "a", "reward": 0.0},
+        values | {"response": "b", "reward": 0.5},
+    ]

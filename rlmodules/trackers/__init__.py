@@ -1,0 +1,1 @@
+"""What a run is called and logs, in whatever its user watches."""
