@@ -271,6 +271,7 @@ class AlgorithmModule(L.LightningModule):
             tracked: whether trackers get the row.
         """
         row = dict(metrics) | self.axes()
+        row.pop("step", None)  # which Lightning would take for itself
         there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
         for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)

@@ -17,6 +17,7 @@ from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.means import Means, Stopwatch
+from rlmodules.trackers.rows import write_row
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
@@ -132,16 +133,16 @@ class OfflineModule(AlgorithmModule):
             **self.axes(),
             "step": float(self.trainer.global_step),
         }
-        self.train_metrics.clear()  # here, for the callbacks that save run before the next hook
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's
+        if every and self.trainer.global_step % every == 0:
+            write_row(self.trainer, self.step_metrics)
+        self.train_metrics.clear()  # here, for callbacks save or stop before the next hook
         super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log an optimizer step."""
+        """Let callbacks know of an optimizer step; trackers do already."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            row = {name: value for name, value in self.step_metrics.items() if name != "step"}
-            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's
-            asked = every and self.trainer.global_step % every == 0
-            self.log_row(row, tracked=bool(asked or self.trainer.should_stop))
+            self.log_row(self.step_metrics, tracked=False)
             self._clock.start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -22,6 +22,8 @@ Counters = dict[str, Any]
 class RunIsComplete(ValueError):
     """A run was to be gone on with of which nothing is missing."""
 
+    is_complete = True
+
 
 def is_whole_epoch(trainer: L.Trainer) -> bool:
     """Whether all batches of the epoch in progress were begun: not if a limit cut it short."""

@@ -51,6 +51,7 @@ class Comet(Logger):
         self.options = {"log_code": False, "parse_args": False, "auto_output_logging": "simple"}
         self.options |= {"display_summary_level": 0, "log_git_patch": False} | kwargs
         self._experiment: Any = None
+        self.settings: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -82,6 +83,7 @@ class Comet(Logger):
                 online=self.online,
                 experiment_config=config,
             )
+            self._experiment.log_parameters(self.settings)
             if self.group:
                 self._experiment.log_other("group", self.group)
             note(self.folder, comet=self._experiment.get_key())
@@ -89,7 +91,8 @@ class Comet(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        self.experiment.log_parameters(dict(flatten(params)))
+        """The settings, for when the run begins: a run that is refused before leaves none."""
+        self.settings = dict(flatten(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -52,7 +52,15 @@ def take_over(ckpt_path: Path | None, folder: Path) -> None:
     for name in WRITTEN:
         if (before / name).is_dir() and not (folder / name).exists():
             shutil.copytree(before / name, folder / name)
-    known = read(before)
-    if known and known.get(CONTINUED, str(folder.absolute())) == str(folder.absolute()):
+    known, here = read(before), str(folder.absolute())
+    if known and known.get(CONTINUED, here) == here:
         note(folder, **{k: v for k, v in known.items() if k != CONTINUED})
-        note(before, **{CONTINUED: str(folder.absolute())})
+        note(before, **{CONTINUED: here})
+
+
+def hand_back(ckpt_path: Path | None, folder: Path) -> None:
+    """What ``take_over`` took is for another to go on with."""
+    before = ckpt_path.absolute().parent.parent if ckpt_path else folder.absolute()
+    known = read(before)
+    if known.pop(CONTINUED, None) == str(folder.absolute()):
+        write_text(before / FILE, json.dumps(known, indent=1))

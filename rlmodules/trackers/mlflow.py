@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlmodules.resuming.changes import flatten
 from rlmodules.trackers.identity import id_of, note
+from rlmodules.trackers.naming import spoken
 from rlmodules.trackers.packages import require_package
 from rlmodules.trackers.rows import DONE, FAILED, STOPPED, Once
 
@@ -60,6 +61,7 @@ class MLflow(Logger):
         self.experiment_name, self.run_name, self.group = experiment_name, run_name, group
         self.tags = {str(k): str(v) for k, v in (tags or {}).items() if v}
         self._client: Any = None
+        self.settings: dict[str, Any] = {}
         self.run_id = ""
         self._over: Mapping[str, float] | None = None
         self._once = Once()
@@ -86,6 +88,7 @@ class MLflow(Logger):
                 self.run_id = id_of(self.folder, "mlflow") or self._begin()
                 self._client.update_run(self.run_id, status="RUNNING")
             note(self.folder, mlflow=self.run_id)
+            self._log_settings()
         return self._client
 
     @contextmanager
@@ -128,24 +131,29 @@ class MLflow(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """The settings, once: as parameters, whole in an artifact.
+        """The settings, for when the run begins: a run that is refused before leaves none."""
+        self.settings = dict(params)
+
+    def _log_settings(self) -> None:
+        """Once: as parameters, whole in an artifact.
 
         A parameter of MLflow's cannot change: what a resumed run has otherwise is a tag.
         """
         from mlflow.entities import Param, RunTag
 
-        client = self.experiment
+        client = self._client
         known = client.get_run(self.run_id).data.params
-        told = {option: self._fitting(str(value)) for option, value in flatten(params)}
+        told = {option: self._fitting(str(value)) for option, value in flatten(self.settings)}
         new = [Param(option, value) for option, value in told.items() if option not in known]
-        changed = {o: v for o, v in told.items() if o in known and known[o] != v}
+        others = {option: value for option, value in told.items() if spoken([option])}
+        changed = {o: v for o, v in others.items() if o in known and known[o] != v}
         tags = [RunTag(f"resumed.{option}", value) for option, value in changed.items()]
         with self._alone():
             for start in range(0, len(new), BATCH):
                 client.log_batch(self.run_id, params=new[start : start + BATCH])
             for start in range(0, len(tags), BATCH):
                 client.log_batch(self.run_id, tags=tags[start : start + BATCH])
-            client.log_dict(self.run_id, dict(params), f"resumed/{CONFIG}" if known else CONFIG)
+            client.log_dict(self.run_id, self.settings, f"resumed/{CONFIG}" if known else CONFIG)
 
     def _fitting(self, value: str) -> str:
         said = f"… (all {len(value)} characters: artifact {CONFIG})"
@@ -185,7 +193,8 @@ class MLflow(Logger):
     ) -> None:
         """Add to a table among the artifacts, which its page shows."""
         columns = {column: [row[column] for row in rows] for column in rows[0]}
-        columns = {axis: [value] * len(rows) for axis, value in axes.items()} | columns
+        counts = {axis: [value] * len(rows) for axis, value in axes.items()}
+        columns = {"step": counts.pop("step")} | columns | counts  # the texts where one sees them
         with self._alone():
             self.experiment.log_table(self.run_id, columns, f"{name}.json")
 

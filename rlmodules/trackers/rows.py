@@ -1,5 +1,6 @@
 """What trackers are told while a run goes on: rows of numbers, and tables of texts."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from rlmodules.trackers.identity import take_over
+from rlmodules.trackers.identity import hand_back, take_over
 
 AXES = ("step", "iteration", "epoch", "episodes", "examples", "tokens")
 """What curves are drawn over, in each row as far as a run has it."""
@@ -31,7 +32,8 @@ class Once:
 
 
 def write_row(trainer: L.Trainer, row: Mapping[str, float]) -> None:
-    """Give every tracker ``row`` as of now: its step is the optimizer's, before all of them 0.
+    """Give every tracker ``row`` as of now, as far as it is finite: its step is the optimizer's,
+    before all of them 0.
 
     It is written at once. (Lightning's own way keeps a row until the hooks of its batch are over,
     and loses it if a signal ends the run in one; and it counts steps from 0, so that what was there
@@ -39,8 +41,9 @@ def write_row(trainer: L.Trainer, row: Mapping[str, float]) -> None:
     """
     if not trainer.is_global_zero or trainer.sanity_checking:
         return
+    there = {name: v for name, v in row.items() if math.isfinite(v) and name != "step"}
     for logger in trainer.loggers:
-        logger.log_metrics(dict(row), step=trainer.global_step)
+        logger.log_metrics(dict(there), step=trainer.global_step)
         logger.save()
 
 
@@ -86,15 +89,17 @@ def tracked(
     if not trainer.is_global_zero:
         yield
         return
-    how, loggers = FAILED, list(trainer.loggers)
+    how, loggers = DONE, list(trainer.loggers)
     try:
         take_over(ckpt_path, folder)
         for logger in loggers:
             logger.log_hyperparams(dict(settings))
         yield
-        how = DONE
-    except (SystemExit, KeyboardInterrupt):
-        how = STOPPED
+    except BaseException as error:
+        how = STOPPED if isinstance(error, SystemExit | KeyboardInterrupt) else FAILED
+        if getattr(error, "is_complete", False):  # it was done before: nothing has gone on
+            how = DONE
+            hand_back(ckpt_path, folder)
         raise
     finally:
         for logger in loggers:

@@ -37,10 +37,11 @@ class TensorBoard(TensorBoardLogger):
             raise ValueError(f"logger.tensorboard.x_axis={x_axis!r} must be one of {axes}")
         super().__init__(save_dir, name="", version="", default_hp_metric=False, **kwargs)
         self.x_axis, self.swept = x_axis, tuple(swept or ())
-        self._once = Once()
+        self._once, self._settings = Once(), {}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._log_settings()
         x = self._x({"step": float(step or 0)} | dict(metrics))
         super().log_metrics(self._once.of(metrics, x), x)
 
@@ -62,28 +63,38 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """The settings, once: all as text, those that one searches among in the HPARAMS tab."""
-        if any(Path(self.log_dir).glob("events.*")):
-            return  # the run goes on
-        text = yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)
+        """The settings, for when the run begins: a run that is refused before leaves none."""
+        self._settings = dict(params)
+
+    def _log_settings(self) -> None:
+        """Once: all as text, those that one searches among in the HPARAMS tab."""
+        if not self._settings:
+            return
+        text = yaml.safe_dump(self._settings, sort_keys=False, allow_unicode=True)
         self.experiment.add_text("settings", "\n".join(f"    {line}" for line in text.splitlines()))
-        told = dict(flatten(params))
-        first = {option: told[option] for option in self.swept if option in told}
-        rest = {option: value for option, value in told.items() if option.startswith(TOLD)}
-        # Its value comes at the end: until then the tab shows the run without one.
-        shown = {option: plain(value) for option, value in (first | rest).items()}
+        told = dict(flatten(self._settings))
+        self._settings = {}
+        shown = {o: plain(v) for o, v in told.items() if o in self.swept or o.startswith(TOLD)}
         self._describe(shown)
 
     def _describe(self, shown: dict[str, Any]) -> None:
+        """Settings and the metric's name, whose value comes at the end."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        writer = self.experiment._get_file_writer()
-        for summary in hparams(shown, {HP_METRIC: None}):
-            writer.add_summary(summary)
+        experiment, *session = hparams(shown, {HP_METRIC: None})
+        holder = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(holder.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in self.swept  # these the tab shows first
+        holder.content = content.SerializeToString()
+        for summary in (experiment, *session):
+            self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def go_on(self, over: Mapping[str, float]) -> None:
-        """Take back what was written after what is over: it comes again."""
+        """Take back what was written after what is over: it comes again. The settings are there."""
+        self._settings = {}
         self.experiment.close()  # the next file says from where on the earlier ones are void
         self.experiment.purge_step = self._x(over) + 1
 

@@ -49,7 +49,7 @@ class Trackio(Logger):
         self.project, self.run_name, self.group = project, name, group
         self.tags = dict(tags or {})
         self.server = {"space_id": space_id, "server_url": server_url}
-        self._settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self._run: Any = None
 
     @property
@@ -74,7 +74,7 @@ class Trackio(Logger):
                 self.project,
                 name=name,
                 group=self.group,
-                config=self._settings | {"tags": self.tags},  # without it, the stored one is lost
+                config=self.settings | {"tags": self.tags},  # without it, the stored one is lost
                 resume="must" if known else "never",
                 embed=False,
                 auto_log_gpu=False,
@@ -86,7 +86,8 @@ class Trackio(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        self._settings = dict(params)
+        """The settings, for when the run begins: a run that is refused before leaves none."""
+        self.settings = dict(params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

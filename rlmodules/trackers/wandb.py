@@ -65,6 +65,7 @@ class WandB(WandbLogger):
             **kwargs,
         )
         self.x_axis = x_axis
+        self.settings: dict[str, Any] = {}
 
     @property
     @rank_zero_experiment
@@ -81,8 +82,14 @@ class WandB(WandbLogger):
             for axis in AXES:
                 run.define_metric(axis, hidden=axis != "step")
             run.define_metric("*", step_metric=self.x_axis)
+            run.config.update(self.settings, allow_val_change=True)
             self._experiment, self._id = run, known
         return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The settings, for when the run begins: a run that is refused before leaves none."""
+        self.settings = dict(params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
