@@ -199,6 +199,8 @@ def print_verdict(console: Console, run: Run) -> None:
 
 
 def _last_line(error: BaseException) -> str:
+    if not isinstance(error, Exception):  # a signal, Ctrl-C, a pause
+        return "it was asked to stop"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 

@@ -64,6 +64,8 @@ def findings(run: Run) -> list[Finding]:
     else:
         # An epoch's metrics stand in one row of the CSV, evaluations in another.
         rows = [row for row in run.rows if any(key.startswith("train/") for key in row)]
+        if run.unit == "iteration":  # the loggers' step is another count
+            rows = [{k: v for k, v in row.items() if k != "step"} for row in rows]
         evaluated = [(int(at), {"val/reward": value}) for at, value in run.curve("val/reward")]
         course = Course(rows, evaluated, run.settings)
     return check(course) if course.rows else []

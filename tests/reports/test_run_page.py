@@ -12,7 +12,7 @@ from rlmodules import PPO
 from rlmodules.callbacks import RunReport, SampleTable, SaveLast, TokenRecord
 from rlmodules.callbacks.stopping import StoppedBySignal
 from rlmodules.reports.reading import read_run
-from rlmodules.reports.run_page import changed, duration, samples, write_run_page
+from rlmodules.reports.run_page import changed, duration, findings, samples, write_run_page
 from rlmodules.reports.runs import Run
 from rlmodules.reports.token_files import read_tokens
 from rlmodules.tasks.report import newest, report
@@ -92,12 +92,22 @@ def test_an_interrupted_run_has_a_page_too(tmp_path):
     assert not (tmp_path / "run" / "report.json").exists()
     left = Page((tmp_path / "run" / "report.html").read_text())
     assert "This run is not finished: 2 iterations are done" in left.text
+    assert "It ended with: it was asked to stop." in left.text
     (tmp_path / "run" / "report.html").unlink()
     report(str(tmp_path / "run"), "outputs", "multirun")  # from what is on disk alone
     again = Page((tmp_path / "run" / "report.html").read_text())
     assert "This run is not finished" in again.text and "Held-out reward" in again.text
     assert {"reward", "kl"} <= {data.get("title") for data in again.data}
     assert len(again.data[-1]["iterations"]) == 3  # the one that had begun as well
+
+
+def test_what_the_health_check_finds_in_a_csv_is_counted_in_iterations(tmp_path):
+    (tmp_path / "csv").mkdir()
+    lines = [f"{i},{16 * i},0.5,0.0,0.1" for i in range(1, 7)]
+    names = "iteration,step,rollout/reward,rollout/reward_std,train/loss"
+    (tmp_path / "csv" / "metrics.csv").write_text("\n".join([names, *lines]))
+    (found,) = findings(Run(tmp_path, {"algo.num_iterations": 9}))
+    assert (found.name, found.unit) == ("equal_rewards", "iteration") and found.began <= 6
 
 
 def test_many_tokens_are_thinned_to_what_a_page_may_carry(tmp_path):
