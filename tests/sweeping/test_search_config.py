@@ -115,6 +115,7 @@ def test_the_command_line_replaces_takes_out_and_adds():
         "algo.gamma=0.99,1.0",  # one more
         "model=tiny",
         "seed=5,6",
+        "sweep.retry_failed=true",
     )
     assert set(made.space.parameters) == {
         "algo.learning_rate",

@@ -133,6 +133,8 @@ def read_space(params: Mapping[str, Any], arguments: Iterable[str], seeds: Itera
             seeds = _seeds(override)
         elif override.is_sweep_override():
             parameters[name] = parameter_of(override)
+        elif name.startswith("sweep."):
+            continue  # of the sweep, and no job's
         elif override in told:
             fixed.append(str(override.input_line))
         else:
