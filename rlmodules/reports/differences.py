@@ -9,14 +9,12 @@ from typing import Any
 from rlmodules.reports.names import label, short_names
 from rlmodules.reports.runs import Run, parted
 from rlmodules.resuming.changes import ABSENT, follows
+from rlmodules.resuming.table import GROUPS_AROUND, OPTIONS_AROUND
 
-NEVER = (
-    *("paths", "logger", "task", "resume", "ckpt_path", "optimized_metric", "out"),
-    *("hydra", "sweep", "hparams_search"),
-)
-"""Groups and options that make no other run."""
 ONLY_IF_SAID = ("callbacks", "export", "suggested")
-"""Those that do if an override names an option of theirs."""
+"""Groups and options that make another run if an override names an option of theirs."""
+NEVER = {*GROUPS_AROUND, *OPTIONS_AROUND, "hydra", "hparams_search"} - {*ONLY_IF_SAID}
+"""Those that make none."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 Values = dict[str, Any]
 

@@ -15,6 +15,9 @@ class Effect(Enum):
 
 
 N, L, A, R, O = Effect  # noqa: E741
+GROUPS_AROUND = ("callbacks", "logger", "paths", "task", "export", "resume", "run", "sweep")
+OPTIONS_AROUND = ("ckpt_path", "optimized_metric", "suggested", "out", "runs")
+"""What stands around a run: none of it makes another one."""
 TABLE: dict[str, dict[Effect, str]] = {
     "algo": {
         N: "num_iterations save_every",
@@ -79,11 +82,8 @@ TABLE: dict[str, dict[Effect, str]] = {
     "processes": {A: ""},
     "module": {R: ""},
     "seed": {O: ""},
-    **{
-        group: {N: "*"}
-        for group in ("callbacks", "logger", "paths", "task", "export", "resume", "run", "sweep")
-    },
-    **{name: {N: ""} for name in ("ckpt_path", "optimized_metric", "suggested", "out", "runs")},
+    **{group: {N: "*"} for group in GROUPS_AROUND},
+    **{name: {N: ""} for name in OPTIONS_AROUND},
 }
 """Group -> effect -> its options; an empty name is the group itself, ``*`` all that it holds."""
 OF_ALGORITHM = {("GRPO", "algo.num_epochs"): O}  # passes over an iteration's episodes

@@ -5,6 +5,7 @@ from report_helpers import make_run, write_job
 
 from rlmodules.reports.differences import group, read_value
 from rlmodules.reports.reading import read_run
+from rlmodules.resuming.table import GROUPS_AROUND, OPTIONS_AROUND
 
 LR = "algo.learning_rate"
 
@@ -59,6 +60,22 @@ def test_folders_loggers_and_what_a_run_was_to_optimize_make_none(tmp_path):
         for i in (0, 1)
     ]
     assert grouped(tmp_path, *runs)[0] == ["all"]
+
+
+def test_nothing_that_stands_around_a_run_makes_one(tmp_path):
+    options = {f"{name}.any" for name in GROUPS_AROUND} | {*OPTIONS_AROUND}
+    runs = [{"settings": {name: f"{name} {i}" for name in options}} for i in (0, 1)]
+    assert grouped(tmp_path, *runs)[0] == ["all"]
+
+
+def test_the_jobs_of_a_real_sweep_are_told_apart_by_what_was_swept(tmp_path, command):
+    """Whatever ``conf/`` says of a run's name, group or folder."""
+    swept = ["algo.num_iterations=1", f"{LR}=1e-4,3e-4", "seed=0,1"]
+    command("-m", "experiment=smoke", "logger=none", "hydra/launcher=basic", *swept)
+    found = group([read_run(config.parent) for config in tmp_path.glob("multirun/**/config.yaml")
+                   if config.parent.name != ".hydra"])  # fmt: skip
+    assert sorted(setting.name for setting in found.settings) == ["lr=1e-4", "lr=3e-4"]
+    assert found.consequences == ()
 
 
 def test_a_callback_makes_one_if_it_was_asked_for(tmp_path):
