@@ -291,7 +291,9 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
             yield f"model/{path.name}", load_file(path)
         elif path.is_file() and path.name != "README.md":
             yield f"model/{path.name}", path.read_bytes()
-    yield "report.json", json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
+    report.pop("run", None)  # when it was started, and by which commands
+    yield "report.json", report
 
 
 def log_rows(folder: Path) -> dict[tuple[str, str], str]:
