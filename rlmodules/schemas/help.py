@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -111,11 +112,17 @@ def parts(started: str, overrides: Sequence[str]) -> Iterator[Any]:
 def _first_values(overrides: Sequence[str]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [
-        f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
-        if o.is_sweep_override()
-        else str(o.input_line)
+        f"{o.get_key_element()}={_first(o)}" if o.is_sweep_override() else str(o.input_line)
         for o in parsed
     ]
+
+
+def _first(override: Override) -> str:
+    """Of the values that an option is swept over, one: of an interval where it begins."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return str(value.start)
+    return next(override.sweep_string_iterator())
 
 
 def _groups() -> list[tuple[str, list[str]]]:

@@ -211,3 +211,10 @@ def test_storage_is_a_url():
         open_storage("study.db", Path("."))
     with pytest.raises(ValueError, match="cannot be opened"):
         open_storage("nope://host/db", Path("."))
+
+
+def test_help_takes_an_interval_for_where_it_begins():
+    from rlmodules.schemas.help import _first_values
+
+    told = ["algo.learning_rate=tag(log,interval(1e-5,1e-4))", "seed=1,2", "algo=ppo"]
+    assert _first_values(told) == ["algo.learning_rate=1e-05", "seed=1", "algo=ppo"]
