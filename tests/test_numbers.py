@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_object
+from report_helpers import make_run
 
 from datamodules import PreferenceDataModule, RolloutDataModule, TextGenerationEnv, rewards
 from datamodules.checks import require_seed, require_types
@@ -18,6 +19,7 @@ from rlmodules.reward_models.scalar import RewardModel
 from rlmodules.schemas.derive import all_sources
 from rlmodules.schemas.nodes import NODES
 from rlmodules.schemas.nodes import LoraConfig as LoraNode
+from rlmodules.tasks.compare import compare_runs
 from rlmodules.tasks.inspect import inspect
 
 TRIED = (-1, 0, math.nan, math.inf, -math.inf, 10**400)
@@ -79,12 +81,15 @@ def maker(group, name, target, folder):
             "weighted": {"components": {"short": "length"}},
         }
         return partial(made, **given.get(name, {}))
+    if name == "compare" and not (folder.parent / "run").exists():
+        make_run(folder.parent / "run", 0.5)
     return {
         "base": made,
         "rollouts": partial(RolloutDataModule, TextGenerationEnv, prompts=["a"]),
         "preferences": partial(PreferenceDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,
         "inspect": inspected,
+        "compare": partial(compare_runs, str(folder.parent / "run")),
     }[name]
 
 

@@ -275,6 +275,11 @@ class AlgorithmModule(L.LightningModule):
         there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
         for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)
+        if (
+            self.trainer.state.fn == TrainerFn.VALIDATING
+        ):  # which returns what Lightning tells loggers
+            self.log_dict(there | {"step": float(self.trainer.global_step)})
+            return
         self.log_dict(there, logger=False)
         if tracked:  # at once, and not when Lightning comes to it: a signal may end the run before
             write_row(self.trainer, there)

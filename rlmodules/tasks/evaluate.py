@@ -23,11 +23,11 @@ def evaluate(
     Raises:
         ValueError: nothing is held out.
     """
-    found = trainer.validate(make_module(), data, verbose=False)
-    if not found or not found[0]:
+    found = held_out_metrics(trainer, make_module(), data)
+    if not found:
         raise ValueError("nothing is held out to evaluate on: see data.eval_size, data.eval_path")
     lines = [f"{settings['ckpt_path'] or settings['model']['name']} on held-out data:"]
-    return "\n".join([*lines, *(f"  {name}  {value:.4f}" for name, value in found[0].items())])
+    return "\n".join([*lines, *(f"  {name}  {value:.4f}" for name, value in found.items())])
 
 
 def judge_export(
@@ -52,10 +52,18 @@ def judge_export(
         return
     if not trainer.strategy.reduce_boolean_decision(export.dirpath.is_dir(), all=True):
         return
-    figures = make_trainer().validate(module.from_export(export.dirpath), data, verbose=False)[0]
+    figures = held_out_metrics(make_trainer(), module.from_export(export.dirpath), data)
     if trainer.is_global_zero:
-        report.add_exported(dict(figures), trainer, module)
+        report.add_exported(figures, trainer, module)
         write_card(module, export.dirpath, report, data)
+
+
+def held_out_metrics(
+    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule
+) -> dict[str, float]:
+    """Every ``val/`` metric of ``module``; none if nothing is held out."""
+    found = trainer.validate(module, data, verbose=False)
+    return {k: v for rows in found for k, v in rows.items() if k.startswith("val/")}
 
 
 def _of_kind(trainer: L.Trainer, kind: type[Callback]) -> Any:

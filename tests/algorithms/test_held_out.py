@@ -1,5 +1,6 @@
 """Held-out episodes: how many problems are solved, and which starting states they are."""
 
+import csv
 import math
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from rlmodules import GRPO
 from rlmodules.algorithms.held_out import HeldOut
 from rlmodules.functional.statistics import pass_at_k
 from rlmodules.models.embedded import tiny_tokenizer
+from rlmodules.trackers.csv_log import CSVLog
 
 # ------------------------------------------------------------------ one evaluation
 
@@ -112,9 +114,9 @@ def puzzle(**attributes):
     return env
 
 
-def validate(module, d):
+def validate(module, d, logger=False):
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+        accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False
     )
     return trainer.validate(module, d, verbose=False)[0]
 
@@ -133,6 +135,16 @@ def test_several_attempts_at_each_held_out_problem_give_pass_at_k(at_once):
     assert metrics["val/pass@4"] == pytest.approx(mean(4))
     assert metrics["val/reward"] == metrics["val/reward_even"] == pytest.approx(mean(1))
     assert module.held_out.solved == {s: bool(t[0]) for s, t in sorted(tries.items())}
+
+
+def test_what_an_evaluation_alone_returns_its_logger_has_once(tmp_path):
+    """As Lightning's users know it, of a Trainer of their own."""
+    d = data(config(), env=puzzle(held_out=range(3)), eval_size=3)
+    metrics = validate(GRPO(config()), d, CSVLog(tmp_path))
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert {name: float(value) for name, value in row.items()} == pytest.approx(metrics)
+    assert metrics["val/reward"] == metrics["val/pass@1"] and metrics["step"] == 0
 
 
 def test_a_second_evaluation_plays_the_same_texts_however_many_at_once():
