@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 
-from datamodules.checks import is_finite
 from rlmodules.reports.comparison import compare
 from rlmodules.reports.sweep_files import conclude
 from rlmodules.reports.table import show
@@ -30,10 +29,8 @@ def compare_runs(
         out: also write ``sweep.csv``, ``sweep.json`` and ``sweep.html`` into this folder.
 
     Raises:
-        ValueError: there is no such run, they have no metric in common, or the price is none.
+        ValueError: there is no such run, or they have no metric in common.
     """
-    if price_per_hour is not None and not (is_finite(price_per_hour) and price_per_hour > 0):
-        raise ValueError(f"task.price_per_hour={price_per_hour!r} must be a finite number above 0")
     places = [runs] if isinstance(runs, str) else list(runs)
     options: dict[str, Any] = {"direction": direction or "", "price_per_hour": price_per_hour}
     if out is None:
