@@ -64,9 +64,7 @@ class AlgorithmModule(L.LightningModule):
         self.train_metrics = Means()
         self.counts, self.began = (dict.fromkeys(self.counted, 0) for _ in range(2))
         self._state_at_step: dict[str, Any] = {}
-        self._ended = (
-            self._evaluated
-        ) = -1  # the last epoch, and the last step, of which that is done
+        self._ended = self._evaluated = -1  # the last epoch, and step, of which that is done
 
     def keep_settings(self, model_config: Any) -> None:
         """Have checkpoints hold the settings; trackers get those of the whole run, once."""
@@ -275,13 +273,9 @@ class AlgorithmModule(L.LightningModule):
         there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
         for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)
-        if (
-            self.trainer.state.fn == TrainerFn.VALIDATING
-        ):  # which returns what Lightning tells loggers
-            self.log_dict(there | {"step": float(self.trainer.global_step)})
-            return
-        self.log_dict(there, logger=False)
-        if tracked:  # at once, and not when Lightning comes to it: a signal may end the run before
+        alone = self.trainer.state.fn == TrainerFn.VALIDATING  # returns what Lightning logs itself
+        self.log_dict(there | {"step": float(self.global_step)} if alone else there, logger=alone)
+        if tracked and not alone:  # at once: a signal may end the run before Lightning comes to it
             write_row(self.trainer, there)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 writes it down.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -122,7 +122,7 @@ def compare(
     """
     if direction not in ("", *DIRECTIONS):
         raise ValueError(f"direction={direction!r}: choose maximize or minimize")
-    if price_per_hour is not None and not 0 < price_per_hour < math.inf:
+    if price_per_hour is not None and not 0 < price_per_hour <= sys.float_info.max:
         raise ValueError(f"task.price_per_hour={price_per_hour} must be a finite number above 0")
     given = [run for run in runs if isinstance(run, Run)]
     read = given or read_runs([place for place in runs if not isinstance(place, Run)])

@@ -205,9 +205,9 @@ def test_a_metric_that_no_run_has_is_refused_with_those_that_there_are(tmp_path)
     ("options", "said"),
     [
         ({"direction": "up"}, "direction='up': choose maximize or minimize"),
-        ({"price_per_hour": 0}, "price_per_hour=0 must be above 0"),
-        ({"price_per_hour": -1.0}, "price_per_hour=-1.0 must be above 0"),
-        ({"price_per_hour": math.nan}, "price_per_hour=nan must be above 0"),
+        ({"price_per_hour": 0}, "price_per_hour=0 must be a finite number above 0"),
+        ({"price_per_hour": -1.0}, "price_per_hour=-1.0 must be a finite number above 0"),
+        ({"price_per_hour": math.nan}, "price_per_hour=nan must be a finite number above 0"),
     ],
 )
 def test_an_argument_that_there_is_not_is_refused(tmp_path, options, said):
