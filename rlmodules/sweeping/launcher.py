@@ -33,8 +33,8 @@ def make_runner(
     device = str(config.algo.device or "")
     chosen = ":" in device  # one device of the machine, for all jobs
     own = environments(
-        slots or (1 if chosen else None),
-        devices_per_job or _processes(config),
+        1 if slots is None and chosen else slots,
+        _processes(config) if devices_per_job is None else devices_per_job,
         gpus=[] if chosen or device == "cpu" else gpus(),
         cores=cores(),
         threads=os.environ.get("OMP_NUM_THREADS"),

@@ -49,10 +49,10 @@ def environments(
     Raises:
         ValueError: a number is no count, or a job needs more GPUs than there are.
     """
-    each = 1 if devices_per_job is None else devices_per_job
     for name, value in (("slots", slots), ("devices_per_job", devices_per_job)):
-        if value is not None and value < 1:
-            raise ValueError(f"hydra.launcher.{name}={value} must be at least 1")
+        if value is not None and not (type(value) is int and value >= 1):
+            raise ValueError(f"hydra.launcher.{name}={value!r} must be a whole number, 1 or more")
+    each = 1 if devices_per_job is None else devices_per_job
     groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)]
     if gpus and not groups:
         raise ValueError(

@@ -178,6 +178,7 @@ def test_a_range_leaves_its_end_out():
         (["seed=interval(1,2)"], {}, "seeds are a list"),
         ([], {"params": {"algo.lam": "0.9"}}, "algo.lam=0.9 is one value"),
         ([], {"seeds": [0, 0]}, r"hydra\.sweeper\.seeds=\[0, 0\]"),
+        ([], {"sampler": {"seed": "x"}}, r"hydra\.sweeper\.sampler\.seed='x' must be a whole"),
         ([], {"n_trials": 0}, r"hydra\.sweeper\.n_trials=0"),
         ([], {"n_jobs": 0}, r"hydra\.sweeper\.n_jobs=0"),
         ([], {"max_failure_rate": 2}, r"max_failure_rate=2 must be between 0 and 1"),

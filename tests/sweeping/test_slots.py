@@ -1,8 +1,10 @@
 """How the machine is shared out between the jobs of a sweep."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from rlmodules.sweeping import slots
+from rlmodules.sweeping.launcher import make_runner
 from rlmodules.sweeping.slots import environments
 
 
@@ -38,7 +40,8 @@ def test_a_small_machine_has_one_slot_and_a_users_own_threads_hold():
 @pytest.mark.parametrize(
     ("count", "each", "gpus", "said"),
     [
-        (0, None, [], r"hydra\.launcher\.slots=0 must be at least 1"),
+        ("x", None, [], r"hydra\.launcher\.slots='x' must be a whole number"),
+        (0, None, [], r"hydra\.launcher\.slots=0 must be a whole number"),
         (None, -1, [], r"hydra\.launcher\.devices_per_job=-1 must be"),
         (None, 3, ["0", "1"], r"devices_per_job=3, but this machine shows 2 GPUs \(0, 1\)"),
     ],
@@ -65,3 +68,11 @@ def test_without_the_variable_the_driver_is_asked(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA'\n")
     tool.chmod(0o755)
     assert slots.gpus() == ["0", "1"]
+
+
+@pytest.mark.parametrize("option", ["slots", "devices_per_job"])
+@pytest.mark.parametrize("device", [None, "cuda:1", "cpu"])
+def test_none_is_no_word_for_the_default(option, device):
+    config = OmegaConf.create({"algo": {"device": device}, "trainer": {"devices": 2}})
+    with pytest.raises(ValueError, match=rf"hydra\.launcher\.{option}=0 must be a whole number"):
+        make_runner(config, **{option: 0})

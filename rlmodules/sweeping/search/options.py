@@ -61,6 +61,9 @@ class SearchOptions:
                 "hydra.sweeper.min_units halves, and hydra.sweeper.pruner stops, losing trials:"
                 " set one of them to null"
             )
+        seed = self.sampler.get("seed")
+        if seed is not None and type(seed) is not int:
+            raise ValueError(f"hydra.sweeper.sampler.seed={seed!r} must be a whole number, or null")
         if self.metrics and (self.pareto or self.against):
             raise ValueError(
                 "hydra.sweeper.metrics names all that counts: leave hydra.sweeper.pareto and"
