@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Environment, PreferenceDataModule, PreferenceDataset, RolloutDataModule
 from datamodules.environments.text import TextGenerationEnv
+from rlmodules.algorithms.config import OnlineConfig
 from rlmodules.algorithms.dpo import DPO, DPOConfig
 from rlmodules.algorithms.grpo import GRPO
 from rlmodules.algorithms.offline import OfflineModule
-from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.orpo import ORPO, ORPOConfig
 from rlmodules.algorithms.ppo import PPO
 from rlmodules.checks import device_options

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout
-from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.algorithms.config import OnlineConfig
+from rlmodules.algorithms.online import OnlineModule
 from rlmodules.functional import masked_mean
 from rlmodules.functional.policy_losses import masked_sum
 

@@ -16,9 +16,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.processes import gather
+from rlmodules.algorithms.gradients import clip_gradients
 from rlmodules.algorithms.means import Means
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.position import (
@@ -34,10 +35,6 @@ from rlmodules.trackers.rows import go_on, write_row
 
 # Lightning's warning of what is so on purpose: see PolicyModel.train.
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
-
-
-class NonFiniteGradientError(RuntimeError):
-    """The gradient holds NaN or infinity; no step was taken with it."""
 
 
 class AlgorithmModule(L.LightningModule):
@@ -124,32 +121,12 @@ class AlgorithmModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by norm, and log the norm that clipping has to compute anyway.
-
-        Under a loss scale (``16-mixed``) gradients are divided by it first: Lightning leaves that
-        to a fused optimizer's own step, and would have us clip the scaled ones.
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        parameters = [p for p in parameters if p.grad is not None]
-        if not parameters:
-            return
+        """Clip by norm, and log the norm that clipping has to compute anyway."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)
-        if gradient_clip_val is None:
-            gradient_clip_val = self.config.max_grad_norm
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not torch.isfinite(norm) and scaler is not None:
-            return  # the scaler leaves this step out, and lowers its scale
-        if norm > gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteGradientError(
-                f"the gradient norm is {norm.item()} in epoch {self.current_epoch}; the weights are"
-                " those before this step. Lower algo.learning_rate, or use"
-                " trainer.precision=32-true, and resume with ckpt_path=last"
-            )
-        self.train_metrics.add({"train/grad_norm": norm})
+        most = self.config.max_grad_norm if gradient_clip_val is None else gradient_clip_val
+        norm = clip_gradients(optimizer, most, scaler, f"in epoch {self.current_epoch}")
+        if norm is not None:
+            self.train_metrics.add({"train/grad_norm": norm})
 
     # ------------------------------------------------------------ checkpoints
 

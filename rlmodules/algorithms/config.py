@@ -41,6 +41,55 @@ class TrainingConfig:
 
 
 @dataclass
+class OnlineConfig(TrainingConfig):
+    """Settings of algorithms that learn from their own episodes."""
+
+    batch_size: int = 16
+    """Episodes an iteration, over all processes."""
+    mini_batch_size: int = 4
+    """Episodes a backward pass, over all processes."""
+    max_new_tokens: int = 128
+    """Longest response, in tokens (a turn, where there are several)."""
+    temperature: float = 1.0
+    """Sampling temperature; it is part of the policy that is trained."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
+    num_iterations: int = 100
+    """Iterations: rollout, then updates."""
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    eval_every: int = 5
+    """Iterations between evaluations on held-out prompts; the end is always one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        window = self.mini_batch_size * self.gradient_accumulation_steps
+        require(self, ("batch_size", "mini_batch_size"), lambda x: x >= 1, "at least 1")
+        if self.batch_size % window:
+            raise ValueError(
+                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
+                f" gradient_accumulation_steps = {self.mini_batch_size} x"
+                f" {self.gradient_accumulation_steps}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"algo.temperature={self.temperature} must be positive: online algorithms need a"
+                " policy that explores"
+            )
+        at_least_1 = ("max_new_tokens", "num_iterations", "save_every", "eval_every")
+        require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        require(self, ("top_k",), lambda x: x >= 0, "0 or more")
+        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+    @property
+    def judges_ends(self) -> str | None:
+        """The option that has responses judged by whether they ended; None where none does."""
+        return None
+
+
+@dataclass
 class OfflineConfig(TrainingConfig):
     """Settings of algorithms that learn from a fixed set of preferences."""
 

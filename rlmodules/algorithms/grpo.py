@@ -20,7 +20,8 @@ from torch import Tensor
 
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout
-from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.algorithms.config import OnlineConfig
+from rlmodules.algorithms.online import OnlineModule
 from rlmodules.checks import require, require_known
 from rlmodules.functional import (
     BASELINES,

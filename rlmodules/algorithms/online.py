@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,66 +26,16 @@ from datamodules.types import (
     Trajectory,
 )
 from rlmodules.algorithms.base import AlgorithmModule
-from rlmodules.algorithms.config import TrainingConfig
+from rlmodules.algorithms.config import OnlineConfig
 from rlmodules.algorithms.evaluation import evaluate, sampler_kl
 from rlmodules.algorithms.held_out import NAN, REPORTED, HeldOut, absent
 from rlmodules.algorithms.means import Means, Stopwatch
 from rlmodules.algorithms.policy import load_policy, policy_from_export
-from rlmodules.checks import require
 from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
 from rlmodules.models.vocabulary import require_end
 from rlmodules.sampling.decoding import Sampler, sample
-
-
-@dataclass
-class OnlineConfig(TrainingConfig):
-    """Settings of algorithms that learn from their own episodes."""
-
-    batch_size: int = 16
-    """Episodes an iteration, over all processes."""
-    mini_batch_size: int = 4
-    """Episodes a backward pass, over all processes."""
-    max_new_tokens: int = 128
-    """Longest response, in tokens (a turn, where there are several)."""
-    temperature: float = 1.0
-    """Sampling temperature; it is part of the policy that is trained."""
-    top_p: float = 1.0
-    """Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass)."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does."""
-    num_iterations: int = 100
-    """Iterations: rollout, then updates."""
-    save_every: int = 10
-    """Iterations between checkpoints."""
-    eval_every: int = 5
-    """Iterations between evaluations on held-out prompts; the end is always one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        window = self.mini_batch_size * self.gradient_accumulation_steps
-        require(self, ("batch_size", "mini_batch_size"), lambda x: x >= 1, "at least 1")
-        if self.batch_size % window:
-            raise ValueError(
-                f"algo.batch_size={self.batch_size} must be a multiple of mini_batch_size x"
-                f" gradient_accumulation_steps = {self.mini_batch_size} x"
-                f" {self.gradient_accumulation_steps}"
-            )
-        if self.temperature <= 0:
-            raise ValueError(
-                f"algo.temperature={self.temperature} must be positive: online algorithms need a"
-                " policy that explores"
-            )
-        at_least_1 = ("max_new_tokens", "num_iterations", "save_every", "eval_every")
-        require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        require(self, ("top_k",), lambda x: x >= 0, "0 or more")
-        require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
-
-    @property
-    def judges_ends(self) -> str | None:
-        """The option that has responses judged by whether they ended; None where none does."""
-        return None
 
 
 class OnlineModule(AlgorithmModule):

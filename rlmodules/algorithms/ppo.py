@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout, action_rewards
+from rlmodules.algorithms.config import OnlineConfig
 from rlmodules.algorithms.means import Means
-from rlmodules.algorithms.online import OnlineConfig, OnlineModule
+from rlmodules.algorithms.online import OnlineModule
 from rlmodules.checks import require, require_known
 from rlmodules.functional import (
     KL_ESTIMATORS,

@@ -11,7 +11,7 @@ from datamodules import TextGenerationEnv
 from datamodules.rollouts.episodes import play
 from datamodules.types import Rollout
 from rlmodules import PPO, AdaptiveKLController, LoraConfig, ModelConfig, PPOConfig
-from rlmodules.algorithms.base import NonFiniteGradientError
+from rlmodules.algorithms.gradients import NonFiniteGradientError
 
 SEED_DEFAULTS = {  # the public contract, field by field
     "model_name": "google/gemma-2-2b",
