@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from datamodules import rewards
-from rlmodules import ModelConfig, PPOConfig, PPOTrainer
+from rlmodules import GRPO, PPO, ModelConfig, PPOConfig, PPOTrainer
 
 
 class IterationClock(L.Callback):
@@ -28,6 +28,12 @@ class IterationClock(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds.append(time.perf_counter() - self._began)
+
+
+def no_end(module: PPO | GRPO) -> None:
+    """Have every response take its full length, as TRL's do here: nothing ends one."""
+    module.tokenizer.eos_token = module.tokenizer.chat_template = None
+    module.base_model.generation_config.eos_token_id = None
 
 
 def main() -> None:
@@ -75,7 +81,7 @@ def main() -> None:
             callbacks=[clock],
             enable_progress_bar=False,
         )
-        trainer.module.tokenizer.eos_token = None  # every response has its full length, as TRL's
+        no_end(trainer.module)
         trainer.train(Path(args.prompts).read_text().splitlines())
     metrics = trainer.module.rollout_metrics
     print(
