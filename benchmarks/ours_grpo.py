@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from grpo_task import Work, arguments, check_lengths, questions, reward
 from ours_pairs import peak_gib
-from ours_ppo import IterationClock, no_end
+from ours_ppo import IterationClock
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from datamodules.experience import Minibatch
@@ -90,7 +90,7 @@ def build(args: argparse.Namespace, steps: int) -> GRPO:
     )
     model = ModelConfig(name=args.model, dtype="bfloat16", attn_implementation=args.attention)
     module = GRPO(config, model)
-    no_end(module)
+    module.tokenizer.eos_token = None  # every response has its full length, as TRL's
     return module
 
 

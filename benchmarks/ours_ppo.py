@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from datamodules import rewards
-from rlmodules import GRPO, PPO, ModelConfig, PPOConfig, PPOTrainer
+from rlmodules import ModelConfig, PPOConfig, PPOTrainer
 
 
 class IterationClock(L.Callback):
@@ -28,12 +28,6 @@ class IterationClock(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds.append(time.perf_counter() - self._began)
-
-
-def no_end(module: PPO | GRPO) -> None:
-    """Have every response take its full length, as TRL's do here: nothing ends one."""
-    module.tokenizer.eos_token = module.tokenizer.chat_template = None
-    module.base_model.generation_config.eos_token_id = None
 
 
 def main() -> None:
@@ -81,7 +75,7 @@ def main() -> None:
             callbacks=[clock],
             enable_progress_bar=False,
         )
-        no_end(trainer.module)
+        trainer.module.tokenizer.eos_token = None  # every response has its full length, as TRL's
         trainer.train(Path(args.prompts).read_text().splitlines())
     metrics = trainer.module.rollout_metrics
     print(

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def require_known(config: Any, names: Mapping[str, Collection[str]], group: str 
             raise ValueError(
                 f"{group}.{name}={value!r} must be one of {tuple(known)}{meant(value, known)}"
             )
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, of those that have one; nested ones as dicts."""
+    found = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default
+        for f in fields(config)
+    }
+    found = {name: value for name, value in found.items() if value is not MISSING}
+    return {name: asdict(v) if is_dataclass(v) else v for name, v in found.items()}
 
 
 def require_device(device: str | None) -> None:

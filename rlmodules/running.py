@@ -6,7 +6,7 @@ Everything heavy that a run needs is imported here, so that ``train.py`` can ans
 import inspect
 import shlex
 import sys
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from rlmodules.callbacks import (
     RunIsComplete,
     RunRecord,
 )
-from rlmodules.checks import naming
+from rlmodules.checks import defaults_of, naming
 from rlmodules.models import ModelConfig, resolve_precision
+from rlmodules.optimizers.config import require_optimizer
 from rlmodules.quiet import hide_bars, ignore_remarks
 from rlmodules.reports.environment import write_start
 from rlmodules.resuming.changes import flatten, references
@@ -93,13 +94,12 @@ def train(cfg: DictConfig) -> float | None:
 
 def note_start(cfg: DictConfig, module: L.LightningModule) -> None:
     """Write what the run is made of, for its report."""
-    algo = {f.name: f.default for f in fields(module.config) if f.default is not MISSING}
     write_start(
         Path(cfg.paths.output_dir),
         overrides=list(HydraConfig.get().overrides.task),
         seed=cfg.seed,
         model=cfg.model.name,
-        defaults={"algo": algo, "model": asdict(ModelConfig())},
+        defaults={"algo": defaults_of(module.config), "model": asdict(ModelConfig())},
     )
 
 
@@ -165,5 +165,7 @@ def check_options(cfg: DictConfig) -> None:
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     refuse_contradictions(settings)
+    if not cfg.task:
+        require_optimizer(cfg.algo.optimizer.name, cfg.algo.device)
     targets = [part["_target_"] for part in settings["callbacks"].values() if part]
     check_trainer(settings["trainer"], settings["algo"], cfg.paths.output_dir, targets)

@@ -127,8 +127,8 @@ def _check_ends(
         value = options.get(name)
         if isinstance(value, (int, float)) and value < (-1 if name == "max_steps" else 0):
             raise ValueError(f"trainer.{name}={value!r} must be 0 or more")
-    schedule = algo.get("lr_scheduler_type")
-    if options.get("max_time") is not None and not online and schedule != "constant":
+    schedule = algo.get("lr_scheduler_type", "constant")
+    if options.get("max_time") is not None and schedule != "constant":
         raise ValueError(
             f"trainer.max_time={options['max_time']!r} ends at a step that algo.lr_scheduler_type="
             f"{schedule} would have to know beforehand: set algo.lr_scheduler_type=constant, or"

@@ -20,6 +20,7 @@ from rlmodules.algorithms.ppo import PPO
 from rlmodules.checks import device_options
 from rlmodules.facade import Facade, Metrics
 from rlmodules.models import ModelConfig
+from rlmodules.optimizers.config import require_optimizer
 from rlmodules.reward_models.config import RewardModelConfig
 from rlmodules.reward_models.scalar import RewardModel
 from rlmodules.reward_models.weighted import rewards_of
@@ -70,6 +71,7 @@ class OnlineTrainer(Facade):
             raise ValueError(f"reward_weights={reward_weights!r} go with several in reward_fn")
         self.reward_fn = None if reward_fn is None else rewards_of(reward_fn, reward_weights)
         self.env = env
+        require_optimizer(config.optimizer.name, config.device)
         module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
         super().__init__(module, output_dir, trainer_options)
 
@@ -150,6 +152,7 @@ class DPOTrainer(Facade):
         output_dir: str | Path | None = None,
         **trainer_options: Any,
     ) -> None:
+        require_optimizer(config.optimizer.name, config.device)
         module = self.module_class(config, model_config, model=model, tokenizer=tokenizer)
         super().__init__(module, output_dir, trainer_options)
 

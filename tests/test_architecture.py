@@ -19,7 +19,7 @@ D, R = "datamodules", "rlmodules"
 TEMPLATES = f"{D}.templates {D}.template_options {D}.kept"
 TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {TEMPLATES} {D}.positions"
 BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
-LEARNERS = f"{BASE} {R}.models {R}.sampling"
+LEARNERS = f"{BASE} {R}.models {R}.optimizers {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
 PARTS = (
     f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {R}.trackers"
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     f"{R}.quiet": "",
     f"{R}.views": f"{D}.atomic",
     f"{R}.models": BASE,
+    f"{R}.optimizers": f"{R}.checks {D}.checks",
     f"{R}.sampling": f"{BASE} {R}.models",
     f"{R}.algorithms": f"{LEARNERS} {R}.callbacks {R}.resuming {R}.trackers {D}.text"
     f" {D}.preferences {D}.processes",

@@ -204,7 +204,9 @@ def test_what_docstrings_say_of_an_option_is_kept():
     def text(group, name, option):
         return nodes[group][name].__dataclass_fields__[option].metadata["help"]
 
-    assert text("algo", "grpo", "learning_rate").startswith("Of AdamW")  # of a base, by attribute
+    assert text("algo", "grpo", "learning_rate").startswith(
+        "Of the optimizer"
+    )  # of a base, by attribute
     assert text("env", "math", "difficulty").startswith("level of generated problems")
     assert text("env", "math", "stop_sequences").startswith("Default: the end of the line")
     assert text("env", "booking", "max_turns").endswith("still executed.")  # of two lines, a base

@@ -12,8 +12,9 @@ from helpers import PROMPTS, config, count_e, data, run, weights
 from lightning.pytorch.plugins import MixedPrecision
 
 from rlmodules import DPO, PPO, DPOConfig, GRPOConfig, PPOConfig, PPOTrainer
-from rlmodules.algorithms.offline import planned_steps
 from rlmodules.callbacks import OptimizedMetric
+from rlmodules.optimizers.config import OPTIMIZERS, OptimizerConfig
+from rlmodules.optimizers.schedule import planned_steps
 from rlmodules.trainer_options import MANY_PROCESSES, check_trainer, several_processes
 
 ONLINE = asdict(PPOConfig(num_iterations=7, eval_every=3))
@@ -202,8 +203,10 @@ class Scaled(MixedPrecision):
         return nullcontext()
 
 
-def test_gradients_are_clipped_by_their_own_norm_not_by_the_scaled_ones():
-    c = config(max_grad_norm=1e-3, learning_rate=1e-3)
+@pytest.mark.filterwarnings("ignore:algo.optimizer.name=adamw_offload saves nothing")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_gradients_are_clipped_by_their_own_norm_not_by_the_scaled_ones(optimizer):
+    c = config(max_grad_norm=1e-3, learning_rate=1e-3, optimizer=OptimizerConfig(optimizer))
     plain, rows = run(c)
     scaled, scaled_rows = run(c, plugins=[Scaled(2.0**16)])
     torch.testing.assert_close(weights(scaled), weights(plain), rtol=0, atol=1e-6)

@@ -60,7 +60,3 @@ class Reinforce(OnlineModule):
 
     def end_epoch(self) -> None:
         self.log_iteration(epochs=1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        weights = [p for p in self.base_model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(weights, lr=self.config.learning_rate)

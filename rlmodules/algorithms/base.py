@@ -16,11 +16,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from datamodules.processes import gather
 from rlmodules.algorithms.gradients import clip_gradients
 from rlmodules.algorithms.means import Means
+from rlmodules.algorithms.optimizing import configure, require_same_optimizer
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.position import (
     Resuming,
@@ -51,6 +53,8 @@ class AlgorithmModule(L.LightningModule):
     strict_loading = False  # frozen weights are not in the checkpoint; on_load_checkpoint checks
     epochs_option: ClassVar[str] = "num_epochs"
     """Field of the config that says for how many Lightning epochs to train."""
+    needs_schedule: ClassVar[bool] = False
+    """Whether there is a scheduler also where the learning rate is constant."""
     counted: ClassVar[tuple[str, ...]] = ()
     """What ``counts`` counts."""
     saved_as: ClassVar[dict[str, str]] = {}
@@ -113,7 +117,21 @@ class AlgorithmModule(L.LightningModule):
     def end_epoch(self) -> None:
         """What is left to do when all batches of an epoch were learned from."""
 
-    # -------------------------------------------------------------- gradients
+    # -------------------------------------------------------------- optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained (``params``), with its ``lr`` and ``weight_decay``."""
+        weights = [p for p in self.parameters() if p.requires_grad]
+        c = self.config
+        return [{"params": weights, "lr": c.learning_rate, "weight_decay": c.weight_decay}]
+
+    def warmup_steps(self, total: int) -> int:
+        """Optimizer steps, of ``total``, in which the learning rate rises."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | torch.optim.Optimizer:
+        """``algo.optimizer`` over ``parameter_groups``, and ``algo.lr_scheduler_type``."""
+        return configure(self)
 
     def configure_gradient_clipping(
         self,
@@ -161,6 +179,7 @@ class AlgorithmModule(L.LightningModule):
         require_algorithm(checkpoint, type(self).__name__)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             require_continuable(checkpoint, self._trainer, f"algo.{self.epochs_option}")
+            require_same_optimizer(checkpoint, self.config)
         state = checkpoint["state_dict"]
         names = {saved: here for here, saved in self._saved_names().items()}
         if names.keys() != state.keys():

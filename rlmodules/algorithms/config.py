@@ -3,11 +3,12 @@
 A subclass declares a field again where its default is another.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datamodules.checks import require_seed, require_types
 from datamodules.text.encoding import Limits
 from rlmodules.checks import device_options, require, require_known
+from rlmodules.optimizers.config import OptimizerConfig
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -19,20 +20,27 @@ class TrainingConfig:
     model_name: str = "google/gemma-2-2b"
     """Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``."""
     learning_rate: float = 1e-5
-    """Of AdamW, at its peak."""
+    """Of the optimizer, at its peak."""
+    lr_scheduler_type: str = "constant"
+    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Which one, and what else it is told."""
     gradient_accumulation_steps: int = 1
     """Backward passes an optimizer step."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     weight_decay: float = 0.0
-    """Of AdamW; a value head has none."""
+    """Of the optimizer: by this share of the learning rate weights shrink a step; a value head has
+    none."""
     device: str | None = None
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is."""
     seed: int = 0
     """Of everything random."""
 
     def __post_init__(self) -> None:
+        self.optimizer = OptimizerConfig.of(self.optimizer)
         require_types(self, infinite=("max_grad_norm",))
+        require_known(self, {"lr_scheduler_type": SCHEDULES})
         require_seed("algo.seed", self.seed)
         device_options(self.device)
         require(self, ("gradient_accumulation_steps",), lambda x: x >= 1, "at least 1")
@@ -62,6 +70,10 @@ class OnlineConfig(TrainingConfig):
     """Iterations between checkpoints."""
     eval_every: int = 5
     """Iterations between evaluations on held-out prompts; the end is always one."""
+    warmup_steps: int = 0
+    """Optimizer steps in which the learning rate rises to its peak."""
+    warmup_ratio: float = 0.0
+    """The same as a share of all optimizer steps; one of the two is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +94,16 @@ class OnlineConfig(TrainingConfig):
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
         require(self, ("top_k",), lambda x: x >= 0, "0 or more")
         require(self, ("top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+        require(self, ("warmup_steps",), lambda x: x >= 0, "0 or more")
+        require(self, ("warmup_ratio",), lambda x: 0 <= x <= 1, "between 0 and 1")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"algo.warmup_steps={self.warmup_steps} and algo.warmup_ratio={self.warmup_ratio}"
+                " say the same twice: set one of them"
+            )
+        if self.lr_scheduler_type == "constant":
+            what = "0, as algo.lr_scheduler_type=constant has no warm-up (constant_with_warmup has)"
+            require(self, ("warmup_steps", "warmup_ratio"), lambda x: x == 0, what)
 
     @property
     def judges_ends(self) -> str | None:
@@ -106,13 +128,11 @@ class OfflineConfig(TrainingConfig):
     save_every: int = 500
     """Optimizer steps between checkpoints; the end is always one."""
     lr_scheduler_type: str = "linear"
-    """After the warm-up: linear, cosine, constant or constant_with_warmup."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_1 = ("batch_size", "num_epochs", "eval_every", "save_every")
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
-        require_known(self, {"lr_scheduler_type": SCHEDULES})
         try:
             Limits(self.max_length, self.max_prompt_length)
         except ValueError as error:

@@ -206,10 +206,3 @@ class GRPO(OnlineModule):
     def end_epoch(self) -> None:
         """Log what the iteration was like."""
         self.log_iteration(self.config.num_epochs)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        weights = [p for p in self.base_model.parameters() if p.requires_grad]
-        c = self.config
-        return torch.optim.AdamW(
-            weights, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-        )

@@ -3,12 +3,9 @@
 An algorithm adds ``losses(batch) -> (loss, metrics)``, which training and evaluation both call.
 """
 
-import math
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,45 +15,6 @@ from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.means import Means, Stopwatch
 from rlmodules.trackers.rows import write_row
-
-
-def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
-    """Share of the peak that step ``step`` of ``total`` (from 0) takes.
-
-    As transformers' schedules of the same names, but no step is wasted at 0: the first of w warm-up
-    steps takes 1 / (w + 1), and the last step of a linear decay 1 / (total - w).
-    """
-    if schedule == "constant":
-        return 1.0
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(total - warmup, 1)
-    if schedule == "linear":
-        return max(1.0 - done, 0.0)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) if schedule == "cosine" else 1.0
-
-
-def planned_steps(trainer: L.Trainer, num_batches: int) -> int:
-    """Optimizer steps of the whole run.
-
-    Args:
-        num_batches: batches of an epoch, of which ``limit_train_batches`` may leave some out.
-
-    Raises:
-        ValueError: the limit leaves none, or cuts an optimizer step in two.
-    """
-    limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    share = isinstance(limit, float)
-    kept = int(num_batches * limit) if share else min(num_batches, limit)
-    if not kept or kept % window:
-        raise ValueError(
-            f"trainer.limit_train_batches={limit} keeps {kept} of {num_batches} batches, and an"
-            f" optimizer step takes algo.gradient_accumulation_steps={window}: keep a multiple"
-        )
-    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
-    total = min(epochs * (kept // window), steps)
-    return int(total) if math.isfinite(total) else 1  # no end is known: a constant schedule's run
 
 
 def require_room(positions: Positions, max_length: int, option: str = "algo.max_length") -> None:
@@ -80,6 +38,7 @@ class OfflineModule(AlgorithmModule):
 
     config: OfflineConfig
     counted = ("examples", "tokens")
+    needs_schedule = True  # its steps are when metrics are logged
     closes_texts = True
     """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
 
@@ -95,10 +54,6 @@ class OfflineModule(AlgorithmModule):
 
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, divided by ``batch.totals``, and metrics, means over the batch."""
-        raise NotImplementedError
-
-    def warmup_steps(self, total: int) -> int:
-        """Optimizer steps in which the learning rate rises."""
         raise NotImplementedError
 
     # -------------------------------------------------------------- training
@@ -172,25 +127,3 @@ class OfflineModule(AlgorithmModule):
     def on_validation_epoch_end(self) -> None:
         self.log_row(self.over_ranks(self._val))
         self._val = Means()
-
-    # ------------------------------------------------------------- optimizer
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with a warm-up and the schedule of ``config.lr_scheduler_type``."""
-        c = self.config
-        weights = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-        )
-        # Not trainer.estimated_stepping_batches: it makes the train loader before a checkpoint is
-        # read, and Lightning then never gives the loader its place in the epoch back.
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        total = planned_steps(self.trainer, len(data.train_dataloader()))
-        warmup = self.warmup_steps(total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, warmup, total, c.lr_scheduler_type)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }

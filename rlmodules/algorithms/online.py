@@ -4,6 +4,7 @@
 ``learn_from`` (episodes -> what is trained on) and ``training_step``.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ from rlmodules.functional import masked_mean, masked_var
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
 from rlmodules.models.vocabulary import require_end
+from rlmodules.optimizers.schedule import last_rate
 from rlmodules.sampling.decoding import Sampler, sample
 
 
@@ -204,13 +206,22 @@ class OnlineModule(AlgorithmModule):
         metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
         tokens = metrics["rollout/response_length"] * self.num_episodes * epochs
         metrics |= self.over_ranks(self.train_metrics) | {
-            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": last_rate(self.trainer),
             "time/update_s": seconds,
             "time/update_tokens_per_s": tokens / seconds,
             **{f"train/{name}": value for name, value in more.items()},
         }
         self.log_row(metrics)
         self.train_metrics.clear()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The policy."""
+        weights = [p for p in self.base_model.parameters() if p.requires_grad]
+        c = self.config
+        return [{"params": weights, "lr": c.learning_rate, "weight_decay": c.weight_decay}]
+
+    def warmup_steps(self, total: int) -> int:
+        return self.config.warmup_steps or math.ceil(self.config.warmup_ratio * total)
 
     # -------------------------------------------------------------- held out
 

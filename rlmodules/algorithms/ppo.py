@@ -279,12 +279,8 @@ class PPO(OnlineModule):
         super().export(dirpath, merge=merge, dtype=dtype)
         save_value_head(self.policy.value_head, dirpath)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        c = self.config
-        weights = [p for p in self.base_model.parameters() if p.requires_grad]
-        head = list(self.policy.value_head.parameters())
-        groups = [
-            {"params": weights, "lr": c.learning_rate, "weight_decay": c.weight_decay},
-            {"params": head, "lr": c.value_learning_rate or c.learning_rate, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, fused=True)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The policy, and the value head with its own learning rate and no decay."""
+        rate = self.config.value_learning_rate or self.config.learning_rate
+        head = {"params": list(self.policy.value_head.parameters()), "weight_decay": 0.0}
+        return [*super().parameter_groups(), head | {"lr": rate}]

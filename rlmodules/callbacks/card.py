@@ -3,13 +3,16 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers.utils import cached_file
+
+from rlmodules.checks import defaults_of
+from rlmodules.resuming.changes import flatten
 
 LIBRARIES = ("rlmodules", "torch", "lightning", "transformers", "peft")
 ALWAYS = ("learning_rate", "batch_size", "num_iterations", "num_epochs", "seed")
@@ -89,9 +92,9 @@ def what(module: Any, dirpath: Path, base: str) -> Iterator[str]:
 
 def training(module: Any, datamodule: Any) -> Iterator[str]:
     """Settings that are no defaults, and on what."""
-    config = module.config
-    shown = {f.name: getattr(config, f.name) for f in fields(config)
-             if f.name in ALWAYS or getattr(config, f.name) != f.default}  # fmt: skip
+    usual = dict(flatten(defaults_of(module.config)))
+    shown = {name: value for name, value in flatten(asdict(module.config))
+             if name in ALWAYS or name not in usual or value != usual[name]}  # fmt: skip
     hidden = ("model_name", "device")
     rows = [f"| `{name}` | {value} |" for name, value in shown.items() if name not in hidden]
     yield "## Training\n"

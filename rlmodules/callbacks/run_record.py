@@ -54,7 +54,7 @@ class RunRecord(Callback):
         self.allow = [allow] if isinstance(allow, str) else list(allow or ())
         require_known(self.allow, self.settings)
         self._read: Settings = {}
-        self._fresh: list[list[dict[str, float]]] = []
+        self._fresh: list[list[dict[str, Any]]] = []
         self._path: Any = None
         self._resumed = False
         self._held_out_changed = False
@@ -208,10 +208,8 @@ class RunRecord(Callback):
         # The optimizers are new yet: Lightning gives them their checkpoint's state after this.
         self._fresh = [
             [
-                {
-                    "lr": group.get("initial_lr", group["lr"]),
-                    "weight_decay": group.get("weight_decay", 0.0),
-                }
+                {name: value for name, value in group.items() if name != "params"}
+                | {"lr": group.get("initial_lr", group["lr"])}
                 for group in optimizer.param_groups
             ]
             for optimizer in trainer.optimizers
@@ -225,16 +223,17 @@ class RunRecord(Callback):
             for group, own in zip(optimizer.param_groups, fresh, strict=True):
                 group.update(own)
         for config in trainer.lr_scheduler_configs:
-            restart_schedule(config.scheduler)
+            restart_schedule(config.scheduler, trainer.global_step)
         if self._held_out_changed:
             for callback in trainer.callbacks:
                 if hasattr(callback, "held_out_changed"):
                     callback.held_out_changed()
 
 
-def restart_schedule(scheduler: Any) -> None:
-    """Have a ``LambdaLR`` go on from its step, with the optimizer's peaks and its own factors."""
+def restart_schedule(scheduler: Any, step: int) -> None:
+    """Have a ``LambdaLR`` go on from ``step``, with the optimizer's peaks and its own factors."""
     groups = scheduler.optimizer.param_groups
+    scheduler.last_epoch = step  # of a run that had no schedule, it was at its start
     scheduler.base_lrs = [group["lr"] for group in groups]
     for group, peak, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["initial_lr"] = peak

@@ -25,7 +25,8 @@ OF_SPEED = (
     ),
     Metric(
         "train/learning_rate",
-        "Learning rate of the step (of the policy, where the critic has its own).",
+        "Learning rate of the step, or of an iteration's last (of the policy, where the critic has"
+        " its own).",
         "",
         EVERY,
         healthy="as algo.learning_rate and its schedule say",

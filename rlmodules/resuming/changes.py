@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlmodules.resuming.table import KNOWN, Effect, effect_of
+from rlmodules.resuming.table import BEFORE, KNOWN, Effect, effect_of
 
 Settings = dict[str, Any]
 """Plain values by option: ``{"algo.learning_rate": 1e-5, "seed": 0}``."""
@@ -59,6 +59,7 @@ def compare(
     are compared by those that both have. An option that only follows another one that differs
     (``named``, see ``references``) is not told again.
     """
+    old = {name: value for name, value in BEFORE.items() if name in new} | old
     names: Collection[str] = dict.fromkeys([*new, *old])
     if old.get("started_by") != new.get("started_by"):
         names = [name for name in new if name in old and name != "started_by"]

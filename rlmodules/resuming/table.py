@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import Any
 
 
 class Effect(Enum):
@@ -20,15 +21,18 @@ OPTIONS_AROUND = ("ckpt_path", "optimized_metric", "suggested", "out", "runs")
 """What stands around a run: none of it makes another one."""
 TABLE: dict[str, dict[Effect, str]] = {
     "algo": {
-        N: "num_iterations save_every",
-        L: "num_epochs",
+        N: "save_every",
+        L: "num_iterations num_epochs",
         A: """learning_rate value_learning_rate weight_decay max_grad_norm
             lr_scheduler_type warmup_ratio warmup_steps value_warmup_iterations
+            optimizer.betas optimizer.eps optimizer.momentum optimizer.nesterov
+            optimizer.ns_steps optimizer.adjust_lr_fn
             kl_penalty_coef kl_target kl_horizon early_stop_kl target_kl beta
             clip_ratio value_clip epsilon epsilon_high
             entropy_coef value_coef center_rewards_coefficient loss_weights
             eval_every precompute_ref_log_probs device""",
         R: """model_name max_length max_prompt_length max_new_tokens temperature top_p top_k
+            optimizer.name
             loss_type label_smoothing reference_free discopop_tau
             gamma lam kl_estimator whiten_advantages missing_eos_penalty reward_clip
             kl_in_reward importance_sampling_level scale_rewards baseline
@@ -86,6 +90,19 @@ TABLE: dict[str, dict[Effect, str]] = {
     **{name: {N: ""} for name in OPTIONS_AROUND},
 }
 """Group -> effect -> its options; an empty name is the group itself, ``*`` all that it holds."""
+BEFORE: dict[str, Any] = {
+    "algo.lr_scheduler_type": "constant",
+    "algo.warmup_steps": 0,
+    "algo.warmup_ratio": 0.0,
+    "algo.optimizer.name": "adamw",
+    "algo.optimizer.betas": [0.9, 0.999],
+    "algo.optimizer.eps": 1e-8,
+    "algo.optimizer.momentum": 0.95,
+    "algo.optimizer.nesterov": True,
+    "algo.optimizer.ns_steps": 5,
+    "algo.optimizer.adjust_lr_fn": "match_rms_adamw",
+}
+"""What runs did that are older than an option."""
 OF_ALGORITHM = {("GRPO", "algo.num_epochs"): O}  # passes over an iteration's episodes
 
 

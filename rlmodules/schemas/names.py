@@ -19,6 +19,9 @@ from rlmodules.schemas.fields import CONF, every_field
 
 SYNONYMS = {
     # name elsewhere (TRL, transformers, PEFT) -> names here, of which the run's algorithm has one
+    "adam_beta1": ("algo.optimizer.betas",),
+    "adam_beta2": ("algo.optimizer.betas",),
+    "adam_epsilon": ("algo.optimizer.eps",),
     "attn": ("attn_implementation",),
     "batch": ("batch_size",),
     "bf16": ("trainer.precision",),
@@ -52,6 +55,7 @@ SYNONYMS = {
     "num_mini_batches": ("mini_batch_size",),
     "num_ppo_epochs": ("ppo_epochs",),
     "num_train_epochs": ("num_epochs", "num_iterations"),
+    "optim": ("algo.optimizer.name",),
     "per_device_eval_batch_size": ("data.eval_batch_size",),
     "per_device_train_batch_size": ("batch_size",),
     "pretrained": ("name",),

@@ -15,30 +15,43 @@ def option(default: Any, text: str) -> Any:
 
 
 @dataclass
+class OptimizerConfig:
+    name: str = option('adamw', "``adamw``; ``adamw8bit``, whose state takes a quarter; ``adamw_offload``, whose state is in the host's memory; ``muon``, for the matrices of the layers, with AdamW for all else.")
+    betas: list[float] = option([0.9, 0.999], 'Of AdamW: how slowly its means of gradients and of their squares move, each in [0, 1).')
+    eps: float = option(1e-08, 'Of AdamW: added to what its step is divided by.')
+    momentum: float = option(0.95, 'Of Muon: how slowly its mean of gradients moves, in [0, 1).')
+    nesterov: bool = option(True, 'Of Muon: whether its step looks ahead by a momentum.')
+    ns_steps: int = option(5, 'Of Muon: Newton-Schulz iterations that make its step orthogonal, 1 to 99.')
+    adjust_lr_fn: str = option('match_rms_adamw', "Of Muon: ``match_rms_adamw`` has its steps be as large as AdamW's, so that ``learning_rate`` means the same; ``original`` is Keller Jordan's scale, of rates about 50 times as high.")
+
+
+@dataclass
 class TrainingConfig:
     model_name: str = option('google/gemma-2-2b', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
-    learning_rate: float = option(1e-05, 'Of AdamW, at its peak.')
+    learning_rate: float = option(1e-05, 'Of the optimizer, at its peak.')
+    lr_scheduler_type: str = option('constant', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     gradient_accumulation_steps: int = option(1, 'Backward passes an optimizer step.')
     max_grad_norm: float = option(1.0, 'Gradients are scaled down to this norm.')
-    weight_decay: float = option(0.0, 'Of AdamW; a value head has none.')
+    weight_decay: float = option(0.0, 'Of the optimizer: by this share of the learning rate weights shrink a step; a value head has none.')
     device: str | None = option(None, '``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes what there is.')
     seed: int = option(0, 'Of everything random.')
 
 
 @dataclass
 class OfflineConfig(TrainingConfig):
+    lr_scheduler_type: str = option('linear', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
     batch_size: int = option(8, 'Pairs (or scored responses) a backward pass, over all processes.')
     num_epochs: int = option(1, 'Passes over the data.')
     max_length: int = option(512, 'Most tokens of prompt and response; the response is cut on the right.')
     max_prompt_length: int = option(256, 'Most tokens of the prompt; it is cut on the left.')
     eval_every: int = option(100, 'Optimizer steps between evaluations on held-out data; the end is always one.')
     save_every: int = option(500, 'Optimizer steps between checkpoints; the end is always one.')
-    lr_scheduler_type: str = option('linear', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
 
 
 @dataclass
 class PairConfig(OfflineConfig):
-    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
+    learning_rate: float = option(1e-06, 'Of the optimizer, at its peak.')
     gradient_accumulation_steps: int = option(2, 'Backward passes an optimizer step.')
     beta: float = option(0.1, 'DPO: how strongly the policy is held to the reference; rewards are beta times log-ratios.')
     warmup_ratio: float = option(0.1, 'Share of the optimizer steps in which the learning rate rises to its peak.')
@@ -65,11 +78,13 @@ class OnlineConfig(TrainingConfig):
     num_iterations: int = option(100, 'Iterations: rollout, then updates.')
     save_every: int = option(10, 'Iterations between checkpoints.')
     eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
+    warmup_steps: int = option(0, 'Optimizer steps in which the learning rate rises to its peak.')
+    warmup_ratio: float = option(0.0, 'The same as a share of all optimizer steps; one of the two is 0.')
 
 
 @dataclass
 class GRPOConfig(OnlineConfig):
-    learning_rate: float = option(1e-06, 'Of AdamW, at its peak.')
+    learning_rate: float = option(1e-06, 'Of the optimizer, at its peak.')
     gradient_accumulation_steps: int = option(4, 'Backward passes an optimizer step.')
     batch_size: int = option(64, 'Episodes an iteration, over all processes.')
     mini_batch_size: int = option(16, 'Episodes a backward pass, over all processes.')
@@ -92,7 +107,7 @@ class GRPOConfig(OnlineConfig):
 @dataclass
 class RewardModelConfig(OfflineConfig):
     model_name: str = option('bert-base-uncased', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
-    learning_rate: float = option(0.0001, 'Of AdamW, at its peak.')
+    learning_rate: float = option(0.0001, 'Of the optimizer, at its peak.')
     num_labels: int = option(1, 'Scores a text; pairs need exactly 1.')
     pooling_strategy: str = option('last', "Which hidden state stands for a text: its ``last`` token's, its first's (``cls``), their ``mean``.")
     dropout_prob: float = option(0.1, 'Dropout before the head, in training.')

@@ -76,6 +76,8 @@ PROMPTS = "data.prompts=[One,Two,Three,Four,Five,Six,Seven,Eight]"
 OWN_PROMPTS = ("data.path=null", "data.eval_path=null", PROMPTS)
 LORA = "model.lora.r=4"
 ADAPTED = "algo.use_lora=true"
+MUON = "algo.optimizer.name=muon"
+FALLING = "algo.lr_scheduler_type=linear"
 CHANGES: dict[str, tuple[str, ...]] = {
     # [OPTION:]PATH -> overrides; the last is the change, both runs have those before it
     "algo.model_name": ("algo.model_name=other",),
@@ -97,11 +99,20 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "algo.scale_rewards": ("algo.scale_rewards=none",),
     "algo.baseline": ("algo.baseline=batch",),
     "algo.max_resamples": ("algo.max_resamples=1",),
-    "algo.lr_scheduler_type": ("algo.lr_scheduler_type=constant",),
+    "algo.lr_scheduler_type": ("algo.lr_scheduler_type=cosine",),
+    "algo.optimizer.name": (MUON,),
+    "algo.optimizer.betas": ("algo.optimizer.betas=[0.5,0.9]",),
+    "algo.optimizer.eps": ("algo.optimizer.eps=0.1",),
+    "algo.optimizer.momentum": (MUON, "algo.optimizer.momentum=0.5"),
+    "algo.optimizer.nesterov": (MUON, "algo.optimizer.nesterov=false"),
+    "algo.optimizer.ns_steps": (MUON, "algo.optimizer.ns_steps=2"),
+    "algo.optimizer.adjust_lr_fn": (MUON, "algo.optimizer.adjust_lr_fn=original"),
     "algo.max_length": ("algo.max_prompt_length=8", "algo.max_length=12"),
     "algo.max_prompt_length": ("algo.max_prompt_length=4",),
-    "algo.warmup_ratio": ("algo.warmup_ratio=0.9",),
-    "algo.warmup_steps": ("algo.warmup_steps=0",),
+    "algo.warmup_ratio": (FALLING, "algo.warmup_ratio=0.9"),
+    "algo.warmup_steps": (FALLING, "algo.warmup_steps=1"),
+    "reward:algo.warmup_steps": ("algo.warmup_steps=0",),
+    "multi_objective:algo.warmup_steps": ("algo.warmup_steps=0",),
     "algo.label_smoothing": ("algo.label_smoothing=0.1",),
     "dpo:algo.loss_type": ("algo.loss_type=ipo",),
     "algo.loss_weights": ("algo.loss_type=[sigmoid,sft]", "algo.loss_weights=[1.0,0.2]"),

@@ -3,97 +3,22 @@
 import json
 from dataclasses import replace
 
-import lightning as L
 import pytest
 import torch
-from helpers import PROMPTS, SignalAt, assert_same, config, count_e
-from helpers import data as rollouts
+from helpers import PROMPTS, SignalAt, assert_same, count_e
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from pair_helpers import CHOSEN, REJECTED, dataset
 from pair_helpers import PROMPTS as PAIR_PROMPTS
-from pair_helpers import data as pairs
+from resume_helpers import fit, settings
 
 from datamodules import PreferenceDataset
-from rlmodules import (
-    DPO,
-    GRPO,
-    PPO,
-    DPOConfig,
-    GRPOConfig,
-    PPOTrainer,
-    RewardModel,
-    RewardModelConfig,
-)
-from rlmodules.algorithms.offline import learning_rate_factor
-from rlmodules.callbacks import (
-    AtomicCheckpointIO,
-    PreferenceReport,
-    RunRecord,
-    RunReport,
-    SaveLast,
-)
+from rlmodules import PPOTrainer
+from rlmodules.callbacks import RunRecord
+from rlmodules.callbacks.run_record import restart_schedule
 from rlmodules.callbacks.stopping import StoppedBySignal
 from rlmodules.models.embedded import tiny_model
-
-OFFLINE = {
-    "model_name": "random:tiny",
-    "batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "num_epochs": 3,  # of 2 optimizer steps
-    "learning_rate": 1e-2,
-    "eval_every": 100,
-    "device": "cpu",
-}
-ONLINE = {"num_iterations": 3, "learning_rate": 1e-2, "max_grad_norm": 0.05}
-
-
-def settings(name, **changes):
-    if name == "ppo":
-        return config(**ONLINE | {"kl_penalty_coef": 0.1, "kl_horizon": 20} | changes)
-    if name == "grpo":
-        shared = {"model_name": "random:tiny", "device": "cpu", "gradient_accumulation_steps": 1}
-        sizes = {"batch_size": 8, "mini_batch_size": 4, "num_generations": 4, "max_new_tokens": 6}
-        return GRPOConfig(**ONLINE | shared | sizes | {"beta": 0.1, "num_epochs": 2} | changes)
-    kind, own = (DPOConfig, {}) if name == "dpo" else (RewardModelConfig, {"dropout_prob": 0.0})
-    return kind(**OFFLINE | own | changes)
-
-
-MODULES = {"ppo": PPO, "grpo": GRPO, "dpo": DPO, "reward": RewardModel}
-
-
-def data(name, c, **changes):
-    if name == "ppo":
-        return rollouts(c, **changes)
-    if name == "grpo":
-        sizes = {"epochs": c.num_epochs, "num_generations": c.num_generations}
-        reward = changes.pop("reward", count_e)
-        c = replace(config(), batch_size=c.batch_size, mini_batch_size=c.mini_batch_size)
-        return rollouts(c, reward, **sizes | changes)
-    return pairs(c, **changes)
-
-
-def fit(name, folder, c, epochs, ckpt_path=None, callbacks=(), allow=(), rows=None, **options):
-    """Train for ``epochs`` in all; returns the last checkpoint."""
-    report = RunReport(folder) if name in ("ppo", "grpo") else PreferenceReport(folder)
-    report.on_train_end = lambda *_: None
-    record = [RunRecord(allow=allow)] if allow else []
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=c.max_grad_norm,
-        accumulate_grad_batches=c.gradient_accumulation_steps,
-        logger=False,
-        limit_val_batches=0,
-        callbacks=[*record, *callbacks, report, SaveLast(folder / "checkpoints")],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **options,
-    )
-    module, datamodule = MODULES[name](c), data(name, c, **rows or {})
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+from rlmodules.optimizers.schedule import learning_rate_factor, make_schedule
 
 
 class ChangeAt(Callback):
@@ -158,6 +83,18 @@ def dpo_beta(trainer, pl_module):
     pl_module.shape = replace(pl_module.shape, beta=0.5)
 
 
+def planned(schedule):
+    """A schedule over 12 steps of PPO from step 8 on, which a run without one goes on with."""
+
+    def change(trainer, pl_module):
+        pl_module.config.lr_scheduler_type = schedule
+        made = make_schedule(trainer.optimizers[0], pl_module.config, 0, 12)
+        trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(made, interval="step")]
+        restart_schedule(made, trainer.global_step)
+
+    return change
+
+
 APPLIED = [
     ("ppo", {"learning_rate": 1e-3, "value_learning_rate": 1e-2}, [in_groups(lr=1e-2), None]),
     ("ppo", {"value_learning_rate": 0.1}, [value_head_rate]),
@@ -168,6 +105,7 @@ APPLIED = [
     ("ppo", {"value_clip": 0.01}, [in_config(value_clip=0.01)]),
     ("ppo", {"entropy_coef": 0.3}, [in_config(entropy_coef=0.3)]),
     ("ppo", {"max_grad_norm": 0.01}, [clip_norm]),
+    ("ppo", {"lr_scheduler_type": "linear"}, [planned("linear")]),
     ("grpo", {"learning_rate": 1e-3}, [in_groups(lr=1e-3)]),
     ("grpo", {"beta": 0.5}, [in_config(beta=0.5)]),
     ("grpo", {"epsilon": 0.01}, [in_config(epsilon=0.01)]),
