@@ -15,6 +15,7 @@ from .models import LoraConfig as LoraConfig
 from .models import ModelConfig as ModelConfig
 from .models import PPOModel as PPOModel
 from .models import ValueHead as ValueHead
+from .optimizers.building import make_optimizer as make_optimizer
 from .optimizers.config import OptimizerConfig as OptimizerConfig
 from .reward_models.config import RewardModelConfig as RewardModelConfig
 from .reward_models.multi_objective import MultiObjectiveConfig as MultiObjectiveConfig

