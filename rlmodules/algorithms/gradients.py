@@ -1,9 +1,10 @@
 """Gradients before an optimizer step: clipped by their norm, refused where they are no numbers."""
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -12,7 +13,7 @@ class NonFiniteGradientError(RuntimeError):
 
 def clip_gradients(
     optimizer: torch.optim.Optimizer, max_norm: float, scaler: Any, where: str
-) -> Tensor | None:
+) -> float | None:
     """Scale the gradients of all parameters down to ``max_norm`` together; returns what it was.
 
     Under a loss scale (``16-mixed``) gradients are divided by it first: Lightning leaves that to a
@@ -34,15 +35,16 @@ def clip_gradients(
         return None
     if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
         scaler.unscale_(optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if not torch.isfinite(norm):
+    total = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = total.item()  # once: the processor waits for the device here
+    if not math.isfinite(norm):
         if scaler is not None:
             return None  # the scaler leaves this step out, and lowers its scale
         raise NonFiniteGradientError(
-            f"the gradient norm is {norm.item()} {where}; the weights are those before this step."
+            f"the gradient norm is {norm} {where}; the weights are those before this step."
             " Lower algo.learning_rate, or use trainer.precision=32-true, and resume with"
             " ckpt_path=last"
         )
-    if norm > max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    if norm > torch.tensor(max_norm, dtype=total.dtype).item():  # as the device rounds it
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return norm

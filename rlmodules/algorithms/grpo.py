@@ -199,7 +199,7 @@ class GRPO(OnlineModule):
             beta=c.beta,
         )
         metrics["loss"] = loss.detach()
-        if tokens.mask.any():  # of episodes that all failed there is nothing to say
+        if any(map(len, tokens.positions)):  # of episodes that all failed there is nothing to say
             self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
 

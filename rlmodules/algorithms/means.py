@@ -2,24 +2,36 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
 class Means:
-    """Running means by name."""
+    """Running means by name; what a device has computed is left there until somebody asks."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
+        self._unread: list[tuple[str, float | Tensor, float]] = []
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """By name; what is still to be read is read at once, and added in the order it came."""
+        if self._unread:
+            waiting, self._unread = self._unread, []
+            values = _read([value for _, value, _ in waiting])
+            for (name, _, weight), value in zip(waiting, values, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value * weight
+        return self._sums
 
     def add(self, values: Mapping[str, float | Tensor], weight: float = 1.0) -> None:
         """Add one observation of each; ``weight`` is how many elements it is the mean of."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
             self.counts[name] = self.counts.get(name, 0.0) + weight
+            kept = value.detach().reshape(()) if isinstance(value, Tensor) else float(value)
+            self._unread.append((name, kept, weight))
 
     def merge(self, state: dict[str, dict[str, float]]) -> None:
         """Add the observations behind the ``state_dict`` of another."""
@@ -40,14 +52,27 @@ class Means:
         return {name: (s / c).item() for name, (s, c) in zip(names, totals, strict=True)}
 
     def clear(self) -> None:
-        self.sums.clear()
+        self._unread.clear()
+        self._sums.clear()
         self.counts.clear()
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self._unread.clear()
+        self._sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+def _read(values: Sequence[float | Tensor]) -> list[float]:
+    """Numbers, those of a device at once: to ask for one is to wait for all that it has to do."""
+    read = [0.0 if isinstance(value, Tensor) else value for value in values]
+    tensors = {i: value for i, value in enumerate(values) if isinstance(value, Tensor)}
+    for kind in {(value.device, value.dtype) for value in tensors.values()}:
+        some = {i: x for i, x in tensors.items() if (x.device, x.dtype) == kind}
+        for i, number in zip(some, torch.stack(list(some.values())).tolist(), strict=True):
+            read[i] = number
+    return read
 
 
 class Stopwatch:

@@ -191,13 +191,14 @@ class PPO(OnlineModule):
         """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""
         if self.skip_updates:
             return self._no_step()
+        num_actions = sum(map(len, batch.tokens.positions))  # the mask's are on the device
         if self.current_epoch < self.config.value_warmup_iterations:
             loss, metrics = self._critic_loss(batch)
         else:
             loss, metrics = self._loss(batch)
-            self._window_kl.add({"kl": metrics["approx_kl"]}, weight=int(batch.tokens.mask.sum()))
+            self._window_kl.add({"kl": metrics["approx_kl"]}, weight=num_actions)
         metrics["loss"] = loss.detach()
-        if batch.tokens.mask.any():  # of episodes that all failed there is nothing to say
+        if num_actions:  # of episodes that all failed there is nothing to say
             self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
         return loss
 

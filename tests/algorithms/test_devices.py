@@ -165,9 +165,9 @@ def test_sums_over_one_process_never_go_to_its_device():
 def note(module, index, kl, count):
     """A minibatch of ``count`` tokens begins, and is trained on."""
     module.on_train_batch_start(None, index)
-    mask = torch.ones(1, count, dtype=torch.bool)
+    tokens = SimpleNamespace(positions=[torch.arange(count)])
     module._loss = lambda batch: (torch.zeros(()), {"approx_kl": torch.tensor(kl)})
-    module.training_step(SimpleNamespace(tokens=SimpleNamespace(mask=mask)), index)
+    module.training_step(SimpleNamespace(tokens=tokens), index)
 
 
 @pytest.mark.parametrize(

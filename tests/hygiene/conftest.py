@@ -1,0 +1,25 @@
+"""Modules on the card that is none."""
+
+import lightning as L
+import pytest
+from card_helpers import OnCard
+
+from rlmodules.models import scoring
+from rlmodules.reward_models import scalar
+
+
+@pytest.fixture
+def to_card(monkeypatch):
+    """Makes a module, moves it, and forgets what moving it has crossed."""
+    for room in (scoring, scalar):
+        monkeypatch.setattr(room, "packing_pays", lambda: False)  # as where there is a card
+
+    def move(make, trace):
+        module = make()
+        module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        module.to("cuda:0")
+        assert all(isinstance(p, OnCard) for p in module.parameters())
+        trace.crossings.clear()
+        return module
+
+    return move
