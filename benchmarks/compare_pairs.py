@@ -43,7 +43,7 @@ def pairs_per_second(row: Row) -> float:
 
 
 def table(rows: list[Row], limit: dict[str, dict[str, float]]) -> str:
-    """The timing result as markdown."""
+    """The result as markdown."""
     lines = [
         "| side | seconds a step | pairs/s | peak GiB | others' cores |",
         "|---|---:|---:|---:|---:|",
@@ -78,26 +78,8 @@ def table(rows: list[Row], limit: dict[str, dict[str, float]]) -> str:
     return "\n".join([*lines, "", *paired, *disturbed(rows), *summary])
 
 
-def accuracy_table(rows: list[Row], pairs: int) -> str:
-    """Held-out accuracy as markdown."""
-    judged = rows[0]["judged_pairs"]
-    lines = [
-        f"| side | accuracy on {judged} held-out pairs, before | after {pairs} pairs | seeds |",
-        "|---|---:|---:|---:|",
-    ]
-    for side in SIDES:
-        mine = [row for row in rows if row["side"] == side]
-        if mine:
-            before, after = (
-                spread([row[f"accuracy_{when}"] for row in mine], 3) for when in ("before", "after")
-            )
-            lines.append(f"| {side} {mine[0]['version']} | {before} | {after} | {len(mine)} |")
-    ties = "- TRL counts a tie as wrong, ours as half right; DPO's before is ties alone"
-    return "\n".join([*lines, "", ties])
-
-
 def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The tables, and what they are made of."""
+    """The table, and what it is made of."""
     task = args.command
     comparison = Comparison(
         TRL_VERSION,
@@ -107,31 +89,18 @@ def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     rate = args.learning_rate or LEARNING_RATES[task]
     shared = [f"--task={task}", f"--batch={args.batch}", f"--max-length={args.max_length}"]
     shared += [f"--learning-rate={rate}"]
-    tables, raw = [], {}
-    if args.steps:
-        made = inputs(comparison, args, args.batch * (args.warmup + args.steps))
-        files = [f"--model={made['model']}", f"--pairs={made['pairs']}"]
-        raw["rows"] = alternate(comparison, [*shared, *files, f"--warmup={args.warmup}"], args)
-        raw["limits"] = limits(comparison, made["model"], raw["rows"], args)
-        tables.append(table(raw["rows"], raw["limits"]))
-    if args.accuracy:
-        log("accuracy")
-        made = inputs(comparison, args, args.accuracy_pairs, held_out=args.accuracy)
-        files = [f"--model={made['model']}", f"--pairs={made['pairs']}"]
-        files.append(f"--held-out={made['held_out']}")
-        raw["accuracy_rows"] = alternate(comparison, [*shared, *files], args)
-        tables.append(accuracy_table(raw["accuracy_rows"], args.accuracy_pairs))
-    return "\n\n".join(tables), raw
+    made = inputs(comparison, args)
+    files = [f"--model={made['model']}", f"--pairs={made['pairs']}"]
+    rows = alternate(comparison, [*shared, *files, f"--warmup={args.warmup}"], args)
+    limit = limits(comparison, made["model"], rows, args)
+    return table(rows, limit), {"rows": rows, "limits": limit}
 
 
-def inputs(
-    comparison: Comparison, args: argparse.Namespace, count: int, held_out: str | None = None
-) -> Row:
+def inputs(comparison: Comparison, args: argparse.Namespace) -> Row:
+    count = args.batch * (args.warmup + args.steps)
     command = [str(HERE / "pair_inputs.py"), f"--pairs={args.pairs}", f"--count={count}"]
     command += [f"--max-length={args.max_length}"]
     command += [f"--model={args.model}"] if args.model else []
-    if held_out:
-        command += [f"--held-out={held_out}", f"--held-out-count={args.eval_pairs}"]
     made = call_helper(comparison, args, command)
     if made["left_out"]:
         log(f"{made['left_out']} pairs are longer than {args.max_length} tokens: left out")
@@ -159,12 +128,9 @@ def limits(
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pairs", default=str(TRAINING_PAIRS), help="JSONL of texts")
-    command.add_argument("--steps", type=int, default=4, help="timed a round; 0: time nothing")
+    command.add_argument("--steps", type=int, default=4, help="timed a round")
     command.add_argument("--warmup", type=int, default=1, help="optimizer steps before them")
     command.add_argument("--batch", type=int, default=8, help="pairs an optimizer step")
     command.add_argument("--max-length", type=int, default=512, help="longer pairs are left out")
     command.add_argument("--learning-rate", type=float, help=f"default: {LEARNING_RATES}")
-    command.add_argument("--accuracy", metavar="FILE", help="held-out pairs: compare accuracy too")
-    command.add_argument("--accuracy-pairs", type=int, default=200, help="trained on for that")
-    command.add_argument("--eval-pairs", type=int, default=100, help="of FILE, at most")
     command.set_defaults(compare=compare)

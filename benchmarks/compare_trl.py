@@ -8,21 +8,27 @@ both alike; ratios are taken within a round. Each prints one JSON line.
   iteration), episodes_per_iteration, peak_gib, response_tokens, notes.
 - `dpo`, `reward`: against TRL 1.16.0; see `compare_pairs.py`.
 - `grpo`: against TRL 1.16.0; see `compare_grpo.py`.
+- `grpo`, `dpo`, `reward` with `--learn`: not how fast a step is, but what is learned in equal steps
+  and after how many seconds; see `compare_learning.py`.
 
     python benchmarks/compare_trl.py ppo
     python benchmarks/compare_trl.py ppo --only trl --rounds 1 --model DIR --json rows.json
     python benchmarks/compare_trl.py dpo
-    python benchmarks/compare_trl.py reward --pairs pairs.jsonl --accuracy heldout.jsonl
+    python benchmarks/compare_trl.py reward --pairs pairs.jsonl
     python benchmarks/compare_trl.py grpo --prompts gsm8k_train.jsonl
+    python benchmarks/compare_trl.py grpo --learn
 """
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import compare_grpo
+import compare_learning
 import compare_pairs
 from side_by_side import (
     HERE,
@@ -132,6 +138,10 @@ def parse() -> argparse.Namespace:
         "reward": ("a Bradley-Terry reward model, full fine-tuning", compare_pairs.add_arguments),
         "grpo": ("GRPO, full fine-tuning", compare_grpo.add_arguments),
     }
+    if "--learn" in sys.argv[1:]:  # other options then; argparse refuses those that nothing reads
+        learning = {name: partial(compare_learning.add_arguments, task=name) for name in kinds}
+        del kinds["ppo"]
+        kinds = {name: (described, learning[name]) for name, (described, _) in kinds.items()}
     for name, (described, add) in kinds.items():
         command = commands.add_parser(name, help=described)
         command.add_argument("--model", help="checkpoint folder; default: the embedded model")

@@ -58,7 +58,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", required=True, choices=list(PRECISION))
     parser.add_argument("--model", required=True, help="folder of the checkpoint")
     parser.add_argument("--pairs", required=True, type=Path, help="JSONL; all are trained on, once")
-    parser.add_argument("--held-out", type=Path, help="JSONL: report accuracy on it")
     parser.add_argument("--warmup", type=int, default=0, help="optimizer steps that are not timed")
     parser.add_argument("--batch", type=int, default=8, help="pairs an optimizer step")
     parser.add_argument("--max-length", type=int, default=512)
@@ -89,9 +88,7 @@ def build(args: argparse.Namespace) -> DPO | RewardModel:
     return RewardModel(RewardModelConfig(**settings, **plain), model)
 
 
-def dataset(path: Path | None, module: DPO | RewardModel) -> PreferenceDataset | None:
-    if path is None:
-        return None
+def dataset(path: Path, module: DPO | RewardModel) -> PreferenceDataset:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return PreferenceDataset(
         *([row[name] for row in rows] for name in ("prompt", "chosen", "rejected")),
@@ -122,11 +119,11 @@ def predictions(example: Example) -> int:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say how it went."""
     L.seed_everything(args.seed, verbose=False)
-    module, clock, judged = build(args), StepClock(), {}
+    module, clock = build(args), StepClock()
     c = module.config
     data = PreferenceDataModule(
         train_dataset=dataset(args.pairs, module),
-        eval_dataset=dataset(args.held_out, module),
+        eval_size=0,
         max_length=c.max_length,
         max_prompt_length=c.max_prompt_length,
         batch_size=c.batch_size,
@@ -140,8 +137,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_epochs=c.num_epochs,
         gradient_clip_val=c.max_grad_norm,
         accumulate_grad_batches=c.gradient_accumulation_steps,
-        check_val_every_n_epoch=None,
-        val_check_interval=10**6,  # the end is evaluated in any case
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
@@ -152,12 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         logger=False,
         callbacks=[clock],
     )
-    if args.held_out:
-        before = trainer.validate(module, data, verbose=False)[0]
-        judged = {"judged_pairs": len(data.eval_dataset), "accuracy_before": before["val/accuracy"]}
     trainer.fit(module, data)
-    if args.held_out:
-        judged["accuracy_after"] = trainer.callback_metrics["val/accuracy"].item()
     if not getattr(module, "policy", module).packs:
         raise RuntimeError("the model is not packed: computed_tokens would be wrong")
     timed = clock.examples[args.warmup :]
@@ -174,7 +164,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "computed_tokens": [sum(map(computed_tokens, step)) for step in timed],
         "predictions": [sum(map(predictions, step)) if is_dpo else 0 for step in timed],
         "peak_gib": peak_gib(),
-        **judged,
         "notes": [
             f"{next(module.base_model.parameters()).dtype} weights, packed,"
             f" {torch.get_num_threads()} threads, trainer.precision={trainer.precision}",

@@ -14,8 +14,6 @@ from typing import Any
 from inputs import CACHE, model_folder
 
 COLUMNS = ("prompt", "chosen", "rejected")
-EVALUATED_AT_ONCE = 4
-"""Held-out pairs come in whole batches of this size: TRL's accuracy is a mean over batches."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,6 @@ class PairInputs:
 
     model: str
     pairs: str
-    held_out: str | None
     left_out: int
     """Pairs that were passed over because they are longer than `max_length` tokens."""
 
@@ -64,15 +61,12 @@ def make_inputs(
     pairs: str,
     count: int,
     max_length: int,
-    *,
-    held_out: str | None = None,
-    held_out_count: int = 0,
     cache: Path = CACHE,
 ) -> PairInputs:
     """The first `count` pairs that fit, from the start again when there are fewer.
 
     Raises:
-        ValueError: no pair fits, or (with `held_out`) there are fewer than `count`.
+        ValueError: no pair fits.
     """
     from transformers import AutoTokenizer
 
@@ -81,18 +75,11 @@ def make_inputs(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     every = read(pairs)
     rows = fitting(every, tokenizer, max_length)
-    if not rows or (held_out and len(rows) < count):
-        raise ValueError(f"{pairs}: {len(rows)} pairs within {max_length} tokens, {count} wanted")
-    judged = None
-    if held_out:
-        found = fitting(read(held_out), tokenizer, max_length)[:held_out_count]
-        judged = found[: len(found) // EVALUATED_AT_ONCE * EVALUATED_AT_ONCE]
-        if not judged:
-            raise ValueError(f"{held_out}: fewer than {EVALUATED_AT_ONCE} pairs to evaluate on")
+    if not rows:
+        raise ValueError(f"{pairs}: no pair has at most {max_length} tokens")
     return PairInputs(
         model=str(folder),
         pairs=write([rows[index % len(rows)] for index in range(count)], cache),
-        held_out=write(judged, cache) if judged else None,
         left_out=len(every) - len(rows),
     )
 
@@ -103,15 +90,6 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--count", type=int, required=True, help="pairs to train on")
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--held-out", help="file of pairs to evaluate on")
-    parser.add_argument("--held-out-count", type=int, default=100, help="of them, at most")
     options = parser.parse_args()
-    made = make_inputs(
-        options.model,
-        options.pairs,
-        options.count,
-        options.max_length,
-        held_out=options.held_out,
-        held_out_count=options.held_out_count,
-    )
+    made = make_inputs(options.model, options.pairs, options.count, options.max_length)
     print(json.dumps(asdict(made)))

@@ -13,9 +13,7 @@ our side:
 - a constant learning rate; `max_length` is that of the comparison, and no pair is longer.
 - DPO's reference is evaluated as training goes (`precompute_ref_log_probs=False`, the default).
 - pairs in the order of the file (`train_sampling_strategy="sequential"`), so that both sides time
-  the same set; where accuracy is compared, in TRL's default random order, which the seed decides.
-
-Accuracy is what `trainer.evaluate()` reports, a mean over batches.
+  the same set.
 """
 
 import argparse
@@ -39,9 +37,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-EVALUATED_AT_ONCE = 4  # as in `pair_inputs.py`
 KINDS = {"dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}
-ACCURACY = {"dpo": "eval_rewards/accuracies", "reward": "eval_accuracy"}
 
 
 class Clock(TrainerCallback):
@@ -80,7 +76,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", required=True, choices=list(KINDS))
     parser.add_argument("--model", required=True, help="folder of the checkpoint")
     parser.add_argument("--pairs", required=True, type=Path, help="JSONL; all are trained on, once")
-    parser.add_argument("--held-out", type=Path, help="JSONL: report accuracy on it")
     parser.add_argument("--warmup", type=int, default=0, help="optimizer steps that are not timed")
     parser.add_argument("--batch", type=int, default=8, help="pairs an optimizer step")
     parser.add_argument("--max-length", type=int, default=512)
@@ -108,7 +103,6 @@ def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrain
         seed=args.seed,
         num_train_epochs=1,
         per_device_train_batch_size=args.batch,
-        per_device_eval_batch_size=EVALUATED_AT_ONCE,
         gradient_accumulation_steps=1,
         gradient_checkpointing=False,
         max_length=args.max_length,
@@ -116,7 +110,7 @@ def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrain
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        train_sampling_strategy="random" if args.held_out else "sequential",
+        train_sampling_strategy="sequential",
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",
@@ -127,12 +121,7 @@ def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrain
         model=args.model,
         args=config,
         train_dataset=read(args.pairs),
-        eval_dataset=read(args.held_out) if args.held_out else None,
     )
-
-
-def accuracy(trainer: DPOTrainer | RewardTrainer, task: str) -> float:
-    return trainer.evaluate()[ACCURACY[task]]
 
 
 def peak_gib() -> float:
@@ -143,18 +132,13 @@ def peak_gib() -> float:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say how it went."""
-    clock, judged = Clock(), {}
+    clock = Clock()
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = build(args, output_dir)
         trainer.add_callback(clock)
         trainer.training_step = clock.watch(trainer.training_step)
         pairs = len(trainer.train_dataset)
-        if args.held_out:
-            judged = {"judged_pairs": len(trainer.eval_dataset)}
-            judged["accuracy_before"] = accuracy(trainer, args.task)
         trainer.train()
-        if args.held_out:
-            judged["accuracy_after"] = accuracy(trainer, args.task)
     if len(clock.losses) != len(clock.stamps) - 1:
         raise RuntimeError(f"{len(clock.losses)} backward passes, {len(clock.stamps) - 1} steps")
     timed = slice(args.warmup, None)
@@ -171,7 +155,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "computed_tokens": clock.computed[timed],
         "predictions": clock.predictions[timed],
         "peak_gib": peak_gib(),
-        **judged,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
         "notes": [
             f"{trainer.model.dtype} weights, {trainer.model.config._attn_implementation} attention,"
