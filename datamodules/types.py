@@ -66,8 +66,10 @@ class Response:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    """Of the policy; where ``kept_mass`` is -1, of what top-k and top-p left of it."""
     kept_mass: list[float] = field(default_factory=list)
-    """Probability of the tokens that top-k and top-p left to choose from, per token."""
+    """Probability of the tokens that top-k and top-p left to choose from, per token; -1 where what
+    drew it does not say."""
     finish_reason: str = "length"
     """``eos`` (an end token), ``stop`` (a stop string) or ``length`` (max_new_tokens)."""
 

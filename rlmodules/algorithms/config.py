@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datamodules.checks import require_seed, require_types
 from datamodules.text.encoding import Limits
 from rlmodules.checks import device_options, require, require_known
+from rlmodules.functional import CORRECTIONS
 from rlmodules.optimizers.config import OptimizerConfig
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -68,6 +69,11 @@ class OnlineConfig(TrainingConfig):
     """Iterations: rollout, then updates."""
     save_every: int = 10
     """Iterations between checkpoints."""
+    sampler_is: str = "none"
+    """Weigh what each token teaches by how much likelier the policy makes it than what drew it did:
+    none, token, or sequence (the product over the episode). For sampler=vllm; see docs/vllm.md."""
+    sampler_is_cap: float = 3.0
+    """Largest such weight (``vllm_importance_sampling_clip_max`` in TRL)."""
     eval_every: int = 5
     """Iterations between evaluations on held-out prompts; the end is always one."""
     warmup_steps: int = 0
@@ -104,6 +110,8 @@ class OnlineConfig(TrainingConfig):
         if self.lr_scheduler_type == "constant":
             what = "0, as algo.lr_scheduler_type=constant has no warm-up (constant_with_warmup has)"
             require(self, ("warmup_steps", "warmup_ratio"), lambda x: x == 0, what)
+        require_known(self, {"sampler_is": CORRECTIONS})
+        require(self, ("sampler_is_cap",), lambda x: x > 0, "positive")
 
     @property
     def judges_ends(self) -> str | None:

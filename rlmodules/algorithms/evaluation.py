@@ -63,13 +63,47 @@ def evaluate(
 def sampler_kl(evaluation: Evaluation, trajectories: Sequence[Trajectory]) -> Tensor:
     """[B, A], the k3 estimate of KL(sampler || policy as training scores it), in nats.
 
-    Both are the same policy: it is 0, but for what rounding and other kernels make of it.
+    Both are the same policy: it is 0, but for what rounding and other kernels make of it, and for
+    what truncation cuts where the sampler's log-probabilities are of what was left (``Response``).
     """
-    sampled = evaluation.logprobs.clone()
-    both = zip(trajectories, evaluation.positions, strict=True)
-    said = [torch.cat(trajectory.logprobs) for trajectory, at in both if len(at)]
-    sampled[evaluation.mask] = torch.cat([torch.zeros(0), *said])
-    return kl_estimate(sampled, evaluation.logprobs, "k3")
+    said = _of_actions(evaluation, [torch.cat(t.logprobs) for t in trajectories])
+    return kl_estimate(torch.where(evaluation.mask, said, 0.0), _known(evaluation), "k3")
+
+
+def kept_mass(evaluation: Evaluation, trajectories: Sequence[Trajectory]) -> Tensor:
+    """[B, A], the probability of what truncation left to choose from.
+
+    Where a sampler does not say it, an estimate that is right in the mean: a token's probability
+    under the policy over that among what was left, whose mean over the latter is the former's mass.
+    """
+    said = _of_actions(evaluation, [torch.cat(t.logprobs) for t in trajectories])
+    kept = _of_actions(evaluation, [_kept(t) for t in trajectories])
+    return torch.where(kept < 0, (_known(evaluation) - said).exp(), kept)
+
+
+def drawn_logprobs(evaluation: Evaluation, trajectories: Sequence[Trajectory]) -> Tensor:
+    """[B, A], of the distributions that the tokens were drawn from: of what truncation left."""
+    said = _of_actions(evaluation, [torch.cat(t.logprobs) for t in trajectories])
+    kept = _of_actions(evaluation, [_kept(t) for t in trajectories])
+    return said - torch.where(kept > 0, kept, 1.0).log()
+
+
+def _kept(trajectory: Trajectory) -> Tensor:
+    known = trajectory.kept_mass or [1.0] * sum(map(len, trajectory.actions))
+    return torch.tensor(known, dtype=torch.float32)
+
+
+def _known(evaluation: Evaluation) -> Tensor:
+    return torch.where(evaluation.mask, evaluation.logprobs, 0.0)
+
+
+def _of_actions(evaluation: Evaluation, numbers: Sequence[Tensor]) -> Tensor:
+    """[B, A], each episode's numbers in the places of its actions; of those that count, else 0."""
+    placed = torch.zeros_like(evaluation.logprobs)
+    both = zip(numbers, evaluation.positions, strict=True)
+    some = [mine for mine, at in both if len(at)]  # the positions of a failed episode are taken out
+    placed[evaluation.mask] = torch.cat([torch.zeros(0), *some])
+    return placed
 
 
 def _batches(sequences: Sequence[Tensor], *, keep_order: bool) -> Iterator[list[int]]:

@@ -127,7 +127,12 @@ class GRPO(OnlineModule):
 
     @property
     def recompute(self) -> bool:
-        """Only where an iteration takes several steps: in the first, the ratio is exactly 1."""
+        """Only where it tells something: in an iteration's first step the ratio is exactly 1."""
+        return self.many_steps or self.config.sampler_is != "none" or self.elsewhere is not None
+
+    @property
+    def many_steps(self) -> bool:
+        """Whether an iteration takes several optimizer steps."""
         c = self.config
         window = c.mini_batch_size * c.gradient_accumulation_steps
         return c.batch_size * c.num_epochs > window
@@ -155,15 +160,17 @@ class GRPO(OnlineModule):
         if c.mask_truncated_completions:
             cut = [t.finish_reason == "length" for t in trajectories]
             evaluation = evaluation.without(cut)
+        advantages = advantages[:, None].expand_as(evaluation.logprobs)
+        advantages, weights = self.corrected(advantages, evaluation, trajectories)
         experience = Experience(
             sequences=evaluation.sequences,
             positions=evaluation.positions,
             mask=evaluation.mask,
             old_logprobs=evaluation.logprobs,
-            advantages=advantages[:, None].expand_as(evaluation.logprobs),
+            advantages=advantages,
             ref_logprobs=None if c.kl_in_reward else evaluation.ref_logprobs,
         )
-        return experience, metrics
+        return experience, metrics | weights
 
     def _group_metrics(self, rewards: Tensor, counted: Tensor, resampled: int) -> dict[str, float]:
         """How far the groups tell their responses apart."""
@@ -186,7 +193,7 @@ class GRPO(OnlineModule):
         logprobs = tokens.scatter(scores.logprobs)
         loss, metrics = grpo_loss(
             logprobs_BA=logprobs,
-            old_logprobs_BA=batch.old_logprobs if self.recompute else logprobs.detach(),
+            old_logprobs_BA=batch.old_logprobs if self.many_steps else logprobs.detach(),
             advantages_BA=batch.advantages,
             mask_BA=tokens.mask,
             num_actions=batch.num_actions,

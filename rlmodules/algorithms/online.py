@@ -28,11 +28,11 @@ from datamodules.types import (
 )
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OnlineConfig
-from rlmodules.algorithms.evaluation import evaluate, sampler_kl
+from rlmodules.algorithms.evaluation import drawn_logprobs, evaluate, kept_mass, sampler_kl
 from rlmodules.algorithms.held_out import NAN, REPORTED, HeldOut, absent
 from rlmodules.algorithms.means import Means, Stopwatch
 from rlmodules.algorithms.policy import load_policy, policy_from_export
-from rlmodules.functional import masked_mean, masked_var
+from rlmodules.functional import masked_mean, masked_var, sampler_weights
 from rlmodules.models import ModelConfig, PolicyModel, Reference
 from rlmodules.models.saving import save_language_model
 from rlmodules.models.vocabulary import require_end
@@ -72,6 +72,7 @@ class OnlineModule(AlgorithmModule):
         if self.shares_prompts and model_config.attn_implementation == "auto":
             self.policy.enable_packing()
         self.sampler: Sampler = partial(sample, self.policy, self.tokenizer)
+        self.elsewhere: Callable[[OnlineModule], Sampler] | None = None
         self.sampling = SamplingParams(
             max_new_tokens=c.max_new_tokens, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p
         )
@@ -99,6 +100,14 @@ class OnlineModule(AlgorithmModule):
     def recompute(self) -> bool:
         """Whether sampled tokens are scored again, as training scores them, before it begins."""
         return True
+
+    def sample_elsewhere(self, make: Callable[["OnlineModule"], Sampler]) -> None:
+        """Have another engine than ours write responses; how far it is off is measured then.
+
+        Args:
+            make: the sampler of a module: of this one, and of what is read back of its export.
+        """
+        self.elsewhere, self.sampler = make, make(self)
 
     def learn_from(self, rollout: Rollout) -> tuple[Experience, dict[str, float]]:
         """What the algorithm makes of episodes: training data, and metrics (``rollout/...``)."""
@@ -170,14 +179,14 @@ class OnlineModule(AlgorithmModule):
         mean = lambda values: masked_mean(torch.tensor(values).float(), intact, reduce=total)  # noqa: E731
         rewards = torch.tensor([t.total_reward for t in trajectories])
         lengths = torch.tensor([float(sum(map(len, t.actions))) for t in trajectories])
-        kept = torch.tensor([k for t in trajectories for k in t.kept_mass])
+        cut = 1 - kept_mass(evaluation, trajectories)
         self.num_episodes = int(total(intact.sum().float()))
         episodes, tokens = map(int, total(torch.tensor([len(intact), lengths.sum()])).tolist())
         self.began = {"iteration": 1, "episodes": episodes, "tokens": tokens}
         metrics: dict[str, float | Tensor] = {
             "rollout/response_length": masked_mean(lengths, intact, reduce=total),
             "rollout/eos_fraction": mean([t.finish_reason == "eos" for t in trajectories]),
-            "rollout/cut_mass": 1 - masked_mean(kept, kept >= 0, reduce=total),
+            "rollout/cut_mass": masked_mean(cut, evaluation.mask, reduce=total),
             "rollout/failed": 1 - total(intact.sum().float()) / episodes,
             "rollout/unscored": mean([t.unscored for t in trajectories]),
             "time/rollout_s": rollout.seconds["rollout"],
@@ -200,6 +209,29 @@ class OnlineModule(AlgorithmModule):
         metrics |= self.over_ranks(parts)
         said = {name: float(value) for name, value in metrics.items()}
         self.rollout_metrics = absent(self.rollout_metrics, "rollout") | said
+
+    def corrected(
+        self, advantages: Tensor, evaluation: Evaluation, trajectories: Sequence[Trajectory]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """``advantages`` [B, A] times the weights that ``algo.sampler_is`` gives their tokens.
+
+        (A surrogate is min(r A, clip(r) A), so this is the surrogate times the weight; KL, entropy
+        and the critic's loss are not weighted, as in TRL.)
+        """
+        c, mask, total = self.config, evaluation.mask, self.sum_over_ranks
+        if c.sampler_is == "none":
+            return advantages, {}
+        weights, capped = sampler_weights(
+            logprobs_BA=evaluation.logprobs,
+            drawn_logprobs_BA=drawn_logprobs(evaluation, trajectories),
+            mask_BA=mask,
+            level=c.sampler_is,
+            cap=c.sampler_is_cap,
+        )
+        return advantages * weights, {
+            "rollout/sampler_is_weight": masked_mean(weights, mask, reduce=total).item(),
+            "rollout/sampler_is_capped": masked_mean(capped.float(), mask, reduce=total).item(),
+        }
 
     def log_iteration(self, epochs: int, **more: float) -> None:
         """Log the iteration that ends: ``epochs`` passes over episodes, ``more`` of training."""
@@ -244,7 +276,10 @@ class OnlineModule(AlgorithmModule):
         save_language_model(self.base_model, self.tokenizer, dirpath, merge=merge, dtype=dtype)
 
     def from_export(self, dirpath: Path) -> "AlgorithmModule":
-        return policy_from_export(self, dirpath)
+        written = policy_from_export(self, dirpath)
+        if self.elsewhere is not None:
+            written.sample_elsewhere(self.elsewhere)
+        return written
 
     def iteration_state(self) -> dict[str, Any]:
         return super().iteration_state() | {

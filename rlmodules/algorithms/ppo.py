@@ -175,6 +175,7 @@ class PPO(OnlineModule):
         }
         if c.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=total)
+        advantages, weights = self.corrected(advantages, evaluation, trajectories)
         experience = Experience(
             sequences=evaluation.sequences,
             positions=evaluation.positions,
@@ -185,7 +186,7 @@ class PPO(OnlineModule):
             returns=returns,
             rewards=rewards,
         )
-        return experience, metrics
+        return experience, metrics | weights
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor | None:
         """Clipped surrogate, clipped value loss and entropy bonus of one minibatch."""

@@ -164,12 +164,37 @@ OF_EPISODES = (
         "KL of the policy as it sampled from itself as training scores it (k3 estimate).",
         "nats a token",
         ONLINE,
-        when="GRPO: where an iteration takes several steps",
+        when="GRPO: where an iteration takes several steps, with sampler=vllm or algo.sampler_is",
         high=0.02,
         healthy="0 but for rounding: below 0.002",
         otherwise="Sampling and training compute other probabilities for the same tokens, and"
         " every ratio is wrong: use one precision and one engine for both.",
         trl="GRPO: sampling/sampling_logp_difference/mean, without its sign, under vLLM",
+        better=DOWN,
+    ),
+    Metric(
+        "rollout/sampler_is_weight",
+        "Mean weight of a token by truncated importance sampling (algo.sampler_is).",
+        "",
+        ONLINE,
+        when="with algo.sampler_is=token or sequence",
+        low=0.8,
+        high=1.2,
+        healthy="near 1",
+        otherwise="Below: much is cut, by algo.sampler_is_cap (rollout/sampler_is_capped) or by"
+        " algo.top_p. Far from 1: see rollout/sampler_kl.",
+        trl="GRPO: sampling/importance_sampling_ratio/mean, under vLLM",
+    ),
+    Metric(
+        "rollout/sampler_is_capped",
+        "Share of tokens whose weight algo.sampler_is_cap cut.",
+        "share",
+        ONLINE,
+        when="with algo.sampler_is=token or sequence",
+        high=0.1,
+        healthy="near 0",
+        otherwise="Sampler and trainer are far apart (rollout/sampler_kl), or responses are too"
+        " long for algo.sampler_is=sequence: take token.",
         better=DOWN,
     ),
     Metric(

@@ -28,7 +28,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             optimizer.betas optimizer.eps optimizer.momentum optimizer.nesterov
             optimizer.ns_steps optimizer.adjust_lr_fn
             kl_penalty_coef kl_target kl_horizon early_stop_kl target_kl beta
-            clip_ratio value_clip epsilon epsilon_high
+            clip_ratio value_clip epsilon epsilon_high sampler_is sampler_is_cap
             entropy_coef value_coef center_rewards_coefficient loss_weights
             eval_every precompute_ref_log_probs device""",
         R: """model_name max_length max_prompt_length max_new_tokens temperature top_p top_k
@@ -69,6 +69,10 @@ TABLE: dict[str, dict[Effect, str]] = {
         A: "timeout_s batch_size device",
         R: """path max_length label components weights
             url model rubric scale response_format on_unreadable temperature max_tokens""",
+    },
+    "sampler": {  # none of them is the policy; with another sampler than own, no two runs are equal
+        N: "command url model arguments weights_dir max_mismatch timeout_s start_timeout_s",
+        A: "dtype _target_",
     },
     "trainer": {
         N: """logger callbacks limit_test_batches limit_predict_batches num_sanity_val_steps

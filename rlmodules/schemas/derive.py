@@ -86,6 +86,7 @@ SOURCES: dict[str, dict[str, Source]] = {
         "model": Source("rlmodules.reward_models.serving.model"),
         "weighted": Source("rlmodules.reward_models.weighted.weighted", unchecked=("components",)),
     },
+    "sampler": {"vllm": Source("rlmodules.engines.vllm.VLLM")},
     "task": {
         "collect_preferences": Source(
             "rlmodules.tasks.collect_preferences.collect_preferences",

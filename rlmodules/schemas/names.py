@@ -68,6 +68,10 @@ SYNONYMS = {
     "total_episodes": ("num_iterations",),
     "train_batch_size": ("batch_size",),
     "vf_coef": ("value_coef",),
+    "vllm_importance_sampling_cap": ("sampler_is_cap",),
+    "vllm_importance_sampling_clip_max": ("sampler_is_cap",),
+    "vllm_importance_sampling_correction": ("sampler_is",),
+    "vllm_importance_sampling_mode": ("sampler_is",),
 }
 LAUNCHERS = {
     "joblib": "joblib",

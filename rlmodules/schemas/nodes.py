@@ -77,6 +77,8 @@ class OnlineConfig(TrainingConfig):
     top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
     num_iterations: int = option(100, 'Iterations: rollout, then updates.')
     save_every: int = option(10, 'Iterations between checkpoints.')
+    sampler_is: str = option('none', 'Weigh what each token teaches by how much likelier the policy makes it than what drew it did: none, token, or sequence (the product over the episode). For sampler=vllm; see docs/vllm.md.')
+    sampler_is_cap: float = option(3.0, 'Largest such weight (``vllm_importance_sampling_clip_max`` in TRL).')
     eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
     warmup_steps: int = option(0, 'Optimizer steps in which the learning rate rises to its peak.')
     warmup_ratio: float = option(0.0, 'The same as a share of all optimizer steps; one of the two is 0.')
@@ -420,6 +422,20 @@ class RewardWeighted:
 
 
 @dataclass
+class SamplerVllm:
+    _target_: str = option('rlmodules.engines.vllm.VLLM', '')
+    command: str | None = option(None, "starts the server, without arguments: ``PYTHON -m vllm.entrypoints.openai.api_server`` with the Python of vLLM's environment; null: what ``make vllm`` builds, unless there is a ``url``.")
+    url: str | None = option(None, 'of a server that is there already, on this machine: ``http://127.0.0.1:8000``.')
+    model: str | None = option(None, 'its name at ``url``; null: the only one that there is.')
+    arguments: list[str] | None = option(None, 'more of them for ``command``; null: ``--enforce-eager --max-model-len=auto --kv-cache-memory-bytes=1G``.')
+    dtype: str = option('bfloat16', 'that vLLM computes in, and weights are handed over in: bfloat16, float16 or float32.')
+    weights_dir: str | None = option(None, "where they are handed over, ``/dev/shm`` for example; null: in the run's folder.")
+    max_mismatch: float = option(0.5, "mean difference of vLLM's log-probabilities and the trainer's, in nats a token, above which the run stops.")
+    timeout_s: float = option(600.0, 'seconds without any answer after which the server counts as hanging.')
+    start_timeout_s: float = option(900.0, 'seconds until it has to be ready.')
+
+
+@dataclass
 class TaskCollectPreferences:
     _target_: str = option('rlmodules.tasks.collect_preferences.collect_preferences', '')
     num_generations: int = option(8, 'answers to each prompt.')
@@ -484,6 +500,9 @@ NODES: dict[str, dict[str, type]] = {
         "sentiment": RewardSentiment,
         "model": RewardModel,
         "weighted": RewardWeighted,
+    },
+    "sampler": {
+        "vllm": SamplerVllm,
     },
     "task": {
         "collect_preferences": TaskCollectPreferences,

@@ -97,6 +97,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "grpo:algo.loss_type": ("algo.loss_type=grpo",),
     "algo.importance_sampling_level": ("algo.importance_sampling_level=sequence",),
     "algo.scale_rewards": ("algo.scale_rewards=none",),
+    "algo.sampler_is": ("algo.sampler_is=token",),
+    "algo.sampler_is_cap": ("algo.sampler_is=token", "algo.sampler_is_cap=0.5"),
     "algo.baseline": ("algo.baseline=batch",),
     "algo.max_resamples": ("algo.max_resamples=1",),
     "algo.lr_scheduler_type": ("algo.lr_scheduler_type=cosine",),

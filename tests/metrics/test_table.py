@@ -17,7 +17,12 @@ SMALL = ["model=tiny", "trainer.precision=32-true", "logger=default"]
 SMALL += [f"~callbacks.{name}" for name in ("export", "report", "best", "last")]
 ONLINE = [*SMALL, "algo.num_iterations=1", "algo.batch_size=4", "algo.mini_batch_size=2"]
 ONLINE += ["algo.gradient_accumulation_steps=1", "algo.max_new_tokens=4", "data.eval_size=2"]
-PARTS = ["env=text", "reward=weighted", "reward.components={short: length, mine: rewards:mine}"]
+PARTS = [
+    "algo.sampler_is=token",
+    "env=text",
+    "reward=weighted",
+    "reward.components={short: length, mine: rewards:mine}",
+]
 SOLVED = ["env=math", "data.eval_generations=2"]
 PAIRS = [*SMALL, "data.eval_size=8", "+trainer.max_steps=1"]
 WITH_REFERENCE = ["algo.num_generations=2", "algo.beta=0.1"]
