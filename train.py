@@ -53,7 +53,7 @@ def check_groups(cfg: DictConfig) -> None:
     if missing := list(left_open(OmegaConf.to_container(cfg))):
         raise ValueError(f"what was chosen leaves open: {', '.join(missing)}")
     if cfg.data.get("env") is None:
-        for group in ("env", "reward"):
+        for group in ("env", "reward", "sampler"):
             if cfg[group]:
                 raise ValueError(
                     f"{cfg.module} learns from preferences and has no use for {group}=: leave it"

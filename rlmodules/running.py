@@ -6,6 +6,8 @@ Everything heavy that a run needs is imported here, so that ``train.py`` can ans
 import inspect
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -77,8 +79,8 @@ def train(cfg: DictConfig) -> float | None:
     ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
     require_own(folder, ckpt_path)
     module = algorithm(settings["algo"], settings["model"])
-    datamodule = instantiate(cfg.data)
-    with tracked(trainer, settings, folder, ckpt_path):
+    datamodule, serving = instantiate(cfg.data), sampler_of(cfg, trainer)
+    with tracked(trainer, settings, folder, ckpt_path), serving(module, folder):
         if trainer.is_global_zero:
             (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
             write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
@@ -90,6 +92,22 @@ def train(cfg: DictConfig) -> float | None:
         value = optimized.value(trainer)
         conclude(trainer, value)
     return value
+
+
+def sampler_of(cfg: DictConfig, trainer: L.Trainer) -> Callable[..., AbstractContextManager[None]]:
+    """What has a module sample as ``cfg.sampler`` says, meanwhile (``VLLM.serving``).
+
+    Raises:
+        ValueError: several processes would sample.
+    """
+    if not cfg.sampler:
+        return lambda module, folder, **_: nullcontext()
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"sampler={HydraConfig.get().runtime.choices.sampler} serves one process, and"
+            f" {trainer.world_size} are asked for: set sampler=own, or trainer.devices=1"
+        )
+    return instantiate(cfg.sampler).serving
 
 
 def note_start(cfg: DictConfig, module: L.LightningModule) -> None:
@@ -107,6 +125,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """What the run is told, of which nothing is about the sweep that it may be a job of."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     settings.pop("sweep")
+    if not settings["sampler"]:  # our own, of which there is nothing to say
+        del settings["sampler"]
     return settings
 
 
@@ -136,14 +156,18 @@ def run_task(cfg: DictConfig) -> None:
     if weights is not None:
         settings["ckpt_path"] = str(weights[0])
 
+    serving, meanwhile = sampler_of(cfg, trainer), ExitStack()
+
     def make_module() -> L.LightningModule:
         module = algorithm(settings["algo"], settings["model"])
         if weights is not None:
             module.load_weights(weights[1])
+        meanwhile.enter_context(serving(module, cfg.paths.output_dir, early=False))
         return module
 
     datamodule = instantiate(cfg.data)
-    print(instantiate(cfg.task)(make_module, datamodule, trainer, settings))
+    with meanwhile:
+        print(instantiate(cfg.task)(make_module, datamodule, trainer, settings))
 
 
 def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:
