@@ -107,6 +107,10 @@ ELSEWHERE = {
     r"math:env\.chat": f"{ENVS}/test_math_env.py"
     "::test_prompts_are_short_and_plain_unless_a_conversation_is_asked_for",
     r"math:env\.reward_weights": f"{ENVS}/test_math_env.py::test_weights_are_the_users",
+    r"vllm:sampler\.(url|model|timeout_s|max_mismatch)": "engines/test_vllm_sampling.py"
+    "::test_what_a_server_does_wrong_is_said",
+    r"vllm:sampler\.(command|arguments|dtype|weights_dir|start_timeout_s)": "engines/"
+    "test_vllm_server.py::test_a_server_of_the_runs_own_is_told_all_that_it_has_to_know",
     r"default:paths\.sweep_root": "test_run_folders.py"
     "::test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root",
     r"collect_preferences:task\.batch_size": "tasks/test_collect_preferences.py"

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any
@@ -14,6 +15,7 @@ from datamodules import PreferenceDataModule, RolloutDataModule, TextGenerationE
 from datamodules.checks import require_seed, require_types
 from datamodules.rollouts.collector import PreferenceCollector
 from rlmodules import GRPOConfig, LoraConfig, PPOConfig, RewardModelConfig
+from rlmodules.engines.vllm import VLLM
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models.scalar import RewardModel
 from rlmodules.schemas.derive import all_sources
@@ -89,6 +91,7 @@ def maker(group, name, target, folder):
         "preferences": partial(PreferenceDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,
         "inspect": inspected,
+        "vllm": partial(VLLM, sys.executable),
         "compare": partial(compare_runs, str(folder.parent / "run")),
     }[name]
 

@@ -29,8 +29,6 @@ ENVIRONMENT = {
 }
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 """vLLM leaves a core alone, of however few, where this is not 0."""
-SURE = 1e-3
-"""Nats that the only token left by top_k=1 may be away from certain."""
 
 
 class Engine:
@@ -123,7 +121,6 @@ class Engine:
             time.sleep(0.5)
         named = o.model if self._server is None else NAME
         self.model, self.longest = named_model(client, named)
-        require_processed(client, self.model)
         self._ready = True
         return client
 
@@ -164,22 +161,6 @@ def named_model(client: Client, name: str | None) -> tuple[str, int]:
             f", and sampler.model {what}: name one that it has"
         )
     return name, models[name] or 2**31
-
-
-def require_processed(client: Client, model: str) -> None:
-    """
-    Raises:
-        SamplerError: the server tells log-probabilities of another distribution than it draws from.
-    """
-    asked = {"model": model, "prompt": [0], "max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
-    asked |= {"top_k": 1, "logprobs": 0, "return_token_ids": True, "ignore_eos": True}
-    (response,) = client.complete([asked])
-    if abs(response.logprobs[0]) > SURE:
-        raise SamplerError(
-            f"the sampler's server at {client.url} says {response.logprobs[0]:.3f} of the only"
-            " token that top_k=1 leaves, which is certain: start it with"
-            " --logprobs-mode=processed_logprobs"
-        )
 
 
 def free_port() -> int:

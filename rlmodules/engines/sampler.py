@@ -5,6 +5,7 @@ the run stops, for nothing else would show it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from rlmodules.models.vocabulary import absent_ids, match_ends
 
 PROBES, PROBED_TOKENS = 4, 8
 """Responses, and tokens of each, that are compared after each hand-over."""
+SURE = 0.05
+"""Nats a token by which what is the only choice may be less than certain: two may be equal."""
 
 
 class VLLMSampler:
@@ -31,6 +34,7 @@ class VLLMSampler:
 
     def __init__(self, engine: Engine, module: Any) -> None:
         self.engine, self.module = engine, module
+        self._checked = False
 
     def __call__(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -75,6 +79,9 @@ class VLLMSampler:
         """
         temperature, most = self.module.sampling.temperature, self.engine.options.max_mismatch
         probe = SamplingParams(max_new_tokens=PROBED_TOKENS, temperature=temperature)
+        if not self._checked:
+            self._require_processed(client, prompts, replace(probe, top_k=1))
+            self._checked = True
         responses = client.complete(self._asked(prompts, probe, range(len(prompts))))
         said = torch.tensor([x for response in responses for x in response.logprobs])
         known = trainer_logprobs(self.module.policy, prompts, responses, temperature)
@@ -85,6 +92,22 @@ class VLLMSampler:
                 f" that it drew after the hand-over, it says {said.mean():.3f} nats a token and the"
                 f" trainer {known.mean():.3f}, {apart:.3f} apart on average, more than"
                 f" sampler.max_mismatch={most:g}"
+            )
+
+    def _require_processed(
+        self, client: Client, prompts: Sequence[Tensor], only_one: SamplingParams
+    ) -> None:
+        """
+        Raises:
+            SamplerError: the server tells probabilities of another distribution than it draws from.
+        """
+        responses = client.complete(self._asked(prompts, only_one, range(len(prompts))))
+        said = torch.tensor([x for response in responses for x in response.logprobs]).mean()
+        if not said.abs() <= SURE:
+            raise SamplerError(
+                f"the sampler's server at {client.url} says {said:.3f} nats a token of tokens that"
+                " top_k=1 leaves alone, which are certain: start it with"
+                " --logprobs-mode=processed_logprobs"
             )
 
     def _asked(

@@ -72,7 +72,7 @@ TABLE: dict[str, dict[Effect, str]] = {
     },
     "sampler": {  # none of them is the policy; with another sampler than own, no two runs are equal
         N: "command url model arguments weights_dir max_mismatch timeout_s start_timeout_s",
-        A: "dtype _target_",
+        A: "dtype *",
     },
     "trainer": {
         N: """logger callbacks limit_test_batches limit_predict_batches num_sanity_val_steps

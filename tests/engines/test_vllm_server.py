@@ -1,5 +1,6 @@
 """The server's process: it never outlives the run, whatever ends that; what it says is shown."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import config
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from rlmodules import PPO
 from rlmodules.engines.errors import SamplerError
 from rlmodules.engines.server import Server
 from rlmodules.engines.vllm import VLLM
@@ -121,6 +125,56 @@ def test_options_that_make_no_sense_are_refused(tmp_path):
         with pytest.raises(ValueError, match=said):
             VLLM(**given)
     assert VLLM(command=f"{here} -m vllm").program == [here, "-m", "vllm"]
+
+
+SAYS = """
+import json, os, pathlib, sys, time
+told = {"argv": sys.argv[1:], "env": dict(os.environ)}
+pathlib.Path(os.environ["SAID"]).write_text(json.dumps(told))
+time.sleep(100)
+"""
+
+
+def test_a_server_of_the_runs_own_is_told_all_that_it_has_to_know(tmp_path, monkeypatch):
+    said = tmp_path / "said.json"
+    (tmp_path / "server.py").write_text(SAYS)
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("SAID", str(said))
+    module, run = PPO(config()), tmp_path / "run"
+    vllm = VLLM(
+        command=f"{sys.executable} {tmp_path}/server.py",
+        arguments=["--more=1"],
+        dtype="bfloat16",
+        weights_dir=str(tmp_path / "shared"),
+        start_timeout_s=0.1,
+    )
+    with vllm.serving(module, run):
+        with pytest.raises(SamplerError, match=r"not ready after 0\.1 s .*start_timeout_s"):
+            module.sampler([torch.tensor([40])], module.sampling, [1])
+        while not (said.exists() and said.read_text()):
+            time.sleep(0.05)
+        told = json.loads(said.read_text())
+        options = dict(word.split("=", 1) for word in told["argv"])
+        home = Path(options.pop("--model"))
+        assert home.parent.parent == tmp_path / "shared"
+        (weights,) = home.glob("*.safetensors")
+        with safe_open(str(weights), "pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+        assert (home / "tokenizer.json").exists() and int(options.pop("--port")) > 0
+        assert options == {
+            "--served-model-name": "policy",
+            "--host": "127.0.0.1",
+            "--dtype": "bfloat16",
+            "--logprobs-mode": "processed_logprobs",
+            "--generation-config": "vllm",
+            "--worker-extension-cls": "rlmodules_weights.TakesWeights",
+            "--more": "1",
+        }
+        environment = told["env"]
+        assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+        assert (Path(environment["PYTHONPATH"]) / "rlmodules_weights.py").exists()
+    assert not list((tmp_path / "shared").iterdir())  # what was handed over is removed
+    assert (run / "sampler" / "vllm.log").exists()
 
 
 # ------------------------------------------------------------ inside vLLM's worker
