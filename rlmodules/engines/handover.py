@@ -32,8 +32,10 @@ def version_of(model: nn.Module) -> Version:
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     known = [float(number) for p in frozen for number in (p.data_ptr(), p._version)]
+    if not trained:
+        return tuple(known)
     numbers = [*torch._foreach_norm(trained), *(p.float().sum() for p in trained)]
-    return (*known, *(torch.stack([x.float() for x in numbers]).tolist() if numbers else ()))
+    return (*known, *torch.stack([x.float() for x in numbers]).tolist())
 
 
 def write_weights(model: Any, folder: Path, dtype: torch.dtype) -> int:

@@ -95,12 +95,14 @@ class VLLM:
             early: start the server now, and not when it is first asked.
         """
         engine = Engine(self, Path(folder).absolute() / "sampler")
+        before = module.sampler, module.elsewhere
         module.sample_elsewhere(partial(VLLMSampler, engine))
         try:
             if early:
                 engine.start(module)
             yield
         finally:
+            module.sampler, module.elsewhere = before
             engine.stop()
 
 

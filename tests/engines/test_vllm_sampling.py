@@ -251,14 +251,14 @@ def test_a_run_whose_server_fails_keeps_a_checkpoint_and_goes_on_from_it(tmp_pat
     with fake_vllm({REAL: until_the_second_iteration}) as server:
         said = command(*told, f"sampler.url={server.url}", f"hydra.run.dir={tmp_path}/a", status=1)
     assert "SamplerError" in said and "Continue with the same command" in said
+    here = (f"hydra.run.dir={tmp_path}/a", f"ckpt_path={tmp_path}/a")
     with fake_vllm() as server:
-        said = command(
-            *told,
-            f"sampler.url={server.url}",
-            f"hydra.run.dir={tmp_path}/a",
-            f"ckpt_path={tmp_path}/a",
-        )
-    assert "Resuming from" in said and len(rows_of(tmp_path / "a")) >= 3
+        said = command(*told, f"sampler.url={server.url}", *here)
+    assert "Resuming from" in said and "Changed" not in said
+    assert len(rows_of(tmp_path / "a")) >= 3
+    own = [option for option in told if not option.startswith("sampler")]
+    said = command(*own, "algo.num_iterations=4", *here)  # our own may take over
+    assert re.search(r"Changed from here on:\s+sampler", said), said
 
 
 def test_what_has_no_use_for_a_sampler_refuses_it(command):
