@@ -5,6 +5,7 @@ Public names are those of ``__init__.pyi``; each is imported where it is first u
 """
 
 import importlib
+import logging
 import warnings
 from typing import Any
 
@@ -13,6 +14,8 @@ import lazy_loader
 from rlmodules.checks import check_datamodules
 
 check_datamodules()
+# PEFT imports bitsandbytes where it is, which tells every run of a kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 _MOVED = {

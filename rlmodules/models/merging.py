@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
 from rlmodules.models.adapters import WRAPPERS
+from rlmodules.models.quantized import as_in_class, plain_linear, quantization_of_layer
 
 MERGED = "(a merged model)"
 """Name of a model that was merged in memory, and that is in no folder."""
@@ -35,7 +37,13 @@ def plain_layer(layer: Any) -> nn.Module:
 
 
 def merged_layer(layer: nn.Module) -> nn.Module:
-    """A copy of ``layer`` with its active adapters merged, in float32 on the CPU."""
+    """A copy of ``layer`` with its active adapters merged, in float32 on the CPU.
+
+    What is quantized below them is dequantized, and not quantized again.
+    """
+    below = plain_layer(layer)
+    if quantization_of_layer(below) != "none":
+        return as_in_class(_merged_wide(layer, below), below)
     merged: Any = copy.deepcopy(layer).to("cpu", torch.float32)
     if hasattr(merged, "unload_and_optionally_merge_module"):
         return merged.unload_and_optionally_merge_module(
@@ -43,6 +51,17 @@ def merged_layer(layer: nn.Module) -> nn.Module:
         )
     for part in [part for part in merged.modules() if isinstance(part, WRAPPERS[0])]:
         part.merge()
+    return merged.get_base_layer()
+
+
+def _merged_wide(layer: Any, below: nn.Module) -> nn.Linear:
+    """``merged_layer`` of a quantized layer ``below``."""
+    wide = plain_linear(below)
+    if layer is below:
+        return wide
+    merged = copy.deepcopy(layer, {id(below): wide}).to("cpu", torch.float32)
+    merged.__class__ = PeftLinear  # of ordinary layers; it has the same parts
+    merged.merge()
     return merged.get_base_layer()
 
 

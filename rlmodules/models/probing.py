@@ -61,14 +61,19 @@ def _float32(body: nn.Module) -> Iterator[None]:
         elif _weights(module):
             hooks.append(module.register_forward_pre_hook(widen))
             hooks.append(module.register_forward_hook(restore, always_call=True))
+    computed = _replaced(list(body.modules()), "compute_dtype".__eq__, _single, torch.dtype)
     try:
-        with torch.autocast(next(body.parameters()).device.type, enabled=False):
-            yield
+        with torch.autocast(next(body.parameters()).device.type, enabled=False), computed:
+            yield  # quantized layers have a compute_dtype
     finally:
         for hook in hooks:
             hook.remove()
         for weight, data in narrow.items():  # of a module that others reach into
             weight.data = data
+
+
+def _single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:

