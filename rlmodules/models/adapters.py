@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.transformers_weight_conversion import (
     convert_peft_adapter_state_dict_for_transformers,
 )
@@ -181,7 +181,11 @@ def adapters_change_nothing(model: Any) -> bool:
     """Whether ``model`` computes now what it computes with its adapters off: they are fresh."""
     (name,) = model.active_adapters
     for part in model.modules():
-        if isinstance(part, AuxiliaryTrainingWrapper) or name in getattr(
+        if isinstance(part, ModulesToSaveWrapper):
+            trained = part.modules_to_save
+            if name in trained and not _equal(trained[name], part.original_module):
+                return False
+        elif isinstance(part, AuxiliaryTrainingWrapper) or name in getattr(
             part, "lora_magnitude_vector", {}
         ):
             return False
@@ -190,6 +194,12 @@ def adapters_change_nothing(model: Any) -> bool:
             if name in outputs and any(bool(w.any()) for w in weights_of(outputs[name])):
                 return False
     return True
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules hold the same numbers, in the same types."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def weights_of(part: nn.Module | Tensor) -> list[Tensor]:

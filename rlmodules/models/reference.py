@@ -22,22 +22,35 @@ class Reference(nn.Module):
     """A policy as it was when it started, of which no checkpoint holds anything.
 
     With fresh adapters it is the policy itself with its adapters switched off; with trained ones a
-    frozen copy of them, on the same base; otherwise a frozen copy of the model.
+    frozen copy of them, on the same base; otherwise a copy of the model, of which what is frozen
+    anyway is the policy's own.
     """
 
     def __init__(self, policy: PolicyModel) -> None:
         super().__init__()
         self.model: PolicyModel | None = None
         self.adapter: str | None = None
+        self._shared: list[nn.Parameter] = []
         if not trains_adapters_alone(policy.base_model):
-            self.model = PolicyModel(copy.deepcopy(policy.base_model).requires_grad_(False))
+            self._shared = [p for p in policy.base_model.parameters() if not p.requires_grad]
+            kept = {id(weight): weight for weight in self._shared}
+            self.model = PolicyModel(copy.deepcopy(policy.base_model, kept).requires_grad_(False))
             self.model.packs = policy.packs
         elif not adapters_change_nothing(policy.base_model):
             self.adapter = freeze_copy(policy.base_model)
 
     @contextlib.contextmanager
     def of(self, policy: PolicyModel) -> Iterator[PolicyModel]:
-        """The reference of ``policy``, for as long as the context lasts."""
+        """The reference of ``policy``, for as long as the context lasts.
+
+        Raises:
+            ValueError: a weight is trained that was frozen when the reference was made.
+        """
+        if any(weight.requires_grad for weight in self._shared):
+            raise ValueError(
+                "a weight of the policy is trained that was frozen when the module was made, and"
+                " that its reference shares: call requires_grad_(True) before, and freeze later"
+            )
         if self.model is not None:
             yield self.model
             return
