@@ -1,17 +1,19 @@
 """Attention within the segments of one packed row, registered with transformers.
 
-A segment attends to its group's prefix and, causally, to itself. Scores exist for one segment at a
-time and are computed again in the backward pass: kept, they would be the largest thing in memory.
+A segment attends to its group's prefix and, causally, to itself. Segments of about one length are
+computed together; their scores are computed again in the backward pass: kept, they would be the
+largest thing in memory.
 Rows that are not packed go to the attention that the model had before, with the mask it had.
 
 Ours, because no kernel on a CPU takes several rests behind one prefix: a dense mask would, at more
 than twice the time, and rows of variable length (``flash_attn_varlen``) would repeat the prefix.
 
-Shapes: N tokens of the row, D head size; Q tokens that ask, K tokens that answer.
+Shapes: N tokens of the row, D head size; P pieces, of which each has Q tokens that ask and K that
+are seen.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,8 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-Segments = tuple[tuple[int, ...], ...]
-"""For each group: length of its prefix, then the length of each rest."""
+from rlmodules.models.segments import Pieces, decoded, plan
 
 
 def segment_attention(
@@ -33,7 +34,7 @@ def segment_attention(
     attention_mask: Tensor | None,
     *,
     unpacked: Callable[..., tuple[Tensor, Tensor | None]],
-    segments: Segments | None = None,
+    segments: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface.
@@ -41,7 +42,7 @@ def segment_attention(
     Args:
         query: [1, heads, N, D]; key and value may have fewer heads (grouped-query attention).
         unpacked: the attention of rows that are not packed.
-        segments: of a packed row.
+        segments: of a packed row, ``encoded``.
 
     Returns:
         ``([1, N, heads, D], None)`` of a packed row; what ``unpacked`` gives of others.
@@ -51,10 +52,9 @@ def segment_attention(
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones float32
-    shape = (segments, scaling, options.get("softcap"), options.get("sliding_window"))
-    with torch.autocast(query.device.type, enabled=False):
-        out = _SegmentAttention.apply(query[0], key[0], value[0], shape)
-    return out[None], None
+    softcap, window = options.get("softcap"), options.get("sliding_window")
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return _attend(*rows, segments, scaling, softcap, window)[None], None
 
 
 def eager_attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -70,93 +70,131 @@ def eager_attention(module: nn.Module, *args: Any, **options: Any) -> tuple[Tens
     raise NotImplementedError(f"{type(module).__name__} has no eager attention of its own")
 
 
-def _pieces(segments: Segments) -> Iterator[tuple[slice, slice, slice]]:
-    """``(asking, prefix, own)`` of each piece; an empty prefix where ``own`` holds it already.
+@torch.library.custom_op("rlmodules::segment_attention", mutates_args=())
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """[N, heads, D], [N, kv heads, D] twice -> [N, heads, D]; one operator, which a compiler takes
+    as it is."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    with torch.autocast(q.device.type, enabled=False):
+        for pieces in plan(decoded(segments), window, q.device):
+            queries, keys = _asking(q, k.shape[1], pieces), _seen(k, pieces)
+            weights, _ = _weights(queries, keys, pieces, scaling, softcap)
+            said = weights.to(v.dtype) @ _seen(v, pieces)
+            out[pieces.asking[pieces.real]] = _back(said, q.shape[1], pieces)[pieces.real]
+    return out
 
-    A prefix and the first rest after it are one causal piece.
-    """
-    offset = 0
-    for prefix, first, *rests in segments:
-        start = offset + prefix + first
-        yield slice(offset, start), slice(0, 0), slice(offset, start)
-        for rest in rests:
-            own = slice(start, start + rest)
-            if rest:
-                yield own, slice(offset, offset + prefix), own
-            start += rest
-        offset = start
 
-
-class _SegmentAttention(torch.autograd.Function):
-    """[heads, N, D], [kv heads, N, D] twice -> [N, heads, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: tuple) -> Tensor:
-        heads, count, size = q.shape
-        out = q.new_empty(count, heads, size)
-        for asking, prefix, own in _pieces(shape[0]):
-            weights, _ = _weights(_grouped(q[:, asking], k), _seen(k, prefix, own), shape)
-            said = weights.to(v.dtype).flatten(1, 2) @ _seen(v, prefix, own)
-            out[asking] = said.view(heads, -1, size).transpose(0, 1)
-        ctx.save_for_backward(q, k, v)
-        ctx.shape = shape
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        q, k, v = ctx.saved_tensors
-        _, scaling, softcap, _ = ctx.shape
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for asking, prefix, own in _pieces(ctx.shape[0]):
-            queries, keys = _grouped(q[:, asking], k), _seen(k, prefix, own)
-            weights, capped = _weights(queries, keys, ctx.shape)
-            said = _grouped(grad[asking].transpose(0, 1), k).flatten(1, 2)
-            inner = (said @ _seen(v, prefix, own).transpose(1, 2)).float().view_as(weights)
+@torch.library.custom_op("rlmodules::segment_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``q``, ``k`` and ``v``; weights are computed again."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    grad_q, grad_k, grad_v = (
+        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)
+    )
+    with torch.autocast(q.device.type, enabled=False):
+        for pieces in plan(decoded(segments), window, q.device):
+            queries, keys = _asking(q, kv_heads, pieces), _seen(k, pieces)
+            weights, capped = _weights(queries, keys, pieces, scaling, softcap)
+            said = _asking(grad, kv_heads, pieces, only_real=True)
+            inner = (said @ _seen(v, pieces).transpose(1, 2)).float()
             inner = torch._softmax_backward_data(inner, weights, -1, torch.float32)
-            if capped is not None:
+            if capped is not None and softcap is not None:
                 inner.mul_(1 - (capped / softcap).square_())
-            inner = inner.mul_(scaling).to(q.dtype).flatten(1, 2)
-            weights = weights.to(v.dtype).flatten(1, 2)
-            grad_q[:, asking] = (inner @ keys).view(len(q), -1, q.shape[2])
-            _add(grad_k, inner.transpose(1, 2) @ queries.flatten(1, 2), prefix, own)
-            _add(grad_v, weights.transpose(1, 2) @ said, prefix, own)
-        return grad_q, grad_k, grad_v, None
+            inner = inner.mul_(scaling).to(q.dtype)
+            grad_q[pieces.asking[pieces.real]] = _back(inner @ keys, heads, pieces)[pieces.real]
+            _add(grad_k, inner.transpose(1, 2) @ queries, pieces)
+            _add(grad_v, weights.to(v.dtype).transpose(1, 2) @ said, pieces)
+    return grad_q, grad_k, grad_v
 
 
-def _weights(q: Tensor, k: Tensor, shape: tuple) -> tuple[Tensor, Tensor | None]:
-    """Attention weights [kv heads, group, Q, K] in float32, and the capped scores, if any."""
-    _, scaling, softcap, window = shape
-    width, length = q.shape[2], k.shape[1]
-    scores = (q.flatten(1, 2) @ k.transpose(1, 2)).float().mul_(scaling)
-    scores = scores.view(*q.shape[:3], length)
-    capped = None
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *shape: Any) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@_attend_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *shape: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.shape = inputs[4:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    return *_attend_backward(grad, *ctx.saved_tensors, *ctx.shape), None, None, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_keep)
+
+
+def _weights(
+    queries: Tensor, keys: Tensor, pieces: Pieces, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention weights [P * kv heads, group * Q, K] in float32, and the capped scores, if any."""
+    scores = queries @ keys.transpose(1, 2)
+    count, width, length = pieces.sizes
+    shape = scores.shape
+    scores, capped = scores.view(count, -1, width, length), None
     if softcap is not None:
-        capped = scores.div_(softcap).tanh_().mul_(softcap)
-        scores = capped.clone()
-    every = torch.ones(width, length, dtype=torch.bool, device=q.device)
-    hidden = every.triu(length - width + 1)
-    if window is not None and window < length:
-        hidden |= every.tril(length - width - window)
-    return scores.masked_fill_(hidden, float("-inf")).softmax(-1), capped
+        capped = scores.float().mul_(scaling / softcap).tanh_().mul_(softcap)
+        scores, scaling = capped, 1.0
+    scores = torch.add(pieces.hidden, scores, alpha=scaling).float()  # scaled, hidden, widened
+    return scores.view(shape).softmax(-1), None if capped is None else capped.view(shape)
 
 
-def _grouped(x: Tensor, k: Tensor) -> Tensor:
-    """[heads, Q, D] as [kv heads, group, Q, D]: the query heads that share a key head together."""
-    return x.reshape(len(k), -1, *x.shape[1:])
+def _asking(x: Tensor, kv_heads: int, pieces: Pieces, *, only_real: bool = False) -> Tensor:
+    """[N, heads, D] as [P * kv heads, group * Q, D]: query heads that share a key head together.
+
+    Args:
+        only_real: 0 for padding.
+    """
+    count, width, _ = pieces.sizes
+    found = x.index_select(0, pieces.asking)
+    if only_real and len(pieces.real) < len(found):
+        padding = torch.ones(len(found), dtype=torch.bool, device=x.device)
+        padding[pieces.real] = False
+        found[padding] = 0
+    found = found.view(count, width, kv_heads, -1, x.shape[2]).permute(0, 2, 3, 1, 4)
+    return found.reshape(count * kv_heads, -1, x.shape[2])
 
 
-def _seen(x: Tensor, prefix: slice, own: slice) -> Tensor:
-    """Keys or values of a piece, [kv heads, K, D]."""
-    if prefix.start == prefix.stop:
-        return x[:, own]
-    return torch.cat([x[:, prefix], x[:, own]], dim=1)
+def _back(x: Tensor, heads: int, pieces: Pieces) -> Tensor:
+    """The reverse of ``_asking``, [P * Q, heads, D]."""
+    count, width, _ = pieces.sizes
+    return x.view(count, heads, width, -1).transpose(1, 2).flatten(0, 1)
 
 
-def _add(total: Tensor, part: Tensor, prefix: slice, own: slice) -> None:
-    """The reverse of ``_seen``."""
-    width = prefix.stop - prefix.start
-    total[:, prefix] += part[:, :width]
-    total[:, own] += part[:, width:]
+def _seen(x: Tensor, pieces: Pieces) -> Tensor:
+    """Keys or values [N, kv heads, D] of the pieces, [P * kv heads, K, D]."""
+    count, _, length = pieces.sizes
+    found = x.index_select(0, pieces.seen).view(count, length, *x.shape[1:])
+    return found.transpose(1, 2).flatten(0, 1)
+
+
+def _add(total: Tensor, part: Tensor, pieces: Pieces) -> None:
+    """The reverse of ``_seen``; what several rests say of their prefix adds up."""
+    count, _, length = pieces.sizes
+    part = part.view(count, -1, length, part.shape[2]).transpose(1, 2)
+    total.index_add_(0, pieces.seen, part.reshape(-1, *total.shape[1:]))
 
 
 # cuDNN's attention makes a plan for each new shape, which takes longer than what it plans (0.1 s on

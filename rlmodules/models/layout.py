@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlmodules.models.attention import Segments
 from rlmodules.models.modes import evaluating
+from rlmodules.models.segments import Segments, encoded
 
 Groups = Sequence[Sequence[Tensor]]
 
@@ -130,7 +130,7 @@ def flat_hidden(body: nn.Module, layout: Layout) -> Tensor:
         inputs |= {
             "position_ids": layout.position_ids,
             "attention_mask": nothing,
-            "segments": layout.segments,
+            "segments": encoded(layout.segments),
         }
     elif layout.attention_mask is not None:
         inputs["attention_mask"] = layout.attention_mask
