@@ -212,7 +212,11 @@ class PPO(OnlineModule):
     def _loss(self, batch: Minibatch) -> Loss:
         c, tokens = self.config, batch.tokens
         scores = self.policy.score(
-            tokens, temperature=c.temperature, with_entropy=True, with_values=True
+            tokens,
+            temperature=c.temperature,
+            with_entropy=True,
+            entropy_grad=c.entropy_coef > 0,
+            with_values=True,
         )
         assert scores.entropy is not None and scores.values is not None
         return ppo_loss(

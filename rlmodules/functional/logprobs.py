@@ -2,10 +2,10 @@
 
 A language model's largest tensor is its [tokens, vocabulary] logits. Here they exist in float32
 only for one chunk of rows at a time, in the forward pass and in the backward pass, and never for
-positions that nobody asked about. Without an entropy, the backward pass needs nothing of them but
-the probabilities: those are kept in the weights' own type while they are few, and then it is two
-matrix products. Otherwise a single chunk keeps its logits (its size is bounded anyway), and several
-are computed again.
+positions that nobody asked about. The backward pass needs nothing of them but the probabilities:
+those are kept in the weights' own type while they are few, and then it is two matrix products, and
+for an entropy that is trained on a pass more. Otherwise a single chunk keeps its logits (its size
+is bounded anyway), and several are computed again.
 
 Shapes: N chosen positions, H hidden size, V vocabulary.
 """
@@ -57,6 +57,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = True,
+    entropy_grad: bool = True,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of ``tokens_N`` and entropy of ``softmax(logits / temperature)``, in nats.
@@ -64,6 +65,7 @@ def token_logprobs(
     Args:
         hidden_NH: hidden state that predicts each token, contiguous (a 3-D slice is slow on CPUs).
         with_entropy: False saves a pass over the logits and returns None for the entropy.
+        entropy_grad: whether the entropy is trained on; False saves a pass in the backward pass.
         chunk_bytes: size of a chunk of float32 logits; default: ``CHUNK_BYTES``.
 
     Returns:
@@ -76,23 +78,18 @@ def token_logprobs(
         hidden_NH, weight = hidden_NH.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     kept_bytes = len(tokens_N) * weight.shape[0] * weight.element_size()
-    keep = not with_entropy and projection.softcap is None and kept_bytes <= _of(KEPT_BYTES, device)
+    keep = projection.softcap is None and kept_bytes <= _of(KEPT_BYTES, device)
+    wanted = (with_entropy, with_entropy and entropy_grad)
     chunk_bytes = chunk_bytes or _of(CACHED_CHUNK_BYTES if keep else CHUNK_BYTES, device)
     rows = max(1, chunk_bytes // (4 * weight.shape[0]))
     with torch.autocast(device, enabled=False):
+        inputs = (hidden_NH.to(weight.dtype), weight, bias, tokens_N)
         if keep:
             slope = projection.scale / temperature
-            hidden_NH = hidden_NH.to(weight.dtype)
-            return _KeptLogprobs.apply(hidden_NH, weight, bias, tokens_N, slope, rows), None
-        logprobs, entropy = _TokenLogprobs.apply(
-            hidden_NH.to(weight.dtype),
-            weight,
-            bias,
-            tokens_N,
-            (projection.scale, projection.softcap, temperature),
-            with_entropy,
-            rows,
-        )
+            logprobs, entropy = _KeptLogprobs.apply(*inputs, slope, wanted, rows)
+        else:
+            shape = (projection.scale, projection.softcap, temperature)
+            logprobs, entropy = _TokenLogprobs.apply(*inputs, shape, wanted, rows)
     return logprobs, entropy if with_entropy else None
 
 
@@ -120,7 +117,8 @@ def _softmax_parts(
 
 
 class _KeptLogprobs(torch.autograd.Function):
-    """Log-probabilities alone. ``e = p - onehot(y)`` is kept, for ``d logp(y) / d logits = -e``."""
+    """Keeps p, for ``d logits = onehot(y) g - p (g + g_H (log p + H))`` with the gradients g
+    of the log-probability and g_H of the entropy H; without the latter, ``p - onehot(y)``."""
 
     @staticmethod
     def forward(
@@ -130,11 +128,14 @@ class _KeptLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         tokens: Tensor,
         slope: float,
+        wanted: tuple[bool, bool],
         rows: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        with_entropy, entropy_grad = wanted
         logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
+        entropy = torch.zeros_like(logprobs)
         needed = any(ctx.needs_input_grad)
-        errors = weight.new_empty(len(tokens), weight.shape[0]) if needed else None
+        kept = weight.new_empty(len(tokens), weight.shape[0]) if needed else None
         for start in range(0, len(tokens), rows):
             chunk = slice(start, start + rows)
             chosen = tokens[chunk, None]
@@ -143,26 +144,54 @@ class _KeptLogprobs(torch.autograd.Function):
                 shifted.mul_(slope)
             shifted.sub_(shifted.amax(-1, keepdim=True))
             picked = shifted.gather(1, chosen).squeeze(1)
-            exps = shifted.exp_()
+            exps = shifted.exp() if with_entropy else shifted.exp_()
             total = exps.sum(-1, keepdim=True)
-            logprobs[chunk] = picked - total.log().squeeze(1)
-            if errors is not None:
-                exps.div_(total).scatter_add_(1, chosen, -torch.ones_like(total))
-                errors[chunk] = exps
-        ctx.save_for_backward(hidden, weight, errors)
-        ctx.slope = slope
-        return logprobs
+            log_total = total.squeeze(1).log()
+            logprobs[chunk] = picked - log_total
+            if with_entropy:
+                entropy[chunk] = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
+            if kept is not None:
+                exps.div_(total)
+                if not entropy_grad:
+                    exps.scatter_add_(1, chosen, -torch.ones_like(total))
+                kept[chunk] = exps
+        ctx.save_for_backward(hidden, weight, kept, *((tokens, entropy) if entropy_grad else ()))
+        ctx.slope, ctx.rows = slope, rows
+        if not entropy_grad:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        hidden, weight, errors = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple:
+        hidden, weight, kept = ctx.saved_tensors[:3]
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         gain = (-ctx.slope * grad)[:, None]
+        errors = kept
+        if ctx.saved_tensors[3:]:
+            tokens, entropy = ctx.saved_tensors[3:]
+            errors = _errors(kept, grad, grad_entropy, tokens, entropy, ctx.rows)
+            gain = torch.full_like(gain, -ctx.slope)
         # The gain scales rows, so it goes on the small side of each product.
         grad_hidden = ((errors @ weight) * gain).to(hidden.dtype) if need_hidden else None
         grad_weight = errors.T @ (hidden * gain).to(weight.dtype) if need_weight else None
         grad_bias = errors.T @ gain.squeeze(1).to(weight.dtype) if need_bias else None
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _errors(
+    kept: Tensor, grad: Tensor, grad_entropy: Tensor, tokens: Tensor, entropy: Tensor, rows: int
+) -> Tensor:
+    """``p (g + g_H (log p + H)) - onehot(y) g`` of the probabilities p [N, V] that were kept."""
+    errors = torch.empty_like(kept)
+    tiny = torch.finfo(torch.float32).tiny
+    for start in range(0, len(tokens), rows):
+        chunk = slice(start, start + rows)
+        p = kept[chunk].float()
+        gain, factor = grad[chunk, None], grad_entropy[chunk, None]
+        offset = torch.addcmul(gain, factor, entropy[chunk, None])
+        error = torch.addcmul(offset, p.clamp(min=tiny).log_(), factor).mul_(p)
+        errors[chunk] = error.scatter_add_(1, tokens[chunk, None], -gain)
+    return errors
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -176,9 +205,10 @@ class _TokenLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         tokens: Tensor,
         shape: tuple,
-        with_entropy: bool,
+        wanted: tuple[bool, bool],
         rows: int,
     ) -> tuple[Tensor, Tensor]:
+        with_entropy, entropy_grad = wanted
         logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         entropy = torch.zeros_like(logprobs)
         parts = None
@@ -193,7 +223,9 @@ class _TokenLogprobs(torch.autograd.Function):
         one_chunk = len(tokens) <= rows and any(ctx.needs_input_grad)
         kept = parts if one_chunk and parts is not None else ()
         ctx.save_for_backward(hidden, weight, bias, tokens, entropy, *kept)
-        ctx.shape, ctx.rows, ctx.with_entropy = shape, rows, with_entropy
+        ctx.shape, ctx.rows, ctx.entropy_grad = shape, rows, entropy_grad
+        if not entropy_grad:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
@@ -211,7 +243,7 @@ class _TokenLogprobs(torch.autograd.Function):
             parts = kept or _softmax_parts(hidden[chunk], weight, bias, ctx.shape)
             shifted, exps, top, total = parts
             gain = grad_logprobs[chunk, None]
-            if ctx.with_entropy:
+            if ctx.entropy_grad:
                 # -p (gain + grad_H (log p + H)), as exps * (offset + factor * shifted)
                 factor = -grad_entropy[chunk, None] / total
                 offset = factor * (entropy[chunk, None] - total.log()) - gain / total

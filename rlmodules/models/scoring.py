@@ -118,6 +118,7 @@ class PolicyModel(nn.Module):
         *,
         temperature: float = 1.0,
         with_entropy: bool = False,
+        entropy_grad: bool = True,
         with_values: bool = False,
         with_logits: bool = False,
     ) -> TokenScores:
@@ -126,6 +127,9 @@ class PolicyModel(nn.Module):
         Only hidden states that predict such a token reach the vocabulary, and where rows are packed
         equal predictions (of the same token after the same text) are made once. What follows a
         sequence's last token of interest is not computed.
+
+        Args:
+            entropy_grad: whether the entropy is to be differentiable.
         """
         layout, before = self._lay_out(tokens, whole=with_logits)
         states = flat_hidden(self._body, layout)
@@ -139,6 +143,7 @@ class PolicyModel(nn.Module):
             targets,
             temperature=temperature,
             with_entropy=with_entropy,
+            entropy_grad=entropy_grad,
         )
         return TokenScores(
             logprobs=logprobs[which],

@@ -252,24 +252,40 @@ def test_what_is_kept_for_the_backward_pass_has_the_type_of_the_weights_and_a_li
         assert largest.logits_bytes == (2 * n * V if kept else 24 * ROW)
 
 
+@pytest.mark.parametrize("entropy", ["none", "watched", "trained"])
 @pytest.mark.parametrize("kept", [0, 2**30])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_kept_probabilities_give_the_gradients_of_autograd(kept, temperature, monkeypatch):
+def test_kept_probabilities_give_the_gradients_of_autograd(kept, temperature, entropy, monkeypatch):
     monkeypatch.setattr(logprobs_module, "KEPT_BYTES", {"cpu": kept, "cuda": 0})
     hidden, weight, bias, tokens = random_inputs(50)
     leaves = [x.double().requires_grad_() for x in (hidden, weight, bias)]
-    gain = torch.linspace(-2, 3, 50)
-    logits = torch.nn.functional.linear(*leaves) / temperature
-    expected = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-    wanted = torch.autograd.grad((expected * gain).sum(), leaves)
+    gain, bonus = torch.linspace(-2, 3, 50), torch.linspace(1, -2, 50)
+    distribution = Categorical(logits=torch.nn.functional.linear(*leaves) / temperature)
+    expected, spread = distribution.log_prob(tokens), distribution.entropy()
+    wanted = (expected * gain).sum() + (spread * bonus).sum() * (entropy == "trained")
+    wanted = torch.autograd.grad(wanted, leaves)
     found = [x.detach().float().requires_grad_() for x in leaves]
-    options = {"temperature": temperature, "with_entropy": False, "chunk_bytes": 7 * ROW}
-    logprobs, entropy = ours(*found, tokens, **options)
-    (logprobs * gain).sum().backward()
-    assert entropy is None
-    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
+    asked = {"with_entropy": entropy != "none", "entropy_grad": entropy == "trained"}
+    logprobs, got = ours(*found, tokens, temperature=temperature, chunk_bytes=7 * ROW, **asked)
+    loss = (logprobs * gain).sum()
+    (loss + (got * bonus).sum() if entropy == "trained" else loss).backward()
+    assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
+    if entropy == "none":
+        assert got is None
+    else:
+        assert_close(got.double(), spread, rtol=1e-5, atol=1e-5)
+        assert got.requires_grad == (entropy == "trained")
     for leaf, grad in zip(found, wanted, strict=True):
-        torch.testing.assert_close(leaf.grad.double(), grad, rtol=1e-4, atol=1e-4)
+        assert_close(leaf.grad.double(), grad, rtol=1e-4, atol=1e-4)
+
+
+def test_an_impossible_token_costs_the_kept_entropy_no_number():
+    """p = 0 to the last bit: p log p is 0, not 0 times minus infinity."""
+    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[0.0], [300.0], [300.0]])
+    logprobs, entropy = ours(hidden, weight, None, torch.tensor([1]))
+    (logprobs + entropy).sum().backward()
+    assert_close(entropy, torch.tensor([math.log(2)]), **EXACT)
+    assert torch.isfinite(hidden.grad).all()
 
 
 # --- options and edges ---
