@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlmodules.resuming.table import BEFORE, KNOWN, Effect, effect_of
+from rlmodules.resuming.table import BEFORE, KNOWN, NEVER, Effect, effect_of
 
 Settings = dict[str, Any]
 """Plain values by option: ``{"algo.learning_rate": 1e-5, "seed": 0}``."""
@@ -145,11 +145,16 @@ def refused(
 def refusal(path: Any, changes: Collection[Change]) -> str:
     """Why a run does not go on from ``path`` with ``changes``, and what to do."""
     lines = "".join(f"\n  {change}" for change in changes)
-    names = ",".join(change.option for change in changes)
+    names = [change.option for change in changes]
+    fixed = [name for name in names if name in NEVER]
+    remedy = (
+        f" ({fixed[0]} is part of the checkpoint), or start a new run from its exported model"
+        if fixed
+        else f", or with the new ones all the same: resume.allow=[{','.join(names)}]"
+    )
     return (
         f"the checkpoint {path} is of a run with other settings, so that the result would be of"
-        f" neither:{lines}\nGo on with the old values, or with the new ones all the same:"
-        f" resume.allow=[{names}]"
+        f" neither:{lines}\nGo on with the old values{remedy}"
     )
 
 

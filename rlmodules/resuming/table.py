@@ -107,6 +107,8 @@ BEFORE: dict[str, Any] = {
     "algo.optimizer.adjust_lr_fn": "match_rms_adamw",
 }
 """What runs did that are older than an option."""
+NEVER = ("algo.optimizer.name",)
+"""What not even ``resume.allow`` changes: a checkpoint holds the state of the one it names."""
 OF_ALGORITHM = {("GRPO", "algo.num_epochs"): O}  # passes over an iteration's episodes
 
 

@@ -56,6 +56,7 @@ SYNONYMS = {
     "num_ppo_epochs": ("ppo_epochs",),
     "num_train_epochs": ("num_epochs", "num_iterations"),
     "optim": ("algo.optimizer.name",),
+    "optimizer": ("algo.optimizer.name",),
     "per_device_eval_batch_size": ("data.eval_batch_size",),
     "per_device_train_batch_size": ("batch_size",),
     "pretrained": ("name",),
@@ -120,6 +121,9 @@ def explain(error: Exception, trainer: Callable[[], Collection[str]]) -> str:
             f" (+{path}=... adds it)" if group in ADDED or _takes_any(parent, group) else ""
         )
     override = message.removeprefix("Error merging override ")
+    if "is not a subclass of" in str(cause):
+        option = override.partition("=")[0]
+        return f"{override}: {option} holds several options, as {option}.NAME=... sets one"
     return f"{override}: {str(cause).splitlines()[0]}"
 
 
@@ -133,10 +137,12 @@ def unknown(path: str, siblings: Collection[Any], whole: DictConfig | None = Non
     """
     group, _, name = path.rpartition(".")
     known = [str(key) for key in siblings if not str(key).startswith("_")]
-    elsewhere = {} if whole is None else {p.rpartition(".")[2]: p for p in _leaves(whole)}
+    leaves = [] if whole is None else list(_leaves(whole))
+    elsewhere = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
     near = None
     for wanted in (*SYNONYMS.get(name, ()), name):
-        leaf = elsewhere.get(wanted.rpartition(".")[2], path)
+        exact = wanted in leaves  # several options may end alike: ``name``
+        leaf = wanted if exact else elsewhere.get(wanted.rpartition(".")[2], path)
         near = near or (wanted if wanted in known else leaf if leaf != path else None)
     return f"no `{name}` in {group or 'the config'}{_hint(near or nearest(name, known), known)}"
 

@@ -6,6 +6,8 @@ from helpers import assert_same
 from resume_helpers import MODULES, SaveAt, fit, settings
 
 from rlmodules import ModelConfig, OptimizerConfig
+from rlmodules.resuming.changes import Change, refusal
+from rlmodules.resuming.table import Effect
 
 ALGORITHMS = ("ppo", "grpo", "dpo", "reward")
 HALF = "bfloat16"
@@ -65,11 +67,19 @@ def test_the_state_of_another_optimizer_is_refused_whatever_is_allowed(tmp_path)
     train("dpo", tmp_path / "first", "muon", epochs=1)
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     for allow in ((), ("algo.optimizer",)):
-        with pytest.raises(ValueError, match=r"algo\.optimizer\.name"):
+        with pytest.raises(ValueError, match=r"holds the state of algo\.optimizer\.name=muon"):
             train("dpo", tmp_path / "second", "adamw_offload", ckpt_path=last, allow=allow)
     with pytest.raises(ValueError, match=r"holds the state of algo\.optimizer\.name=muon"):
         c = settings("dpo")
         fit("dpo", tmp_path / "third", c, 2, ckpt_path=last, allow=("algo.optimizer",))
+
+
+def test_what_cannot_be_allowed_is_not_offered():
+    optimizer = Change("algo.optimizer.name", "muon", "adamw", Effect.REFUSED)
+    dtype = Change("model.dtype", "float32", "auto", Effect.REFUSED)
+    assert refusal("x.ckpt", [dtype]).endswith("resume.allow=[model.dtype]")
+    both = refusal("x.ckpt", [dtype, optimizer])
+    assert "algo.optimizer.name is part of the checkpoint" in both and "allow" not in both
 
 
 def test_a_checkpoint_from_before_there_was_a_choice_goes_on(tmp_path, capsys):
