@@ -46,6 +46,8 @@ class ModelConfig:
     starts, either way."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_offload: bool = False
+    """Keep activations in the processor's memory until the backward pass, where there is a GPU."""
     trust_remote_code: bool = False
     """Run code that the hub repository carries."""
     revision: str | None = None

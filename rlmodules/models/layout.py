@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmodules.models.modes import evaluating
+from rlmodules.models.offload import offloading
 from rlmodules.models.segments import Segments, encoded
 
 Groups = Sequence[Sequence[Tensor]]
@@ -134,7 +135,8 @@ def flat_hidden(body: nn.Module, layout: Layout) -> Tensor:
         }
     elif layout.attention_mask is not None:
         inputs["attention_mask"] = layout.attention_mask
-    return body(**inputs)[0].flatten(0, 1)
+    with offloading(body):
+        return body(**inputs)[0].flatten(0, 1)
 
 
 def is_causal(body: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlmodules.models import offload
 from rlmodules.models.adapters import add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, load_whole
 from rlmodules.models.config import DTYPES, ModelConfig
@@ -31,6 +32,7 @@ from rlmodules.models.quantized import (
     held_as,
     in_memory_options,
     loading_options,
+    require_held,
     require_quantizing,
     require_wide,
 )
@@ -110,6 +112,7 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
             " adapters on them (model.lora.r=16)"
         )
     require_quantizing(config.quantization)
+    offload.require_gpu(config.activation_offload)
     model: Any = _base(config, saved, auto, frozen=frozen)
     if auto is AutoModel:
         model = language_model(model)
@@ -118,9 +121,7 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # a head of BERT's that nothing here reads
     disable_dropout(model)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+    _save_activations(model, config)
     if saved is not None:
         if goes_on:
             require_wide(model, saved.config.modules_to_save or ())
@@ -132,6 +133,14 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
     if saved is None:
         model.active_peft_config.revision = public_name(config.name, config.revision)[1]
     return model
+
+
+def _save_activations(model: Any, config: ModelConfig) -> None:
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if config.activation_offload:
+        offload.offload_activations(model)
 
 
 def _base(config: ModelConfig, saved: SavedAdapter | None, auto: Any, *, frozen: bool) -> nn.Module:
@@ -201,11 +210,7 @@ def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
             f" The loader said: {error}"
         ) from error
     compute_dequantized(model, dtype)
-    if held_as(model) != config.quantization:
-        raise ValueError(
-            f"model.quantization={config.quantization}: {type(model).__name__} has no linear layers"
-            " that bitsandbytes could hold: leave it out"
-        )
+    require_held(model, config.quantization)
     model.name_or_path = public_name(config.name)[0]  # adapters write it down as their base
     return model
 
@@ -234,6 +239,7 @@ def prepare_given(model: nn.Module, config: ModelConfig, task: str = "CAUSAL_LM"
             numbers.
     """
     check_finite(model)
+    offload.require_gpu(config.activation_offload)
     held = held_as(model)
     if config.quantization not in ("none", held):
         raise ValueError(
@@ -249,6 +255,7 @@ def prepare_given(model: nn.Module, config: ModelConfig, task: str = "CAUSAL_LM"
                 "model.adapter=merge, but the given model is no PeftModel: leave it out"
             )
         model = merge_adapters(model)
+    _save_activations(model, config)
     if config.lora.r:
         model = add_lora(model, config.lora, task)
     require_trainable(model, has_head=task != "CAUSAL_LM")

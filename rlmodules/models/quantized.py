@@ -8,6 +8,8 @@ gradient is asked for, for a product that has none.
 """
 
 import copy
+import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -150,6 +152,36 @@ def quantized_layers(model: nn.Module) -> dict[str, Any]:
         for name, part in model.named_modules()
         if isinstance(part, nn.Linear) and quantization_of_layer(part) != "none"
     }
+
+
+def require_held(model: Any, quantization: str) -> None:
+    """Warns of large parts that stay wide, such as the fused experts of a layer.
+
+    Raises:
+        ValueError: ``model`` is not held like that, having no linear layers.
+    """
+    if held_as(model) != quantization:
+        raise ValueError(
+            f"model.quantization={quantization}: {type(model).__name__} has no linear layers that"
+            " bitsandbytes could hold: leave it out"
+        )
+    if quantization == "none":
+        return
+    held = sum(part.in_features * part.out_features for part in quantized_layers(model).values())
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    outer = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    wide = {
+        name: weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and id(weight) not in outer
+    }
+    if (left := sum(wide.values())) > (held + left) / 10:
+        largest = re.sub(r"(?<=\.)\d+(?=\.)", "*", max(wide, key=lambda name: wide[name]))
+        warnings.warn(
+            f"model.quantization={quantization} leaves {left:,} of {held + left:,} numbers as they"
+            f" are, {largest} the largest: bitsandbytes holds linear layers alone",
+            stacklevel=2,
+        )
 
 
 def require_wide(model: nn.Module, names: Collection[str]) -> None:

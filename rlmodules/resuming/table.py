@@ -43,7 +43,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             num_generations""",
     },
     "model": {
-        N: "gradient_checkpointing",
+        N: "gradient_checkpointing activation_offload",
         R: """name adapter dtype quantization attn_implementation trust_remote_code revision
             lora.r lora.alpha lora.dropout lora.target_modules""",
     },

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from adapter_helpers import IDS, adapter_folder, says, stir
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -14,6 +15,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from rlmodules.models import (
@@ -250,6 +253,37 @@ def test_a_given_model_is_taken_as_it_is(folders):
     merge = ModelConfig(TINY, adapter="merge")
     with pytest.raises(ValueError, match=r"held in 8bit, and the sum would be rounded"):
         prepare_given(model, merge)
+
+
+def test_experts_stay_wide_and_are_named(tmp_path):
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    MixtralForCausalLM(MixtralConfig(**size, **heads)).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"4bit leaves .* model\.layers\.\*\.mlp\.experts\."):
+        load("4bit", tmp_path)
+
+
+def test_a_checkpoint_in_8_bit_floats_is_dequantized_and_not_quantized_anew(tmp_path):
+    model = tiny_model()[0]
+    model.save_pretrained(tmp_path)
+    state, expected = {}, {}
+    for name, weight in model.state_dict().items():
+        state[name] = expected[name] = weight
+        if "proj" in name:
+            scale = weight.abs().max() / 448
+            state[name] = (weight / scale).to(torch.float8_e4m3fn)
+            state[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            expected[name] = state[name].float() * scale
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "config.json"
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": said}))
+    loaded = load("none", tmp_path, r=0).state_dict()
+    for name, weight in expected.items():
+        assert torch.equal(loaded[name], weight)
+    with pytest.raises(ValueError, match="quantized as fp8: give the model"):
+        load("4bit", tmp_path)
 
 
 def test_an_adapter_that_trains_whole_layers_is_refused(tmp_path):
