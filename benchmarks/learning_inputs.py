@@ -22,6 +22,8 @@ HELD_OUT = 200
 """Problems: as in `env=math`."""
 ANSWERS = 16
 """Sampled to each problem, for pairs."""
+WEIGHTS = "{correctness: 1.0, formatting: 0.0}"
+"""Were form paid for, pairs would be numbers against texts that are none: four steps teach that."""
 EVALUATED_AT_ONCE = 4
 """Held-out pairs come in whole batches of this size: TRL's accuracy is a mean over batches."""
 
@@ -66,16 +68,18 @@ def in_passes(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 def collect(model: Path, cache: Path) -> list[Row]:
     """The pairs of `task=collect_preferences`, of answers to all problems; sampled once a model."""
-    known = hashlib.sha256(str(model).encode() + (model / "config.json").read_bytes())
-    path = cache / f"learning-pairs-{known.hexdigest()[:8]}-{ANSWERS}.jsonl"
+    made_by = f"{model} {DIFFICULTY} {ANSWERS} {WEIGHTS}".encode()
+    known = hashlib.sha256(made_by + (model / "config.json").read_bytes())
+    path = cache / f"learning-pairs-{known.hexdigest()[:8]}.jsonl"
     done = path.with_suffix(".done")
     if not done.is_file():
         command = [sys.executable, str(ROOT / "train.py"), "task=collect_preferences", "algo=grpo"]
         command += [f"model.name={model}", "env=math", "env.num_held_out=0", "seed=0"]
-        command += [f"env.difficulty={DIFFICULTY}", f"task.num_generations={ANSWERS}"]
+        command += [f"env.difficulty={DIFFICULTY}", f"env.reward_weights={WEIGHTS}"]
+        command += [f"task.num_generations={ANSWERS}", "task.max_pairs=2"]
         command += [f"out={path}", "logger=none", f"hydra.run.dir={cache / 'collect'}"]
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT)
-        done.touch()
+        done.touch()  # until then it is gone on with
     lines = path.read_text(encoding="utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     return [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in read]
