@@ -205,9 +205,11 @@ class GRPO(OnlineModule):
             ref_logprobs_BA=batch.ref_logprobs,
             beta=c.beta,
         )
-        metrics["loss"] = loss.detach()
-        if any(map(len, tokens.positions)):  # of episodes that all failed there is nothing to say
-            self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        self.train_metrics.add_minibatch(
+            {f"train/{name}": x for name, x in (metrics | {"loss": loss.detach()}).items()},
+            divisor=batch.num_actions,
+            actions=sum(map(len, tokens.positions)),
+        )
         return loss
 
     def end_epoch(self) -> None:

@@ -33,6 +33,20 @@ class Means:
             kept = value.detach().reshape(()) if isinstance(value, Tensor) else float(value)
             self._unread.append((name, kept, weight))
 
+    def add_minibatch(
+        self, values: Mapping[str, float | Tensor], *, divisor: float, actions: float
+    ) -> None:
+        """Add a minibatch, so that each mean is one over all actions, however they lie in
+        minibatches and processes.
+
+        Args:
+            values: what ends in ``loss`` is a sum divided by ``divisor``, the rest means over the
+                ``actions`` of the minibatch; where there are none, they say nothing.
+        """
+        for name, value in values.items():
+            if weight := float(divisor if name.endswith("loss") else actions):
+                self.add({name: value}, weight)
+
     def merge(self, state: dict[str, dict[str, float]]) -> None:
         """Add the observations behind the ``state_dict`` of another."""
         for mine, others in ((self.sums, state["sums"]), (self.counts, state["counts"])):

@@ -198,9 +198,11 @@ class PPO(OnlineModule):
         else:
             loss, metrics = self._loss(batch)
             self._window_kl.add({"kl": metrics["approx_kl"]}, weight=num_actions)
-        metrics["loss"] = loss.detach()
-        if num_actions:  # of episodes that all failed there is nothing to say
-            self.train_metrics.add({f"train/{name}": value for name, value in metrics.items()})
+        self.train_metrics.add_minibatch(
+            {f"train/{name}": x for name, x in (metrics | {"loss": loss.detach()}).items()},
+            divisor=batch.num_actions,
+            actions=num_actions,
+        )
         return loss
 
     def _no_step(self) -> Tensor | None:
