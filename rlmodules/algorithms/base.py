@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,6 +22,7 @@ from datamodules.processes import gather
 from rlmodules.algorithms.gradients import clip_gradients
 from rlmodules.algorithms.means import Means
 from rlmodules.algorithms.optimizing import configure, require_same_optimizer
+from rlmodules.algorithms.shareable import Shareable
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.position import (
     Resuming,
@@ -39,7 +39,7 @@ from rlmodules.trackers.rows import go_on, write_row
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
 
 
-class AlgorithmModule(L.LightningModule):
+class AlgorithmModule(Shareable):
     """Saves only what was trained, refuses non-finite gradients, and averages metrics exactly.
 
     Attributes:
@@ -111,6 +111,7 @@ class AlgorithmModule(L.LightningModule):
         self._ended = self.current_epoch
 
     def on_validation_end(self) -> None:
+        super().on_validation_end()
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._evaluated = self.trainer.global_step
 

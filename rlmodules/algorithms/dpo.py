@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.pair_policy import (
@@ -128,10 +129,17 @@ class DPO(PairPolicy):
 
     # ------------------------------------------------- the reference, beforehand
 
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+        if self.table is not None and self.reference is not None:
+            with self.reference.of(self.policy) as reference:
+                self.table.note(reference.base_model)
+        super().shard(mesh, dtype)
+
     def on_fit_start(self) -> None:
         self._fill_table()
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._fill_table()
 
     @torch.no_grad()
@@ -144,7 +152,7 @@ class DPO(PairPolicy):
             with self.inference():
                 return self._computed_sums(batch)
 
-        with self.reference.of(self.policy) as reference:
+        with self.whole(), self.reference.of(self.policy) as reference:
             self.table.fill(self.trainer, reference.base_model, compute, self.config.batch_size)
 
     # ------------------------------------------------------------ after a while

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -36,6 +37,8 @@ def clip_gradients(
     if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
         scaler.unscale_(optimizer)
     total = nn.utils.get_total_norm([p.grad for p in parameters])
+    if isinstance(total, DTensor):  # of shares of a gradient
+        total = total.full_tensor()
     norm = total.item()  # once: the processor waits for the device here
     if not math.isfinite(norm):
         if scaler is not None:

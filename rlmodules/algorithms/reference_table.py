@@ -20,6 +20,7 @@ class ReferenceTable:
     def __init__(self) -> None:
         self.tables: dict[str, Tensor] = {}
         self._of: dict[str, ExampleDataset] = {}
+        self._weights = ""
 
     def rows(self, batch: PreferenceBatch) -> Tensor:
         """[B, 2] of a batch."""
@@ -31,6 +32,10 @@ class ReferenceTable:
         return {
             name: s for name, s in sets.items() if s is not None and s is not self._of.get(name)
         }
+
+    def note(self, model: nn.Module) -> None:
+        """Remember the reference by its digest, while its weights are all here."""
+        self._weights = self._weights or model_digest(model)
 
     def fill(
         self,
@@ -48,10 +53,10 @@ class ReferenceTable:
         missing = self.missing(trainer.datamodule)
         if not missing:
             return
-        weights = model_digest(model)
+        self.note(model)
         precision = str(trainer.precision)
         for name, dataset in missing.items():
-            key, self._of[name] = digest(weights, precision, dataset.digest()), dataset
+            key, self._of[name] = digest(self._weights, precision, dataset.digest()), dataset
             found = load_cached("reference", key)
             everywhere = trainer.strategy.reduce_boolean_decision(found is not None, all=True)
             if found is not None and everywhere:

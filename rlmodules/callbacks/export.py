@@ -36,8 +36,10 @@ class ExportModel(Callback):
         pl_module.require_export(**self.options)  # before the work, not after it
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)
+        report = next((c for c in trainer.callbacks if isinstance(c, Report)), None)
+        with pl_module.to_be_written():
+            if not trainer.is_global_zero:
+                return
             with replacing(self.dirpath, swap) as partial:
                 partial.mkdir()
                 pl_module.export(partial, **self.options)

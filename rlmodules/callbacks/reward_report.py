@@ -32,10 +32,17 @@ class RewardReport(PreferenceReport):
         "calibration.png": "margins, and accuracy against confidence",
     }
 
+    _judgement: dict[str, torch.Tensor] | None = None
+
     def labels(self) -> dict[str, str]:
         errors = sorted(key for key in self.after if key.startswith("val/mse_"))
         own = {key: f"squared error of {key.removeprefix('val/mse_')}" for key in errors}
         return self.held_out | own
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._judgement = None
+        with pl_module.whole():
+            super().on_train_end(trainer, pl_module)
 
     def details(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         told = super().details(trainer, pl_module)
@@ -43,7 +50,9 @@ class RewardReport(PreferenceReport):
         self.examination = {}
         if dataset is None:
             return told
-        judgement = pl_module.judge([dataset[i] for i in range(len(dataset))])
+        if self._judgement is None:  # once: the report may be written again
+            self._judgement = pl_module.judge([dataset[i] for i in range(len(dataset))])
+        judgement = self._judgement
         if "targets" in judgement:
             self.examination = self._objectives(pl_module.config.objectives, judgement)
         else:

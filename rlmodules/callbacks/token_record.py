@@ -67,8 +67,13 @@ class TokenRecord(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the updates have changed."""
         experience = getattr(trainer.train_dataloader, "experience", None)
-        if not (self.kept and experience is not None and is_whole_epoch(trainer)):
+        if experience is None or not is_whole_epoch(trainer):
             return
+        with pl_module.whole():  # of which all processes take part, though one computes
+            if self.kept:
+                self._compare(pl_module, experience)
+
+    def _compare(self, pl_module: L.LightningModule, experience: Experience) -> None:
         rows = [row for row in self.kept["rows"] if len(experience.positions[row])]
         scores = rescored(pl_module, experience, rows) if rows else []
         for row, (logprobs, entropy) in zip(rows, scores, strict=True):

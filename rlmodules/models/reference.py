@@ -39,6 +39,10 @@ class Reference(nn.Module):
         elif not adapters_change_nothing(policy.base_model):
             self.adapter = freeze_copy(policy.base_model)
 
+    def share_nothing(self) -> None:
+        """Let go of what was the policy's own: each has shares of its own now."""
+        self._shared = []
+
     @contextlib.contextmanager
     def of(self, policy: PolicyModel) -> Iterator[PolicyModel]:
         """The reference of ``policy``, for as long as the context lasts.
@@ -69,6 +73,7 @@ class SameReference(nn.Module):
 
     def __init__(self, reference: Reference, owner: PolicyModel) -> None:
         super().__init__()
+        self.held = (reference, owner)  # in a tuple: no part of this module
         self._of: Callable[[], AbstractContextManager[PolicyModel]] = partial(reference.of, owner)
 
     def of(self, policy: PolicyModel) -> AbstractContextManager[PolicyModel]:

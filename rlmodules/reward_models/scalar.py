@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.positions import Positions, positions_of
@@ -34,6 +35,7 @@ from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
 from rlmodules.models.quantized import held_as
 from rlmodules.models.quirks import even_out, require_gradients
 from rlmodules.models.saved_adapters import saved_adapter
+from rlmodules.models.sharding import shard_body, shard_head
 from rlmodules.models.vocabulary import check_ids, match_tokenizer, vocabulary_size
 from rlmodules.reward_models import files
 from rlmodules.reward_models.adapted import adopt_head
@@ -102,6 +104,12 @@ class RewardModel(OfflineModule):
         """The transformer, with any adapters inside it."""
         model = self.base_model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+        shard_body(self.body, mesh, dtype)
+        for name in files.HEADS:
+            if (head := getattr(self, name.removesuffix("."), None)) is not None:
+                shard_head(head, mesh)
 
     def on_fit_start(self) -> None:
         if self.tokenizer is not None:  # perhaps another by now

@@ -1,0 +1,80 @@
+"""Two processes that share a model out do together what one does alone."""
+
+import pytest
+import torch
+from equality_helpers import differences
+from process_helpers import alone_and_together
+from transformers import AutoModelForCausalLM
+
+from rlmodules.strategies import Replicated, Sharded
+from rlmodules.trainer_options import check_trainer, is_sharded
+
+SCRIPT = """
+import sys
+import torch
+from equality_helpers import run
+
+processes, folder = int(sys.argv[1]), sys.argv[2]
+for name in ("ppo", "dpo+lora", "pairwise"):
+    strategy = "fsdp" if processes > 1 else "one"
+    run(name, strategy, processes, f"{folder}/{name}/{processes}")
+torch.save({}, f"{folder}/{processes}.pt")
+"""
+SHARES = {"strategy": {"_target_": "rlmodules.strategies.Sharded"}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    alone_and_together(folder, SCRIPT)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo+lora", "pairwise"])
+def test_sharing_a_model_out_changes_neither_weights_nor_metrics(folder, name):
+    """With responses of 3 and of 300 tokens, all the short ones in one process."""
+    weights, metrics = differences(folder / name / "1", folder / name / "2")
+    assert weights < 2e-5, weights
+    # Adam's first steps are of the learning rate, whichever sign rounding gives a tiny gradient.
+    assert max(metrics.values()) < 1e-3, sorted(metrics.items(), key=lambda row: -row[1])[:5]
+
+
+def test_what_was_shared_out_is_exported_whole(folder):
+    one, two = (
+        AutoModelForCausalLM.from_pretrained(folder / "ppo" / number / "model").state_dict()
+        for number in "12"
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "bf16-true"}, "trainer.precision='bf16-true'"),
+        ({"precision": "16-mixed", "accelerator": "gpu"}, "trainer.precision='16-mixed'"),
+        ({"accelerator": "mps"}, "trainer.accelerator='mps'"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(options, said):
+    algo = {"num_iterations": 1, "max_grad_norm": 1.0, "gradient_accumulation_steps": 1,
+            "eval_every": 1}  # fmt: skip
+    with pytest.raises(ValueError, match=said):
+        check_trainer(SHARES | options, algo, "/run")
+    check_trainer(SHARES | {"precision": "bf16-mixed"}, algo, "/run")
+
+
+def test_other_strategies_are_refused():
+    algo = {"num_iterations": 1, "max_grad_norm": 1.0, "gradient_accumulation_steps": 1,
+            "eval_every": 1}  # fmt: skip
+    for strategy in ("fsdp", {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}):
+        with pytest.raises(ValueError, match=r"trainer\.strategy.*trainer=fsdp"):
+            check_trainer({"strategy": strategy}, algo, "/run")
+
+
+def test_a_process_waits_for_the_others_as_long_as_it_is_told():
+    for kind in (Replicated, Sharded):
+        assert kind(timeout_s=90)._timeout.total_seconds() == 90
+        with pytest.raises(ValueError, match=r"trainer\.strategy\.timeout_s=0 must be positive"):
+            kind(timeout_s=0)
+    assert is_sharded(Sharded()) and not is_sharded(Replicated()) and not is_sharded("auto")

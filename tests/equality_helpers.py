@@ -1,0 +1,167 @@
+"""One run of an algorithm, by as many processes as it is told: what it comes to.
+
+    python equality_helpers.py NAME STRATEGY PROCESSES FOLDER
+
+Half of the responses have 3 tokens, half 300; of two processes one has all the short ones.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from datamodules import (
+    PreferenceDataModule,
+    PreferenceDataset,
+    RolloutDataModule,
+    TextGenerationEnv,
+)
+from rlmodules import DPO, GRPO, ORPO, PPO, DPOConfig, GRPOConfig, ORPOConfig, PPOConfig
+from rlmodules.callbacks import AtomicCheckpointIO, ExportModel, PreferenceReport, RunReport
+from rlmodules.models import LoraConfig, ModelConfig
+from rlmodules.models.embedded import tiny_tokenizer
+from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.pairwise import PairwiseRewardModel
+from rlmodules.reward_models.scalar import RewardModel
+from rlmodules.sampling.decoding import Decoding
+from rlmodules.strategies import Replicated, Sharded
+
+SHORT, LONG = 3, 300
+ONLINE = {"batch_size": 8, "mini_batch_size": 4, "gradient_accumulation_steps": 2,
+          "max_new_tokens": LONG, "num_iterations": 2, "learning_rate": 1e-3, "device": "cpu",
+          "eval_every": 1, "max_grad_norm": 0.05}  # fmt: skip
+PAIRS = {"batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 2, "learning_rate": 1e-3,
+         "eval_every": 2, "device": "cpu", "max_length": 512, "max_grad_norm": 0.05,
+         "max_prompt_length": 128}  # fmt: skip
+RUNS = {
+    "ppo": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 2}),
+    "ppo_warmup": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 1, "value_warmup_iterations": 1}),
+    "ppo_stop": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 3, "early_stop_kl": 1e-7}),
+    "grpo": (GRPO, GRPOConfig, ONLINE | {"num_generations": 2, "beta": 0.1}),
+    "dpo": (DPO, DPOConfig, PAIRS),
+    "dpo_table": (DPO, DPOConfig, PAIRS | {"precompute_ref_log_probs": True}),
+    "orpo": (ORPO, ORPOConfig, PAIRS),
+    "reward": (RewardModel, RewardModelConfig, PAIRS | {"dropout_prob": 0.0}),
+    "pairwise": (PairwiseRewardModel, RewardModelConfig, PAIRS | {"dropout_prob": 0.0}),
+}  # fmt: skip
+PROMPTS = ["One", "Two words", "A third prompt, longer", "And four"]
+
+
+def count_e(prompts, responses, metadata=None):
+    return [response.count("e") / len(response) if response else 0.0 for response in responses]
+
+
+class Unequal:
+    """Our sampler; the first half of all processes' rows ends after ``SHORT`` tokens."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, prompts, params, seeds):
+        trainer, decoding = self.module.trainer, Decoding(self.module.policy, self.module.tokenizer)
+        mine, first = len(prompts), trainer.global_rank * len(prompts)
+        half = mine * trainer.world_size // 2
+        if trainer.validating:
+            half = 0
+            params = dataclasses.replace(params, max_new_tokens=20)
+        lengths = [SHORT if first + i < half else params.max_new_tokens for i in range(mine)]
+        each = [dataclasses.replace(params, max_new_tokens=n) for n in lengths]
+        responses = decoding.admit(prompts, each, seeds)
+        while decoding.rows:
+            decoding.step()
+        return responses
+
+
+def online_data(c):
+    epochs = getattr(c, "ppo_epochs", None) or c.num_epochs
+    return RolloutDataModule(
+        lambda tokenizer, prompts: TextGenerationEnv(tokenizer, prompts, reward_fn=count_e),
+        prompts=PROMPTS, eval_prompts=PROMPTS[:3], eval_size=3, epochs=epochs, seed=c.seed,
+        batch_size=c.batch_size, mini_batch_size=c.mini_batch_size,
+        num_generations=getattr(c, "num_generations", 1),
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+    )  # fmt: skip
+
+
+def pair_data(c):
+    words = ["e" * (SHORT if i % 2 else LONG) for i in range(8)]
+    texts = [f" {word} is it" for word in words]
+    data = PreferenceDataset([f"Name {i}" for i in range(8)], texts, texts[::-1], tiny_tokenizer(),
+                             max_length=512)  # fmt: skip
+    held_out = PreferenceDataset(["A", "B", "C"], texts[:3], texts[1:4], tiny_tokenizer(),
+                                 max_length=512)  # fmt: skip
+    return PreferenceDataModule(
+        train_dataset=data, eval_dataset=held_out, batch_size=c.batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps, seed=c.seed,
+    )  # fmt: skip
+
+
+def run(name, strategy, processes, folder, **options):
+    """Train; returns the trained weights by name, and the metrics of each iteration or step."""
+    name, *more = name.split("+")
+    kind, config, settings = RUNS[name]
+    c = config(model_name="random:tiny", **settings)
+    model = ModelConfig(
+        "random:tiny",
+        lora=LoraConfig(r=4 if "lora" in more else 0),
+        gradient_checkpointing="again" in more,
+    )
+    module = kind(c, model)
+    online = hasattr(c, "num_iterations")
+    if online:
+        module.sampler = Unequal(module)
+        data, report = online_data(c), RunReport(folder)
+        evaluate = {"check_val_every_n_epoch": 1}
+    else:
+        data, report = pair_data(c), PreferenceReport(folder)
+        every = c.eval_every * c.gradient_accumulation_steps
+        evaluate = {"check_val_every_n_epoch": None, "val_check_interval": every}
+    report.on_train_end = lambda *_: None
+    if kind is PPO:
+        module.policy.value_head.output.weight.data.fill_(0.01)
+    kinds = {"one": "auto", "ddp": Replicated, "fsdp": Sharded}
+    strategy = kinds[strategy] if strategy == "one" else kinds[strategy](timeout_s=120)
+    trainer = L.Trainer(
+        strategy=strategy, accelerator="cpu", devices=processes,
+        max_epochs=c.num_iterations if online else c.num_epochs,
+        accumulate_grad_batches=c.gradient_accumulation_steps, gradient_clip_val=c.max_grad_norm,
+        logger=False, callbacks=[report, ExportModel(f"{folder}/model")],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, inference_mode=False, default_root_dir=folder,
+        **evaluate, **options,
+    )  # fmt: skip
+    trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(f"{folder}/end.ckpt")
+    history = report.history + getattr(report, "evaluations", [])
+    if trainer.is_global_zero:
+        saved = torch.load(f"{folder}/end.ckpt", weights_only=True)
+        torch.save({"checkpoint": saved, "history": history}, f"{folder}/end.pt")
+
+
+def differences(one, other):
+    """Largest difference of trained weights, and of each metric, of two folders of ``run``.
+
+    That of a metric above 1 is relative.
+    """
+    one, other = (torch.load(f"{folder}/end.pt", weights_only=True) for folder in (one, other))
+    mine, others = (end["checkpoint"]["state_dict"] for end in (one, other))
+    assert mine.keys() == others.keys()
+    weights = max(float((mine[n].double() - others[n].double()).abs().max()) for n in mine)
+    metrics: dict[str, float] = {}
+    for row, row_of_other in zip(one["history"], other["history"], strict=True):
+        assert row.keys() == row_of_other.keys(), row.keys() ^ row_of_other.keys()
+        for name, value in row.items():
+            if not name.startswith("time/") and value == value:
+                apart = abs(value - row_of_other[name]) / max(1.0, abs(value))
+                metrics[name] = max(metrics.get(name, 0.0), apart)
+    return weights, metrics
+
+
+if __name__ == "__main__":
+    name, strategy, processes, folder = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    run(name, strategy, int(processes), folder)
