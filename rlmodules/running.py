@@ -38,7 +38,7 @@ from rlmodules.schemas import refuse_contradictions
 from rlmodules.sweeping.jobs import RESULT, reported, write_result
 from rlmodules.tasks.evaluate import judge_export
 from rlmodules.trackers.rows import conclude, tracked
-from rlmodules.trainer_options import check_trainer, several_processes
+from rlmodules.trainer_options import check_shared_out, check_trainer, several_processes
 
 TRAINER = frozenset(inspect.signature(L.Trainer).parameters)
 """Arguments of ``lightning.Trainer``."""
@@ -193,3 +193,4 @@ def check_options(cfg: DictConfig) -> None:
         require_optimizer(cfg.algo.optimizer.name, cfg.algo.device)
     targets = [part["_target_"] for part in settings["callbacks"].values() if part]
     check_trainer(settings["trainer"], settings["algo"], cfg.paths.output_dir, targets)
+    check_shared_out(settings)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from rlmodules.models.sharding import share_of, shared_out, whole
@@ -53,6 +54,14 @@ class Sharded(ModelParallelStrategy):
         processes = self.num_nodes * self.num_processes
         self._data_parallel_size, self._tensor_parallel_size = processes, 1
         super().setup_environment()
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """All processes, as one group: a mesh of Lightning's would have groups of its own, which
+        wait for half an hour whatever they are told."""
+        group = torch.distributed.group.WORLD
+        assert group is not None
+        return DeviceMesh.from_group(group, self.root_device.type)
 
     # ------------------------------------- checkpoints, as one process writes and reads them
 

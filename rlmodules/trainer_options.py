@@ -177,6 +177,28 @@ def _check_sharded(strategy: Any, options: Mapping[str, Any], algo: Mapping[str,
         )
 
 
+def check_shared_out(settings: Mapping[str, Any]) -> None:
+    """
+    Args:
+        settings: of the whole run.
+
+    Raises:
+        ValueError: a model that is shared out cannot be what another option says.
+    """
+    if not is_sharded(settings["trainer"].get("strategy")):
+        return
+    quantization = settings["model"].get("quantization") or "none"
+    optimizer = (settings["algo"].get("optimizer") or {}).get("name", "adamw")
+    refused = {
+        f"model.quantization={quantization}": (quantization != "none", "trainer=ddp"),
+        f"optimizer={optimizer}": (optimizer != "adamw", "optimizer=adamw, or trainer=ddp"),
+        "sampler=vllm": (bool(settings.get("sampler")), "sampler=own, or trainer=ddp"),
+    }
+    for option, (is_told, instead) in refused.items():
+        if is_told:
+            raise ValueError(f"{option} does not work with trainer=fsdp: use {instead}")
+
+
 def is_sharded(strategy: Any) -> bool:
     """Whether a Trainer's ``strategy``, as an object or as its settings, shares the model out."""
     if isinstance(strategy, Mapping):

@@ -17,6 +17,7 @@ from rlmodules.models.sharding import (
     assembled,
     gathered,
     require_all_sharded,
+    require_shareable,
     shard_policy,
     units_of,
 )
@@ -43,7 +44,8 @@ class Shareable(L.LightningModule):
         for unit in units_of(self):  # a forward pass may have left some of it whole
             unit.reshard()
         if isinstance(strategy, Sharded) and not units_of(self):
-            self.shard(strategy.device_mesh["data_parallel"], computes_in(self.trainer.precision))
+            require_shareable(self)
+            self.shard(strategy.mesh, computes_in(self.trainer.precision))
             require_all_sharded(self)
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:

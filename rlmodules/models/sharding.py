@@ -77,6 +77,19 @@ def _in(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(dtype, reduce, cast_forward_inputs=False)
 
 
+def require_shareable(module: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: there are weights that are not numbers one could share out.
+    """
+    for name, weight in module.named_parameters():
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"trainer=fsdp: {name} is quantized ({weight.dtype}), and cannot be shared out: use"
+                " trainer=ddp, or leave model.quantization out"
+            )
+
+
 def require_all_sharded(module: nn.Module) -> None:
     """
     Raises:

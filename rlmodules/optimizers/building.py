@@ -43,8 +43,9 @@ def make_optimizer(
             stacklevel=2,
         )
     half = any(p.dtype in HALF for p in weights)
-    if half or config.name in ("adamw8bit", "adamw_offload"):
+    if half or config.name != "adamw":
         _refuse_shards(config.name, weights)
+    if half or config.name in ("adamw8bit", "adamw_offload"):
         return Masters(groups, make, "cpu" if offloads else None)
     made = make(groups)
     made.register_load_state_dict_pre_hook(refuse_masters)
@@ -74,7 +75,8 @@ def maker(config: OptimizerConfig) -> Make:
 def _refuse_shards(name: str, weights: list[Tensor]) -> None:
     """
     Raises:
-        ValueError: the weights are sharded over processes, which ``Masters`` does not know.
+        ValueError: the weights are sharded over processes, which only AdamW in float32 is known to
+            step rightly.
     """
     from torch.distributed.tensor import DTensor
 

@@ -6,8 +6,9 @@ from equality_helpers import differences
 from process_helpers import alone_and_together
 from transformers import AutoModelForCausalLM
 
+from rlmodules.models.sharding import require_all_sharded, require_shareable
 from rlmodules.strategies import Replicated, Sharded
-from rlmodules.trainer_options import check_trainer, is_sharded
+from rlmodules.trainer_options import check_shared_out, check_trainer, is_sharded
 
 SCRIPT = """
 import sys
@@ -62,6 +63,35 @@ def test_what_cannot_be_shared_out_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         check_trainer(SHARES | options, algo, "/run")
     check_trainer(SHARES | {"precision": "bf16-mixed"}, algo, "/run")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"model": {"quantization": "4bit"}}, "model.quantization=4bit"),
+        ({"algo": {"optimizer": {"name": "muon"}}}, "optimizer=muon"),
+        ({"sampler": {"url": None}}, "sampler=vllm"),
+    ],
+)
+def test_what_a_shared_model_cannot_be_is_refused(told, said):
+    whole = {"trainer": SHARES, "model": {"quantization": "none"}, "algo": {}, "sampler": None}
+    check_shared_out(whole)
+    with pytest.raises(ValueError, match=f"{said} does not work with trainer=fsdp"):
+        check_shared_out(whole | told)
+    check_shared_out(whole | told | {"trainer": {"strategy": "auto"}})
+
+
+def test_quantized_weights_are_not_shared_out():
+    module = torch.nn.Linear(2, 2)
+    require_shareable(module)
+    module.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"weight is quantized \(torch.uint8\)"):
+        require_shareable(module)
+
+
+def test_weights_that_no_one_shares_out_are_refused():
+    with pytest.raises(ValueError, match=r"Linear has weights outside .* \(weight, bias\)"):
+        require_all_sharded(torch.nn.Linear(2, 2))
 
 
 def test_other_strategies_are_refused():
