@@ -1,6 +1,6 @@
-"""One run of an algorithm, by as many processes as it is told: what it comes to.
+"""Runs of algorithms, by as many processes as they are told: what they come to.
 
-    python equality_helpers.py NAME STRATEGY PROCESSES FOLDER
+    python equality_helpers.py NAME,NAME STRATEGY PROCESSES FOLDER
 
 Half of the responses have 3 tokens, half 300; of two processes one has all the short ones.
 """
@@ -122,7 +122,7 @@ def run(name, strategy, processes, folder, **options):
     if kind is PPO:
         module.policy.value_head.output.weight.data.fill_(0.01)
     kinds = {"one": "auto", "ddp": Replicated, "fsdp": Sharded}
-    strategy = kinds[strategy] if strategy == "one" else kinds[strategy](timeout_s=120)
+    strategy = kinds[strategy] if strategy == "one" else kinds[strategy](timeout_s=600)
     trainer = L.Trainer(
         strategy=strategy, accelerator="cpu", devices=processes,
         max_epochs=c.num_iterations if online else c.num_epochs,
@@ -162,6 +162,7 @@ def differences(one, other):
 
 
 if __name__ == "__main__":
-    name, strategy, processes, folder = sys.argv[1:]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    run(name, strategy, int(processes), folder)
+    names, strategy, processes, folder = sys.argv[1:]
+    for name in names.split(","):
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        run(name, strategy, int(processes), f"{folder}/{name}")

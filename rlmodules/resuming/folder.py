@@ -22,8 +22,9 @@ class ForeignFolderError(ValueError):
 
 
 def is_follower() -> bool:
-    """Whether another process of the same run, which has the folders, has started this one."""
-    return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    """Whether another process of the same run, here or on another machine, has the folders."""
+    ranks = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK")
+    return any(os.environ.get(name, "0") != "0" for name in ranks)
 
 
 def new_folder(path: str | Path) -> Path:
@@ -44,6 +45,39 @@ def new_folder(path: str | Path) -> Path:
                 continue
             return folder
     raise AssertionError("numbers do not end")
+
+
+def agreed_folder(path: str | Path) -> Path:
+    """As ``new_folder``, of which all processes of a run know that another program started.
+
+    Under torchrun the first process makes it and tells the others; under SLURM it is named by the
+    job; where nobody can tell them, as where each machine is started by hand, it has to be named.
+
+    Raises:
+        ValueError: it has to be.
+    """
+    told = os.environ.get
+    if told("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(told("WORLD_SIZE", "1")) > 1:
+        return _of_first_process(path)
+    if told("SLURM_JOB_ID") and int(told("SLURM_NTASKS", "1")) > 1 and told("SLURM_STEP_ID"):
+        return Path(path).parent.parent / f"slurm-{told('SLURM_JOB_ID')}.{told('SLURM_STEP_ID')}"
+    if told("NODE_RANK", "0") != "0":
+        raise ValueError(
+            "hydra.run.dir: each machine of a run must be told the same folder, which this one"
+            " cannot know: name it on all of them, hydra.run.dir=outputs/NAME"
+        )
+    return new_folder(path)
+
+
+def _of_first_process(path: str | Path) -> Path:
+    from torch.distributed import TCPStore  # heavy, and of use here alone
+
+    told = os.environ
+    port, key = int(told["MASTER_PORT"]), f"rlmodules/folder/{told['TORCHELASTIC_RESTART_COUNT']}"
+    store = TCPStore(told["MASTER_ADDR"], port, is_master=False)
+    if not is_follower():
+        store.set(key, str(new_folder(path)))
+    return Path(store.get(key).decode())
 
 
 def run_folder(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlmodules.checks import device_options
 from rlmodules.resuming.changes import flatten
-from rlmodules.resuming.folder import new_folder
+from rlmodules.resuming.folder import agreed_folder
 from rlmodules.schemas.about import about_run
 from rlmodules.schemas.names import explain as explain
 from rlmodules.schemas.names import name_objectives as name_objectives
@@ -59,7 +59,7 @@ def required() -> None:
 
 def own_folder(path: str) -> str:
     """A folder that is made for this run alone: ``path``, or ``path-2`` and so on."""
-    return str(new_folder(path))
+    return str(agreed_folder(path))
 
 
 def sweep_root(output_root: str) -> str:

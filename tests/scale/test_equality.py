@@ -14,39 +14,35 @@ NAMES = [*RUNS, *(f"{name}+lora" for name in RUNS), "ppo+again", "dpo+lora+again
 """``again``: activations are computed again in the backward pass (``gradient_checkpointing``)."""
 
 
-def train(name, strategy, processes, folder):
-    environment = {"PYTHONPATH": f"{HELPERS}{os.pathsep}{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
-    script = HELPERS / "equality_helpers.py"
-    done = subprocess.run(
-        [sys.executable, str(script), name, strategy, str(processes), str(folder)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
-
-
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Of one process, by name, once."""
+def trained(tmp_path_factory):
+    """The folder of all runs by a strategy."""
     found = {}
 
-    def of(name):
-        if name not in found:
-            folder = tmp_path_factory.mktemp("alone")
-            found[name] = train(name, "one", 1, folder)
-        return found[name]
+    def by(strategy, processes):
+        if strategy not in found:
+            found[strategy] = tmp_path_factory.mktemp(strategy)
+            path = f"{HELPERS}{os.pathsep}{HELPERS.parent}"
+            told = [",".join(NAMES), strategy, str(processes), str(found[strategy])]
+            done = subprocess.run(
+                [sys.executable, str(HELPERS / "equality_helpers.py"), *told],
+                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=3000,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        return found[strategy]
 
-    return of
+    return by
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_take_the_steps_of_one(name, strategy, alone, tmp_path):
-    weights, metrics = differences(alone(name), train(name, strategy, 2, tmp_path))
+def test_two_processes_take_the_steps_of_one(name, strategy, trained):
+    weights, metrics = differences(trained("one", 1) / name, trained(strategy, 2) / name)
     worst = sorted(metrics.items(), key=lambda row: -row[1])[:3]
-    print(f"{name} {strategy}: weights {weights:.1e}, metrics {worst}")
+    said = ", ".join(f"{metric} {apart:.1e}" for metric, apart in worst)
+    print(f"{name} {strategy}: weights {weights:.1e}; {said}")
     assert weights < 2e-5, weights
     assert worst[0][1] < 1e-3, worst
