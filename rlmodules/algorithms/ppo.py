@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from datamodules.experience import Experience, Minibatch
@@ -198,18 +199,22 @@ class PPO(OnlineModule):
         else:
             loss, metrics = self._loss(batch)
             self._window_kl.add({"kl": metrics["approx_kl"]}, weight=num_actions)
-        self.train_metrics.add_minibatch(
-            {f"train/{name}": x for name, x in (metrics | {"loss": loss.detach()}).items()},
-            divisor=batch.num_actions,
-            actions=num_actions,
-        )
+        named = {f"train/{k}": x for k, x in (metrics | {"loss": loss.detach()}).items()}
+        self.train_metrics.add_minibatch(named, divisor=batch.num_actions, actions=num_actions)
         return loss
 
     def _no_step(self) -> Tensor | None:
-        """A loss that reaches no weight; under a loss scale none at all, for the scaler wants
-        gradients to look at."""
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        return None if scaled else torch.zeros((), device=self.device, requires_grad=True)
+        """A loss that teaches nothing; under a loss scale none at all: it wants gradients."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return None
+        if isinstance(self.trainer.strategy, DDPStrategy):  # has to meet a weight; see below
+            return 0.0 * next(p for p in self.parameters() if p.requires_grad).sum()
+        return torch.zeros((), device=self.device, requires_grad=True)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **told: Any) -> None:
+        if self.skip_updates:  # zeros would still have the optimizer move by what it remembers
+            optimizer.zero_grad(set_to_none=True)
+        super().configure_gradient_clipping(optimizer, *args, **told)
 
     def _loss(self, batch: Minibatch) -> Loss:
         c, tokens = self.config, batch.tokens

@@ -15,12 +15,13 @@ from rlmodules.callbacks import RunReport
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
 devices, folder, results = int(sys.argv[1]), sys.argv[2], {}
-for name in ("ppo", "critic warm-up", "hybrid"):
+for name in ("ppo", "critic warm-up", "early stop", "hybrid"):
+    stops = name == "early stop"
     warmup = int(name == "critic warm-up")
     model = build("qwen3_5_text") if name == "hybrid" else tiny_model()[0]
-    c = config(batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=1,
-               num_iterations=2, max_grad_norm=1e9, value_warmup_iterations=warmup,
-               early_stop_kl=1e9)
+    c = config(batch_size=8, mini_batch_size=4, gradient_accumulation_steps=2,
+               ppo_epochs=2 if stops else 1, num_iterations=2, max_grad_norm=1e9,
+               value_warmup_iterations=warmup, early_stop_kl=1e-12 if stops else 1e9)
     module = PPO(c, model=model, tokenizer=tiny_tokenizer())
     module.policy.value_head.output.weight.data.fill_(0.01)
     module.configure_optimizers = lambda: torch.optim.SGD(
@@ -47,7 +48,7 @@ def one_and_two(tmp_path_factory):
     return alone_and_together(tmp_path_factory.mktemp("processes"), SCRIPT)
 
 
-@pytest.mark.parametrize("case", ["ppo", "critic warm-up", "hybrid"])
+@pytest.mark.parametrize("case", ["ppo", "critic warm-up", "early stop", "hybrid"])
 def test_two_processes_take_the_steps_of_one(one_and_two, case):
     """Two optimizer steps over 8 episodes each: the same texts, weights and metrics."""
     assert case in one_and_two[1], one_and_two[2][-3000:]
