@@ -19,12 +19,14 @@ from side_by_side import (
     SIDES,
     Comparison,
     Row,
+    add_mode,
     alternate,
     both_sides,
     call_helper,
     disturbed,
     log,
     others_cores,
+    said_mode,
     spread,
 )
 
@@ -108,7 +110,7 @@ def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     comparison = Comparison(
         TRL_VERSION,
         scripts={"trl": HERE / "peers" / "trl_grpo.py", "ours": HERE / "ours_grpo.py"},
-        arguments={"trl": trl_only, "ours": [f"--batch={args.batch}"]},
+        arguments={"trl": trl_only, "ours": [f"--batch={args.batch}", *said_mode(args)]},
     )
     count = args.questions * (args.warmup + args.steps)
     command = [str(HERE / "grpo_task.py"), f"--count={count}"]
@@ -157,4 +159,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--trl-checkpointing", action="store_true", help="TRL's default: less memory, more time"
     )
+    add_mode(command)
     command.set_defaults(compare=compare)

@@ -22,12 +22,14 @@ from side_by_side import (
     SIDES,
     Comparison,
     Row,
+    add_mode,
     alternate,
     both_sides,
     call_helper,
     disturbed,
     log,
     others_cores,
+    said_mode,
     spread,
 )
 
@@ -84,7 +86,7 @@ def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     comparison = Comparison(
         TRL_VERSION,
         scripts={"trl": HERE / "peers" / "trl_pairs.py", "ours": HERE / "ours_pairs.py"},
-        arguments={"trl": [], "ours": []},
+        arguments={"trl": [], "ours": said_mode(args)},
     )
     rate = args.learning_rate or LEARNING_RATES[task]
     shared = [f"--task={task}", f"--batch={args.batch}", f"--max-length={args.max_length}"]
@@ -133,4 +135,5 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, default=8, help="pairs an optimizer step")
     command.add_argument("--max-length", type=int, default=512, help="longer pairs are left out")
     command.add_argument("--learning-rate", type=float, help=f"default: {LEARNING_RATES}")
+    add_mode(command)
     command.set_defaults(compare=compare)

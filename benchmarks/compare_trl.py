@@ -35,12 +35,14 @@ from side_by_side import (
     SIDES,
     Comparison,
     Row,
+    add_mode,
     alternate,
     both_sides,
     call_helper,
     disturbed,
     log,
     others_cores,
+    said_mode,
     spread,
 )
 
@@ -91,7 +93,7 @@ def ppo(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         scripts={"trl": HERE / "peers" / "trl_ppo.py", "ours": HERE / "ours_ppo.py"},
         arguments={
             "trl": ["--dtype", args.trl_dtype, "--attention", args.trl_attention],
-            "ours": [],
+            "ours": said_mode(args),
         },
     )
     count = str(args.episodes * (args.warmup + args.iterations))
@@ -126,6 +128,7 @@ def add_ppo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--trl-dtype", default="bfloat16", choices=["bfloat16", "float32"])
     command.add_argument("--trl-attention", default="sdpa", choices=["sdpa", "eager"])
     command.add_argument("--limit-dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    add_mode(command)
     command.set_defaults(compare=ppo)
 
 

@@ -17,14 +17,16 @@ from typing import Any
 import lightning as L
 import torch
 from grpo_task import Work, arguments, check_lengths, questions, reward
+from ours_mode import enter_mode, model_config
 from ours_pairs import peak_gib
-from ours_ppo import IterationClock
+from ours_ppo import IterationClock, no_end
+from side_by_side import add_mode
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from datamodules.experience import Minibatch
 from datamodules.rollouts.streams import nth_start
 from datamodules.text.prompts import Prompt
-from rlmodules import GRPO, GRPOConfig, ModelConfig
+from rlmodules import GRPO, GRPOConfig
 from rlmodules.models import backbone
 
 
@@ -88,16 +90,15 @@ def build(args: argparse.Namespace, steps: int) -> GRPO:
         device="cpu",
         seed=args.seed,
     )
-    model = ModelConfig(name=args.model, dtype="bfloat16", attn_implementation=args.attention)
-    module = GRPO(config, model)
-    module.tokenizer.eos_token = None  # every response has its full length, as TRL's
+    module = GRPO(config, model_config(args))
+    no_end(module)
     return module
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say how it went."""
     L.seed_everything(args.seed, verbose=False)
-    rows = questions(args.questions)
+    rows, mode = questions(args.questions), enter_mode(args)
     module = build(args, steps=len(rows) // args.questions_per_step)
     c, work = module.config, Work()
     clock = StepClock(work)
@@ -153,6 +154,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{weights.dtype} weights, {'packed' if module.policy.packs else 'padded'},"
             f" {torch.get_num_threads()} threads, trainer.precision={trainer.precision},"
             f" {c.mini_batch_size} x {c.gradient_accumulation_steps} responses a step",
+            mode,
             f"seconds of the last step: {spent}",
         ],
     }
@@ -161,6 +163,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--attention", default="auto")
+    add_mode(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -19,10 +19,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from ours_mode import enter_mode, model_config
+from side_by_side import add_mode
 
 from datamodules import PreferenceDataModule, PreferenceDataset
 from datamodules.preferences.dataset import Example, PreferenceBatch
-from rlmodules import DPO, DPOConfig, ModelConfig, RewardModel, RewardModelConfig
+from rlmodules import DPO, DPOConfig, RewardModel, RewardModelConfig
 from rlmodules.models.layout import shared_prefix
 
 PRECISION = {"dpo": "bf16-true", "reward": "32-true"}
@@ -66,6 +68,7 @@ def parse() -> argparse.Namespace:
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--attention", default="auto")
+    add_mode(parser)
     return parser.parse_args()
 
 
@@ -81,11 +84,10 @@ def build(args: argparse.Namespace) -> DPO | RewardModel:
         "device": "cpu",
         "seed": args.seed,
     }
-    model = ModelConfig(name=args.model, dtype="bfloat16", attn_implementation=args.attention)
     if args.task == "dpo":
-        return DPO(DPOConfig(**settings), model)
+        return DPO(DPOConfig(**settings), model_config(args))
     plain = {"dropout_prob": 0.0, "center_rewards_coefficient": 0.0}
-    return RewardModel(RewardModelConfig(**settings, **plain), model)
+    return RewardModel(RewardModelConfig(**settings, **plain), model_config(args))
 
 
 def dataset(path: Path, module: DPO | RewardModel) -> PreferenceDataset:
@@ -119,7 +121,7 @@ def predictions(example: Example) -> int:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say how it went."""
     L.seed_everything(args.seed, verbose=False)
-    module, clock = build(args), StepClock()
+    mode, module, clock = enter_mode(args), build(args), StepClock()
     c = module.config
     data = PreferenceDataModule(
         train_dataset=dataset(args.pairs, module),
@@ -167,6 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "notes": [
             f"{next(module.base_model.parameters()).dtype} weights, packed,"
             f" {torch.get_num_threads()} threads, trainer.precision={trainer.precision}",
+            mode,
             f"{sum(map(computed_tokens, every)) / sum(map(tokens, every)):.0%} of all tokens are"
             " computed: shared prefixes once, no padding; pairs sorted by length within a few"
             " batches, batches in random order",

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from ours_mode import enter_mode, model_config
+from side_by_side import add_mode
 
 from datamodules import rewards
-from rlmodules import ModelConfig, PPOConfig, PPOTrainer
+from rlmodules import GRPO, PPO, PPOConfig, PPOTrainer
+
+SPENT = ("time/rollout_s", "time/evaluate_s")
 
 
 class IterationClock(L.Callback):
@@ -30,6 +34,12 @@ class IterationClock(L.Callback):
         self.seconds.append(time.perf_counter() - self._began)
 
 
+def no_end(module: PPO | GRPO) -> None:
+    """Have every response take its full length, as TRL's do here: nothing ends one."""
+    module.tokenizer.eos_token = module.tokenizer.chat_template = None
+    module.base_model.generation_config.eos_token_id = None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -43,10 +53,12 @@ def main() -> None:
     parser.add_argument("--minibatch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attention", default="auto")
+    add_mode(parser)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+    mode = enter_mode(args)
     config = PPOConfig(
         model_name=args.model,
         batch_size=args.episodes,
@@ -66,16 +78,14 @@ def main() -> None:
         trainer = PPOTrainer(
             config,
             reward_fn=rewards.model(args.reward_model),
-            model_config=ModelConfig(
-                name=args.model, dtype="bfloat16", attn_implementation=args.attention
-            ),
+            model_config=model_config(args),
             output_dir=folder,
             precision="bf16-true",
             logger=False,
             callbacks=[clock],
             enable_progress_bar=False,
         )
-        trainer.module.tokenizer.eos_token = None  # every response has its full length, as TRL's
+        no_end(trainer.module)
         trainer.train(Path(args.prompts).read_text().splitlines())
     metrics = trainer.module.rollout_metrics
     print(
@@ -87,7 +97,8 @@ def main() -> None:
                 "episodes_per_iteration": args.episodes,
                 "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
                 "response_tokens": metrics["rollout/response_length"],
-                "notes": [f"{k} {metrics[k]:.2f}" for k in ("time/rollout_s", "time/evaluate_s")],
+                "notes": [mode]
+                + [f"{k} {metrics[k]:.2f}" for k in ("time/rollout_s", "time/evaluate_s")],
             }
         )
     )

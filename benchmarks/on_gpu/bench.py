@@ -100,9 +100,3 @@ class Clock(L.Callback):
     def on_train_batch_end(self, *args: Any) -> None:
         self.examples.append(getattr(args[3], "examples", None))
         self.stamps.append(self.now())
-
-
-def no_end(module: Any) -> None:
-    """Have every response take its full length."""
-    module.tokenizer.eos_token = None
-    module.base_model.generation_config.eos_token_id = None

@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 from ours_pairs import computed_tokens, predictions, tokens
+from ours_ppo import no_end
 
 from datamodules import (
     PreferenceDataModule,
@@ -24,7 +25,7 @@ from datamodules import (
     RolloutDataModule,
     TextGenerationEnv,
 )
-from on_gpu.bench import Bench, Clock, no_end
+from on_gpu.bench import Bench, Clock
 from on_gpu.parts import Parts, Result, arguments, quiet
 from on_gpu.shapes import pairs, prompts
 from on_gpu.traces import decoding, graphed, iteration, planning

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ours_ppo import no_end
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, StaticCache
 
@@ -16,7 +17,7 @@ from datamodules import PreferenceDataset
 from datamodules.experience import Experience, action_mask
 from datamodules.preferences.dataset import PreferenceBatch
 from datamodules.types import SamplingParams
-from on_gpu.bench import Bench, no_end
+from on_gpu.bench import Bench
 from on_gpu.parts import Result
 from on_gpu.shapes import pairs, prompts
 from rlmodules import DPO, PPO, DPOConfig, ModelConfig, PPOConfig
