@@ -71,6 +71,8 @@ class OnlineModule(AlgorithmModule):
         )
         if self.shares_prompts and model_config.attn_implementation == "auto":
             self.policy.enable_packing()
+        if model_config.compile:
+            self.policy.compile_layers()
         self.sampler: Sampler = partial(sample, self.policy, self.tokenizer)
         self.elsewhere: Callable[[OnlineModule], Sampler] | None = None
         self.sampling = SamplingParams(

@@ -74,6 +74,8 @@ class PairPolicy(OfflineModule):
         require_room(policy.positions, c.max_length)
         if model_config.attn_implementation == "auto":
             policy.enable_packing()
+        if model_config.compile:
+            policy.compile_layers()
         self.policy, self.config = policy, c
         self.keep_settings(model_config)
         self.train()  # Lightning leaves the mode as it finds it

@@ -9,6 +9,7 @@ import torch
 from datamodules.checks import require_types
 from rlmodules.checks import require, require_known
 from rlmodules.models.adapters import LoraConfig
+from rlmodules.models.compiling import has_compiler
 from rlmodules.models.embedded import EMBEDDED, TINY
 from rlmodules.quantization import QUANTIZATIONS
 
@@ -48,6 +49,9 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offload: bool = False
     """Keep activations in the processor's memory until the backward pass, where there is a GPU."""
+    compile: bool = False
+    """Compile each decoder layer for training and scoring: less time a step, half a minute or more
+    at the first ones. Sampling stays as it is."""
     trust_remote_code: bool = False
     """Run code that the hub repository carries."""
     revision: str | None = None
@@ -90,6 +94,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.adapter=merge with model.quantization={self.quantization}: the sum would be"
                 " rounded; export it merged first (export.merge=true), and give that as model.name"
+            )
+        if self.compile and not has_compiler():
+            raise ValueError(
+                "model.compile=true needs a C++ compiler (on a GPU: Triton), and there is none"
+                " here: install g++, or set model.compile=false"
             )
         if self.name.endswith(".gguf") and not Path(self.name).is_file():
             raise ValueError(f"model.name={self.name!r} names a GGUF file that does not exist")

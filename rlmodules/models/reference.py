@@ -36,6 +36,8 @@ class Reference(nn.Module):
             kept = {id(weight): weight for weight in self._shared}
             self.model = PolicyModel(copy.deepcopy(policy.base_model, kept).requires_grad_(False))
             self.model.packs = policy.packs
+            if policy.compiled:
+                self.model.compile_layers()
         elif not adapters_change_nothing(policy.base_model):
             self.adapter = freeze_copy(policy.base_model)
 

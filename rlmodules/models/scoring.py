@@ -10,6 +10,7 @@ that are being sampled.
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from datamodules.experience import TokenBatch
 from datamodules.positions import Positions, positions_of
 from rlmodules.functional.logprobs import Projection, token_logprobs
+from rlmodules.models.compiling import compile_layers, eagerly
 from rlmodules.models.heads import (
     ValueHead,
     backbone,
@@ -59,6 +61,7 @@ class PolicyModel(nn.Module):
 
     Attributes:
         packs: whether rows are packed: what neighbours begin with alike is computed once.
+        compiled: whether the decoder layers are.
         value_head: the critic; None where there is none.
 
     Raises:
@@ -73,7 +76,7 @@ class PolicyModel(nn.Module):
         require_gradients(backbone(base_model))
         self.base_model = base_model
         self.value_head: ValueHead | None = None
-        self.packs = False
+        self.packs = self.compiled = False
 
     @classmethod
     def of(cls, model: nn.Module) -> "PolicyModel":
@@ -111,6 +114,15 @@ class PolicyModel(nn.Module):
         self.packs = packing_pays() and takes_packed(self._body)
         if self.packs:
             enable_packing(self._body)
+
+    def compile_layers(self) -> None:
+        """Have the decoder layers compiled when they first train or score; sampling stays eager.
+
+        Raises:
+            ValueError: the architecture does not say which its layers are.
+        """
+        compile_layers(self._body)
+        self.compiled = True
 
     def score(
         self,
@@ -185,7 +197,8 @@ class PolicyModel(nn.Module):
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         name = next((name for name in CACHES if name in self._takes), CACHES[0])
-        output = self._body(input_ids=ids, use_cache=True, **inputs, **{name: cache})
+        with eagerly() if self.compiled else nullcontext():  # a cache grows: no shape comes twice
+            output = self._body(input_ids=ids, use_cache=True, **inputs, **{name: cache})
         # A slice of a 3-D tensor would take the slow batched matrix product.
         return output.last_hidden_state[:, -1].contiguous(), output[name]
 

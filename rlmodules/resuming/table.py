@@ -44,7 +44,7 @@ TABLE: dict[str, dict[Effect, str]] = {
     },
     "model": {
         N: "gradient_checkpointing activation_offload",
-        R: """name adapter dtype quantization attn_implementation trust_remote_code revision
+        R: """name adapter dtype quantization attn_implementation compile trust_remote_code revision
             lora.r lora.alpha lora.dropout lora.target_modules""",
     },
     "data": {  # of what path, prompts and split name, the rows themselves are compared
@@ -106,6 +106,11 @@ BEFORE: dict[str, Any] = {
     "algo.optimizer.nesterov": True,
     "algo.optimizer.ns_steps": 5,
     "algo.optimizer.adjust_lr_fn": "match_rms_adamw",
+    "algo.sampler_is": "none",
+    "algo.sampler_is_cap": 3.0,
+    "model.quantization": "none",
+    "model.compile": False,
+    "model.activation_offload": False,
 }
 """What runs did that are older than an option."""
 NEVER = ("algo.optimizer.name",)

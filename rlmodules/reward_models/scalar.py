@@ -28,6 +28,7 @@ from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.functional import bradley_terry_loss
 from rlmodules.models import ModelConfig, load_backbone, load_tokenizer, prepare_given
 from rlmodules.models.adapters import has_adapters
+from rlmodules.models.compiling import compile_layers
 from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unpad
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
@@ -96,6 +97,8 @@ class RewardModel(OfflineModule):
         self.packs = may_pack and packing_pays() and takes_packed(self.body)
         if self.packs:
             enable_packing(self.body)
+        if model_config.compile:
+            compile_layers(self.body)
         self.keep_settings(replace(model_config, quantization=held_as(self.base_model)))
         self.train()  # Lightning leaves the mode as it finds it
 

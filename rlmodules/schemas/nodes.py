@@ -176,6 +176,7 @@ class ModelConfig:
     adapter: str = option('continue', "What to do where ``name`` is a LoRA adapter (``adapter_config.json``): ``continue`` trains it further on its base, nothing lost and nothing rounded; ``merge`` adds it to its base's weights, and trains all of them, or new adapters with ``model.lora.r``. The reference is the policy as it starts, either way.")
     gradient_checkpointing: bool = option(False, 'Recompute activations in the backward pass: less memory, about a third more time.')
     activation_offload: bool = option(False, "Keep activations in the processor's memory until the backward pass, where there is a GPU.")
+    compile: bool = option(False, 'Compile each decoder layer for training and scoring: less time a step, half a minute or more at the first ones. Sampling stays as it is.')
     trust_remote_code: bool = option(False, 'Run code that the hub repository carries.')
     revision: str | None = option(None, 'Branch, tag or commit of a hub repository.')
 

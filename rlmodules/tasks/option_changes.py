@@ -133,6 +133,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "model.lora.alpha": (LORA, "model.lora.alpha=64"),
     "model.lora.dropout": (LORA, "model.lora.dropout=0.5"),
     "model.lora.target_modules": (LORA, "model.lora.target_modules=[q_proj]"),
+    "model.compile": ("model.compile=true",),
     "model.quantization": (LORA, "model.quantization=4bit"),
     "model.adapter": ("model.adapter=merged",),
     "model.revision": ("model.revision=main",),
