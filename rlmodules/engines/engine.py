@@ -23,6 +23,7 @@ NAME = "policy"
 """What the model of a server of the run's own is called."""
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc and /reset_prefix_cache
+    "VLLM_MAX_STOP_STRINGS": "100000",  # it takes a few otherwise
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",  # all that it reads is in the run's folder
     "PYTHONPATH": str(INSIDE),  # and nothing of ours
