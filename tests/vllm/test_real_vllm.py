@@ -1,7 +1,7 @@
 """Runs that sample through the real vLLM (``make vllm``): its tokens, its faults, going on.
 
-The model is a tiny Llama whose heads vLLM's CPU kernels take. What these compute in float32 is
-0.016 nats a token from ours on average; other weights are ten times as far.
+The model is a tiny Llama whose heads vLLM's CPU kernels take, in float32 on both sides: these are
+1e-6 nats a token apart.
 """
 
 import csv
@@ -29,7 +29,7 @@ from rlmodules.models.embedded import tiny_tokenizer
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / ".venv-vllm/bin/python"
 PROMPTS = [torch.tensor([40, 41, 42]), torch.tensor([50]), torch.tensor([60, 61, 90, 12])]
-NEAR = 0.05
+NEAR = 1e-3
 """Nats a token that the two engines may differ by on average, with the same weights."""
 
 
@@ -61,7 +61,8 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(home, tmp_path_factory):
     """A module, with adapters, that samples through a server of its own."""
-    module = PPO(config(model_name=str(home)), ModelConfig(name=str(home), lora=LoraConfig(r=4)))
+    model = ModelConfig(name=str(home), dtype="float32", lora=LoraConfig(r=4))
+    module = PPO(config(model_name=str(home)), model)
     folder = tmp_path_factory.mktemp("run")
     with VLLM(dtype="float32", max_mismatch=NEAR, timeout_s=300).serving(module, folder):
         yield module
@@ -100,7 +101,7 @@ def test_every_change_of_tied_weights_arrives(served):
             served.policy.base_model.get_input_embeddings().weight.add_(0.05)
         after = ask(served)
         assert apart(served, after) < NEAR
-        assert apart(served, before) > 5 * NEAR
+        assert apart(served, before) > 100 * NEAR
         before = after
 
 
@@ -210,8 +211,8 @@ def test_a_run_samples_what_it_trains_on(home, tmp_path, algo):
     rows = [row for row in rows_of(tmp_path) if row.get("rollout/sampler_kl")]
     assert len(rows) == 3
     for row in rows:
-        assert abs(float(row["rollout/sampler_kl"])) < 2e-3
-        assert_close(float(row["rollout/sampler_is_weight"]), 1.0, rtol=0, atol=0.05)
+        assert abs(float(row["rollout/sampler_kl"])) < 1e-4
+        assert_close(float(row["rollout/sampler_is_weight"]), 1.0, rtol=0, atol=1e-2)
     assert gone(tmp_path, 1) and not list((tmp_path / "sampler").glob("*model*"))
 
 
