@@ -38,6 +38,7 @@ ELSEWHERE = {
     # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the test that does
     r"\w+:(callbacks|logger)\..*": "tasks/test_option_walk.py"
     "::test_callbacks_and_loggers_take_what_is_said_of_them",
+    r"estimate:task\..*": "tasks/test_estimate.py::test_each_option_says_something_else",
     r"run\..*": "trackers/test_tracked_runs.py::test_what_a_run_is_called_can_be_told",
     r"custom:env\..*": f"{ENVS}/test_adapters.py"
     "::test_a_class_of_this_project_gets_the_tokenizer_and_has_its_options_set",

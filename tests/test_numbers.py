@@ -22,6 +22,7 @@ from rlmodules.schemas.derive import all_sources
 from rlmodules.schemas.nodes import NODES
 from rlmodules.schemas.nodes import LoraConfig as LoraNode
 from rlmodules.tasks.compare import compare_runs
+from rlmodules.tasks.estimate import estimate
 from rlmodules.tasks.inspect import inspect
 
 TRIED = (-1, 0, math.nan, math.inf, -math.inf, 10**400)
@@ -87,6 +88,7 @@ def maker(group, name, target, folder):
         make_run(folder.parent / "run", 0.5)
     return {
         "base": made,
+        "estimate": partial(estimate, None, None, None, {}),
         "rollouts": partial(RolloutDataModule, TextGenerationEnv, prompts=["a"]),
         "preferences": partial(PreferenceDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,

@@ -94,6 +94,7 @@ SOURCES: dict[str, dict[str, Source]] = {
             handed_on="datamodules.rollouts.collector.PreferenceCollector",
         ),
         "compare": Source("rlmodules.tasks.compare.compare_runs"),
+        "estimate": Source("rlmodules.tasks.estimate.estimate"),
         "inspect": Source("rlmodules.tasks.inspect.inspect"),
     },
 }

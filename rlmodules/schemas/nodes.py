@@ -463,6 +463,17 @@ class TaskCompare:
 
 
 @dataclass
+class TaskEstimate:
+    _target_: str = option('rlmodules.tasks.estimate.estimate', '')
+    device: str | None = option(None, 'cpu or cuda; null takes that of the run. A GPU need not be there.')
+    devices: int | None = option(None, 'processes, each on a device of its own; null takes those of the run.')
+    memory_gb: float | None = option(None, "memory of a device, in GiB; null takes this machine's.")
+    prompt_length: int | None = option(None, 'tokens of every prompt, where the data are not to be read; all other texts are then as long as the limits allow. null takes the longest texts of the data.')
+    json: str | None = option(None, 'also write the figures there.')
+    _partial_: bool = option(True, '')
+
+
+@dataclass
 class TaskInspect:
     _target_: str = option('rlmodules.tasks.inspect.inspect', '')
     out: str | None = option(None, 'also write a page of HTML there, one file that needs nothing else.')
@@ -510,6 +521,7 @@ NODES: dict[str, dict[str, type]] = {
     "task": {
         "collect_preferences": TaskCollectPreferences,
         "compare": TaskCompare,
+        "estimate": TaskEstimate,
         "inspect": TaskInspect,
     },
 }

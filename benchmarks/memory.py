@@ -1,0 +1,134 @@
+"""What `task=estimate` says, against what runs take: the high-water mark of a process each.
+
+    python benchmarks/memory.py                 # all: PPO, GRPO, DPO, reward x three models
+    python benchmarks/memory.py dpo-tiny ppo-lora --trace
+
+Each run is a process of its own, `train.py` as a user starts it, with few iterations or pairs; its
+peak is the `ru_maxrss` that the kernel counted (`VmHWM`), pages of mapped files included. Both
+sides get the same options. `--trace` says how the resident memory went.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {
+    "tiny": ["model=tiny"],
+    "embedded": ["model=smollm2"],
+    "lora": ["model=smollm2", "model.lora.r=16"],
+}
+FEW = ["algo.num_iterations=1", "data.eval_size=8", "data.eval_generations=1"]
+ALGORITHMS = {
+    "ppo": ["algo=ppo", *FEW, "algo.batch_size=32", "algo.value_warmup_iterations=0"],
+    "grpo": ["algo=grpo", *FEW, "algo.gradient_accumulation_steps=1"],
+    "dpo": ["algo=dpo", "algo.num_epochs=1", "data.eval_size=8"],
+    "reward": ["algo=reward", "algo.num_epochs=1", "data.eval_size=8"],
+}
+"""Two optimizer steps at least: in the second, state and gradients of the first are there."""
+PAIRS = 32
+"""Of the set that the project carries."""
+MIB = 2**20
+
+
+def command(case: str, folder: Path) -> list[str]:
+    algorithm, model = case.split("-")
+    options = [*ALGORITHMS[algorithm], *MODELS[model], "logger=none"]
+    if algorithm in ("dpo", "reward"):
+        options.append(f"data.path={pairs(folder)}")
+    return [sys.executable, str(ROOT / "train.py"), *options]
+
+
+def pairs(folder: Path) -> Path:
+    """The longest of the carried pairs, and as many short ones."""
+    path = folder / "pairs.jsonl"
+    if not path.is_file():
+        carried = ROOT / "datamodules" / "assets" / "preferences_train.jsonl"
+        rows = sorted(carried.read_text(encoding="utf-8").splitlines(), key=len)
+        half = PAIRS // 2
+        path.write_text("\n".join([*rows[:half], *rows[-half:]]) + "\n", encoding="utf-8")
+    return path
+
+
+def peak_of(words: list[str], folder: Path, trace: bool) -> tuple[int, float]:
+    """Bytes at most, and seconds, of a process."""
+    began = time.perf_counter()
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log)
+        if trace:
+            threading.Thread(target=show, args=(child.pid, began), daemon=True).start()
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(words)}\n{(folder / 'log').read_text()[-3000:]}")
+    return usage.ru_maxrss * 1024, time.perf_counter() - began
+
+
+def show(pid: int, began: float) -> None:
+    """Anonymous and mapped memory as they go, where they change by a hundredth."""
+    last = 0
+    while True:
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return
+        sizes = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
+        if not sizes:
+            return
+        anonymous, mapped = (int(sizes[k].split()[0]) // 1024 for k in ("RssAnon", "RssFile"))
+        if abs(anonymous + mapped - last) > 0.01 * last:
+            last = anonymous + mapped
+            seconds = time.perf_counter() - began
+            print(f"  {seconds:6.1f} s {anonymous} + {mapped} MiB", file=sys.stderr)
+        time.sleep(0.05)
+
+
+def measured(cases: list[str], trace: bool) -> Iterator[dict]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for case in cases:
+            words, figures = command(case, folder), folder / "figures.json"
+            subprocess.run(
+                [*words, "task=estimate", f"task.json={figures}"],
+                cwd=folder, check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            said = json.loads(figures.read_text())
+            peak, seconds = peak_of(words, folder, trace)
+            yield {"case": case, "estimate": said["peak_bytes"], "moment": said["peak"],
+                   "moments": said["moments"], "peak": peak, "seconds": seconds}  # fmt: skip
+
+
+def row(found: dict) -> str:
+    estimate, peak = found["estimate"] / MIB, found["peak"] / MIB
+    return (
+        f"| {found['case']} | {estimate:,.0f} | {found['moment']} | {peak:,.0f} |"
+        f" {estimate / peak:.2f} |"
+    )
+
+
+def main() -> None:
+    every = [f"{a}-{m}" for m in MODELS for a in ALGORITHMS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=every, help=f"of {', '.join(every)}")
+    parser.add_argument("--trace", action="store_true", help="how the memory went")
+    parser.add_argument("--json", type=Path, help="also write all figures there")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.cases) - set(every)):
+        parser.error(f"no such case: {unknown}")
+    print("| run | estimate, MiB | at the | measured, MiB | ratio |\n|---|---:|---|---:|---:|")
+    rows = []
+    for found in measured(args.cases, args.trace):
+        rows.append(found)
+        print(row(found), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

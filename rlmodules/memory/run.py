@@ -1,0 +1,195 @@
+"""What of a run's settings decides how much memory it takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlmodules.algorithms.dpo import DPO
+from rlmodules.algorithms.online import OnlineModule
+from rlmodules.algorithms.orpo import ORPO
+from rlmodules.algorithms.ppo import PPO
+from rlmodules.memory.paper import Paper, give_sizes, on_paper
+from rlmodules.memory.parts import Parts
+from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
+from rlmodules.optimizers.muon import matrices
+from rlmodules.optimizers.table import state_bytes, step_bytes
+from rlmodules.reward_models.config import with_lora
+from rlmodules.reward_models.heads import Comparison, RewardHead
+from rlmodules.reward_models.pairwise import PairwiseRewardModel
+from rlmodules.reward_models.scalar import RewardModel
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+"""Precisions -> the type that is computed in; or that all weights are turned into."""
+
+
+UNCOUNTED = {"quantization": "none", "activation_offload": False}
+"""Options of the model whose memory is not counted -> the value that asks for nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as memory is concerned.
+
+    Attributes:
+        algorithm: the module's class.
+        config: its settings.
+        model: how the model is loaded.
+        precision: of the Trainer, resolved.
+        device: ``cpu`` or ``cuda``.
+        world: processes, each with a device of its own.
+    """
+
+    algorithm: Any
+    config: Any
+    model: ModelConfig
+    precision: str
+    device: str
+    world: int
+
+    @classmethod
+    def of(cls, algorithm: Any, settings: Mapping[str, Any], *, device: str, world: int) -> "Run":
+        """The run of these settings, as plain values."""
+        config = algorithm.config_class(**settings["algo"])
+        model = ModelConfig.of(settings["model"], config.model_name, given=False)
+        _refuse_uncounted(model, settings["trainer"].get("strategy", "auto"))
+        if issubclass(algorithm, RewardModel):
+            model = with_lora(model, config)
+        precision = resolve_precision(settings["trainer"]["precision"])
+        return cls(algorithm, config, model, str(precision), device, world)
+
+    @property
+    def is_online(self) -> bool:
+        return issubclass(self.algorithm, OnlineModule)
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether tokens are scored; reward models read texts whole."""
+        return not issubclass(self.algorithm, RewardModel)
+
+    @property
+    def has_reference(self) -> bool:
+        if self.is_online:
+            return bool(self._says("has_reference"))
+        return issubclass(self.algorithm, DPO) and not self.config.reference_free
+
+    @property
+    def recompute(self) -> bool:
+        """Whether sampled tokens are scored again before they are learned from."""
+        return bool(self._says("recompute"))
+
+    @property
+    def has_entropy(self) -> bool:
+        return issubclass(self.algorithm, PPO)
+
+    @property
+    def has_critic(self) -> bool:
+        return self.is_online and issubclass(self.algorithm.policy_class, PPOModel)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the reference scores a batch while the policy's activations are there."""
+        return self.has_reference and not self.is_online and not self.is_tabled
+
+    @property
+    def is_tabled(self) -> bool:
+        """Whether the reference's log-probabilities are made beforehand."""
+        return getattr(self.config, "precompute_ref_log_probs", False)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the loss reads chosen texts from their second token on."""
+        return issubclass(self.algorithm, ORPO)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed, where the model can; found out for sure once it is loaded."""
+        wanted = not self.is_online or self.algorithm.shares_prompts
+        return wanted and self.model.attn_implementation == "auto" and self.device == "cpu"
+
+    @property
+    def batch_option(self) -> str:
+        """What decides the size of a backward pass."""
+        return "mini_batch_size" if self.is_online else "batch_size"
+
+    def _says(self, name: str) -> Any:
+        """A property of the module, which needs nothing but its settings."""
+        return getattr(self.algorithm, name).fget(SimpleNamespace(config=self.config))
+
+    def parts(self) -> Parts:
+        """The run's models on paper.
+
+        Raises:
+            ValueError: see ``on_paper``.
+        """
+        dtype = TRUE.get(self.precision)
+        kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs}
+        paper = on_paper(self.model, dtype=dtype, **kinds)
+        with torch.device("meta"):
+            heads = self._heads(paper)
+        if heads is not None:
+            give_sizes(heads.to(dtype), paper.mode)
+        own = self.has_reference and not paper.is_own_reference
+        made = Parts(
+            paper=paper,
+            reference=paper.copy() if own else None,
+            has_reference=self.has_reference,
+            heads=heads,
+            autocast=AUTOCAST.get(self.precision),
+            device=self.device,
+            optimizer_bytes=0,
+            accumulates=self.config.gradient_accumulation_steps > 1,
+        )
+        return replace(made, optimizer_bytes=optimizer_bytes(made, self.config.optimizer.name))
+
+    def _heads(self, paper: Paper) -> nn.Module | None:
+        if self.has_critic:
+            return ValueHead(paper.hidden_size)
+        if self.scores_tokens:
+            return None
+        head = RewardHead(paper.hidden_size, self.config.num_labels, self.config.dropout_prob)
+        if issubclass(self.algorithm, PairwiseRewardModel):
+            return nn.ModuleDict({"head": head, "comparison": Comparison(paper.hidden_size)})
+        return head
+
+
+def _refuse_uncounted(model: ModelConfig, strategy: Any) -> None:
+    """
+    Raises:
+        ValueError: an option changes what is in memory, and that is not counted here.
+    """
+    said = {f"model.{name}": getattr(model, name, plain) for name, plain in UNCOUNTED.items()}
+    wrong = [k for k, v in said.items() if v != UNCOUNTED[k.removeprefix("model.")]]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]}={said[wrong[0]]!r}: what it takes is not counted; leave it out to see what"
+            " the run takes without it"
+        )
+    if not isinstance(strategy, str) or not strategy.startswith(("auto", "ddp")):
+        raise ValueError(
+            f"trainer.strategy={strategy!r}: shards of weights are not counted; leave it out to see"
+            " what the run takes on each device without it"
+        )
+
+
+def optimizer_bytes(parts: Parts, name: str) -> int:
+    """What the optimizer ``name`` keeps on the device of ``parts``."""
+    muons = matrices(parts.paper.model) if name == "muon" else ()
+    held = [state_bytes(name, p.numel(), _name_of(p), matrix=id(p) in muons) for p in parts.trained]
+    on_host = sum(h.host for h in held) if parts.device == "cpu" else 0
+    return sum(h.device for h in held) + on_host
+
+
+def stepping_bytes(parts: Parts, name: str) -> int:
+    """What a step of it takes besides, while it lasts."""
+    trained = parts.trained
+    held = step_bytes(name, sum(p.numel() for p in trained), _name_of(trained[0]))
+    return held.device + (held.host if parts.device == "cpu" else 0)
+
+
+def _name_of(parameter: nn.Parameter) -> str:
+    return str(parameter.dtype).removeprefix("torch.")

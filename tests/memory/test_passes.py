@@ -1,0 +1,119 @@
+"""What is counted on paper, against the bytes of real tensors in the real passes."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import config as ppo_config
+from pair_helpers import dataset
+from transformers import LlamaConfig
+
+from datamodules.experience import Experience
+from datamodules.preferences.streams import collate
+from rlmodules import DPO, PPO, DPOConfig, RewardModel, RewardModelConfig
+from rlmodules.memory.depth import Deep
+from rlmodules.memory.live import LiveBytes
+from rlmodules.memory.longest import groups_of
+from rlmodules.memory.parts import GRADIENTS, WEIGHTS, held, size_of
+from rlmodules.memory.passes import evaluate, sample, update, update_rewards
+from rlmodules.memory.run import Run
+from rlmodules.memory.texts import Group
+from rlmodules.models import LoraConfig, ModelConfig
+
+TINY = "random:tiny"
+
+
+def parts_of(kind, config, precision="32-true", **model):
+    return Run(kind, config, ModelConfig(name=TINY, **model), precision, "cpu", 1).parts()
+
+
+def peak(peaks):
+    return max(sum(parts.values()) for parts in peaks.values())
+
+
+def counted(module, autocast, passed):
+    """The most that is alive while ``passed`` makes a loss and its gradients, weights included."""
+    live = LiveBytes()
+    with live:
+        live.add_weights(held(module), WEIGHTS)
+        live.begin("all")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = passed()
+        loss.backward()
+    return peak(live.peaks)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_of_dpo_takes_what_is_counted_on_paper(lora, precision, checkpointing):
+    settings = {"lora": LoraConfig(r=lora), "gradient_checkpointing": checkpointing}
+    config = DPOConfig(model_name=TINY, gradient_accumulation_steps=1)
+    module = DPO(config, ModelConfig(name=TINY, **settings))
+    assert module.policy.packs
+    rows = dataset()
+    batch = collate(rows, range(8), rows.totals(range(8)), "train")
+    real = counted(module, precision != "32-true", lambda: module.losses(batch)[0])
+    parts = parts_of(DPO, config, precision, **settings)
+    assert parts.weight_bytes + parts.reference_bytes == size_of(held(module))
+    found = update(parts, groups_of(rows, reads_prompts=False), compares=True)
+    before = parts.optimizer_bytes + size_of(parts.trained)  # of the step before
+    forward = peak({k: v for k, v in found.items() if "backward" not in k}) - before
+    backward = peak({k: v for k, v in found.items() if "backward" in k}) - parts.optimizer_bytes
+    assert max(forward, backward) == pytest.approx(real, rel=0.02)
+
+
+def test_a_step_of_ppo_takes_what_is_counted_on_paper():
+    config = ppo_config()
+    module = PPO(config)
+    group = Group.of_prompt(20, [16])
+    texts = group.texts() * 4
+    mask = torch.ones(4, 16, dtype=torch.bool)
+    nothing = torch.zeros(4, 16)
+    positions = [torch.arange(20, 36)] * 4
+    batch = Experience(texts, positions, mask, nothing, nothing, nothing, nothing)
+    real = counted(module, False, lambda: module._loss(batch.minibatch(range(4), 64.0))[0])
+    parts = parts_of(PPO, config)
+    found = update(parts, [group] * 4, entropy=True, values=True)
+    backward = {k: v for k, v in found.items() if "backward" in k}
+    assert peak(backward) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
+def test_a_step_of_a_reward_model_takes_what_is_counted_on_paper():
+    config = RewardModelConfig(model_name=TINY, gradient_accumulation_steps=1)
+    module = RewardModel(config)
+    rows = dataset(close=False)
+    batch = collate(rows, range(8), rows.totals(range(8)), "train")
+    real = counted(module, False, lambda: module.losses(batch)[0])
+    parts = parts_of(RewardModel, config)
+    assert parts.weight_bytes == size_of(held(module))
+    found = update_rewards(parts, groups_of(rows, reads_prompts=False), with_mask=False)
+    backward = {k: v for k, v in found.items() if "backward" in k}
+    assert peak(backward) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
+def test_few_layers_say_what_many_take(tmp_path):
+    LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=11,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    config = ppo_config(model_name=str(tmp_path))
+    run = Run(PPO, config, ModelConfig(name=str(tmp_path)), "bf16-mixed", "cpu", 1)
+    deep = Deep(run.parts())
+    assert deep.depths == (2, 4)
+    short, long = [Group.of_prompt(3, [2])], [Group.of_prompt(90, [60])] * 9
+    for passed in (
+        partial(update, groups=short, entropy=True, values=True),
+        partial(update, groups=long, entropy=True, values=True),
+        partial(evaluate, groups=long),
+        partial(sample, prompts=[9, 7], rows=4, new=12),
+    ):
+        assert sum(deep.peak(passed).values()) == peak(passed(deep.parts))
+
+
+def test_the_cache_holds_keys_and_values_of_every_token_of_every_row():
+    parts = parts_of(PPO, ppo_config())
+    found = sample(parts, [30], rows=5, new=12)["drawing"]
+    kept = 2 * 2 * 16 * 4  # keys and values of 2 heads of 16 numbers in float32
+    assert found["KV cache"] == 2 * 5 * 42 * kept  # of 2 layers; 30 read, 12 written
+    assert found[GRADIENTS] == size_of(parts.trained)

@@ -1,0 +1,66 @@
+"""``task=estimate``: what it says, and that it loads nothing."""
+
+import json
+
+import pytest
+from test_train_preferences import QUICK
+
+from rlmodules.algorithms import policy
+
+RUN = [*QUICK, "task=estimate", "task.json=figures.json"]
+
+
+@pytest.fixture
+def figures(command, tmp_path):
+    """Calls ``task=estimate`` and returns what it says and its figures."""
+
+    def call(*options):
+        said = command(*RUN, *options)
+        return " ".join(said.split()), json.loads((tmp_path / "figures.json").read_text())
+
+    return call
+
+
+def test_the_moments_of_a_run_are_said_without_a_weight(figures, monkeypatch):
+    monkeypatch.setattr(policy, "load_model", None)  # whoever calls it fails
+    said, found = figures("algo=ppo", "reward=length")
+    names = [moment["name"] for moment in found["moments"]]
+    assert names == ["loading", "rollout", "held-out rollout", "evaluation", "update",
+                     "optimizer step"]  # fmt: skip
+    assert found["peak_bytes"] == max(moment["bytes"] for moment in found["moments"])
+    assert f"> {found['peak']}" in said and "the run fits" in said
+    step = found["moments"][-1]["parts"]
+    assert step["optimizer state"] == pytest.approx(2 * step["gradients"], rel=1e-3)  # and counts
+    assert step["weights"] - step["reference"] == 4 * (64 * 64 + 64 + 64 + 1)  # the critic's
+
+
+def test_each_option_says_something_else(figures):
+    _, here = figures("algo=dpo")
+    _, there = figures("algo=dpo", "task.device=cuda", "task.devices=2", "task.memory_gb=1",
+                       "task.prompt_length=100", "algo.max_length=400")  # fmt: skip
+    assert (here["device"], here["devices"], here["packed"]) == ("cpu", 1, True)
+    assert (there["device"], there["devices"], there["packed"]) == ("cuda", 2, False)
+    assert there["room_bytes"] == 2**30 and there["fits"]
+    assert "4 x 400" not in here["moments"][1]["size"]
+    (update,) = (moment for moment in there["moments"] if moment["name"] == "update")
+    assert update["size"] == "8 x 400 (3200)"  # four of the eight pairs
+    assert update["parts"]["gradients in transit"] > 0
+    assert 0 < there["largest_batch_size"] < 65536
+
+
+def test_what_does_not_fit_says_what_to_lower(figures):
+    said, found = figures("algo=dpo", "task.memory_gb=0.0001")
+    assert not found["fits"] and found["largest_batch_size"] == 0
+    assert "No algo.batch_size fits" in said and "model.lora.r=16" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [("task.device=tpu", "task.device='tpu'"), ("task.json=no/where.json", "no folder"),
+     ("model.name=./nowhere", "config.json is not here"),
+     ("model.quantization=4bit", "model.quantization='4bit': what it takes is not counted")],
+)  # fmt: skip
+def test_what_cannot_be_estimated_is_refused(command, option, sentence):
+    model = ["model=hf", "task.prompt_length=8"] if "model.name" in option else []
+    model += ["model.lora.r=4"] if "quantization" in option else []
+    assert sentence in command(*RUN, "algo=dpo", *model, option, status=1)
