@@ -36,13 +36,14 @@ def set_up(run: Run, data: Any) -> None:
     def unused(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("nothing is computed here")
 
+    computing = {"act", "evaluate", "experience", "sum_over_ranks", "train", "whole"}
     learner = SimpleNamespace(
         tokenizer=load_tokenizer(run.model),
         closes_texts=getattr(run.algorithm, "closes_texts", True),
         base_model=SimpleNamespace(config=None),
         fits=lambda observation, env: True,
-        act=unused, evaluate=unused, experience=unused, sum_over_ranks=unused, train=unused,
-    )  # fmt: skip
+        **dict.fromkeys(computing, unused),
+    )
     data.trainer = SimpleNamespace(
         lightning_module=learner,
         is_global_zero=True,

@@ -27,7 +27,7 @@ TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.
 """Precisions -> the type that is computed in; or that all weights are turned into."""
 
 
-UNCOUNTED = {"quantization": "none", "activation_offload": False}
+UNCOUNTED = {"quantization": "none", "activation_offload": False, "compile": False}
 """Options of the model whose memory is not counted -> the value that asks for nothing."""
 
 
