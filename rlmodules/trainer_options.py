@@ -193,6 +193,7 @@ def check_shared_out(settings: Mapping[str, Any]) -> None:
         f"model.quantization={quantization}": (quantization != "none", "trainer=ddp"),
         f"optimizer={optimizer}": (optimizer != "adamw", "optimizer=adamw, or trainer=ddp"),
         "sampler=vllm": (bool(settings.get("sampler")), "sampler=own, or trainer=ddp"),
+        "model.compile=true": (settings["model"].get("compile", False), "model.compile=false"),
     }
     for option, (is_told, instead) in refused.items():
         if is_told:

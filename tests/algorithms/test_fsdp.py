@@ -71,6 +71,7 @@ def test_what_cannot_be_shared_out_is_refused(options, said):
         ({"model": {"quantization": "4bit"}}, "model.quantization=4bit"),
         ({"algo": {"optimizer": {"name": "muon"}}}, "optimizer=muon"),
         ({"sampler": {"url": None}}, "sampler=vllm"),
+        ({"model": {"compile": True}}, "model.compile=true"),
     ],
 )
 def test_what_a_shared_model_cannot_be_is_refused(told, said):
