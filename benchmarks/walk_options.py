@@ -117,6 +117,8 @@ ELSEWHERE = {
     r"collect_preferences:task\.batch_size": "tasks/test_collect_preferences.py"
     "::test_the_same_settings_write_the_same_file_in_batches_of_any_size",
     r"ddp:trainer\..*": "algorithms/test_ddp.py::test_two_processes_take_the_steps_of_one",
+    r"fsdp:trainer\..*": "algorithms/test_fsdp.py"
+    "::test_sharing_a_model_out_changes_neither_weights_nor_metrics",
     r"default:trainer\.devices": "test_trainer_options.py::test_what_lightning_reads_is_handed_on",
 }
 

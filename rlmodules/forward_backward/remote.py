@@ -152,7 +152,21 @@ class RemoteTrainingClient(TrainingClient):
             self._actor.call.remote(number, "submit", (_nothing,), {})
             future.set_exception(error)
             return
-        sent.future().add_done_callback(lambda answer: _hand_over(answer, future))
+        sent.future().add_done_callback(lambda answer: self._hand_over(answer, future))
+
+    def _hand_over(self, answer: Future, future: Future) -> None:
+        if future.cancelled():
+            return
+        error = answer.exception()
+        if error is None:
+            future.set_result(answer.result())
+            return
+        # Ray's own errors are of the type that was raised there, but not through a Ray client.
+        error = getattr(error, "as_instanceof_cause", lambda: error)()
+        if isinstance(error, self._ray.exceptions.TaskCancelledError):
+            Future.cancel(future)  # its call there is; word of that may come before the answer
+        else:
+            future.set_exception(error)
 
     def _cancel(self, number: int) -> bool:
         return self._ray.get(self._actor.cancel.remote(number))
@@ -160,15 +174,3 @@ class RemoteTrainingClient(TrainingClient):
 
 def _nothing() -> None:
     pass
-
-
-def _hand_over(answer: Future, future: Future) -> None:
-    if future.cancelled():
-        return
-    error = answer.exception()
-    if error is not None:
-        # Ray's own errors are of the type that was raised there, but not through a Ray client.
-        typed = getattr(error, "as_instanceof_cause", lambda: error)
-        future.set_exception(typed())
-    else:
-        future.set_result(answer.result())

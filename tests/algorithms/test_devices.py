@@ -167,7 +167,7 @@ def note(module, index, kl, count):
     module.on_train_batch_start(None, index)
     tokens = SimpleNamespace(positions=[torch.arange(count)])
     module._loss = lambda batch: (torch.zeros(()), {"approx_kl": torch.tensor(kl)})
-    module.training_step(SimpleNamespace(tokens=tokens), index)
+    module.training_step(SimpleNamespace(tokens=tokens, num_actions=count), index)
 
 
 @pytest.mark.parametrize(
