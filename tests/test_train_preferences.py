@@ -127,7 +127,8 @@ if module.global_rank == 0:
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     one, two, _ = alone_and_together(tmp_path, SCRIPT)
-    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=5e-6)
+    # Other pairs are computed together, so sums are rounded otherwise.
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=2e-5)
     for part in ("history", "evaluations"):
         assert len(one[part]) == len(two[part]) > 0
         for alone, together in zip(one[part], two[part], strict=True):
