@@ -17,6 +17,7 @@ from side_by_side import add_mode
 
 from datamodules import rewards
 from rlmodules import GRPO, PPO, PPOConfig, PPOTrainer
+from rlmodules.models.vocabulary import match_ends
 
 SPENT = ("time/rollout_s", "time/evaluate_s")
 
@@ -38,6 +39,7 @@ def no_end(module: PPO | GRPO) -> None:
     """Have every response take its full length, as TRL's do here: nothing ends one."""
     module.tokenizer.eos_token = module.tokenizer.chat_template = None
     module.base_model.generation_config.eos_token_id = None
+    match_ends(module.base_model, module.tokenizer)  # which has noted what there was before
 
 
 def main() -> None:
