@@ -134,7 +134,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         for alone, together in zip(one[part], two[part], strict=True):
             for name, value in alone.items():
                 if not name.startswith("time/") and name != "train/grad_norm":
-                    assert together[name] == pytest.approx(value, rel=1e-6, abs=1e-4), name
+                    assert together[name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
 
 
 def test_a_reward_model_that_cannot_be_exported_as_asked_says_so_before_training(command):

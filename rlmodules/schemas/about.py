@@ -16,7 +16,7 @@ def about_run(what: str, *, _root_: DictConfig) -> Any:
     Args:
         what: ``name``, ``group``, ``swept``, or the group of which the choice is asked for.
     """
-    if not HydraConfig.initialized():  # only composed
+    if not HydraConfig.initialized() or _root_.paths.output_dir is None:  # only composed
         return None
     hydra = HydraConfig.get()
     told, folder = list(hydra.overrides.task), Path(_root_.paths.output_dir)
