@@ -68,7 +68,8 @@ MAY_IMPORT = {
     f"{R}.callbacks": f"{R}.functional {R}.checks {R}.resuming {R}.metrics {R}.reports {R}.trackers"
     f" {R}.views {R}.sweeping {D}.atomic {TYPES}",
     f"{R}.schemas": f"{R}.checks {R}.resuming {R}.trackers {D}.environments",
-    f"{R}.memory": f"{LEARNERS} {R}.algorithms {R}.reward_models {DATA} {D}.seeding",
+    f"{R}.memory": f"{LEARNERS} {R}.algorithms {R}.reward_models {DATA} {D}.seeding"
+    f" {R}.trainer_options",
     f"{R}.facade": PARTS,
     f"{R}.trainers": f"{PARTS} {R}.facade",
     f"{R}.tasks": f"{PARTS} {R}.memory {R}.schemas {R}.views {R}.reports {R}.metrics {R}.trackers"

@@ -68,7 +68,8 @@ class Estimate:
         if rows not in self._updates:
             groups, run = self.groups(rows), self.run
             if run.scores_tokens:
-                kinds = {"entropy": run.has_entropy, "values": run.has_critic}
+                kinds = {"entropy": run.has_entropy, "entropy_grad": run.trains_entropy}
+                kinds["values"] = run.has_critic
                 passed = partial(update, groups=groups, compares=run.compares, **kinds)
             else:
                 passed = partial(update_rewards, groups=groups, with_mask=self._masks)

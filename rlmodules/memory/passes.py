@@ -35,13 +35,14 @@ def update(
     groups: Sequence[Group],
     *,
     entropy: bool = False,
+    entropy_grad: bool = True,
     values: bool = False,
     compares: bool = False,
 ) -> Peaks:
     """Forward and backward pass of a batch whose tokens are scored.
 
     Args:
-        entropy: the loss has an entropy, so that probabilities are made again from logits.
+        entropy, entropy_grad: whether there is an entropy, and whether it is trained on.
         values: a critic reads the hidden states too.
         compares: the reference scores the same batch meanwhile (DPO).
     """
@@ -51,7 +52,7 @@ def update(
             states = _trained_states(parts, live, layout)
             live.begin("logits")
             with live.as_label(LOGITS):
-                said, entropies = _logprobs(parts, states[at], entropy)
+                said, entropies = _logprobs(parts, states[at], entropy, entropy_grad=entropy_grad)
             loss = said.sum() + (entropies.sum() if entropies is not None else 0)
             if values:
                 assert parts.heads is not None, "a critic"
@@ -163,7 +164,7 @@ def _forward(
     states = _states(parts, live, model, layout, TEMPORARY, phase)
     live.begin(f"{phase}'s logits")
     with live.as_label(LOGITS):
-        _logprobs(parts, states[at], False, model)
+        _logprobs(parts, states[at], False, model=model)
 
 
 def _states(
@@ -180,10 +181,11 @@ def _states(
 
 
 def _logprobs(
-    parts: Parts, states: Tensor, entropy: bool, model: Any = None
+    parts: Parts, states: Tensor, entropy: bool, *, entropy_grad: bool = True, model: Any = None
 ) -> tuple[Tensor, Tensor | None]:
     tokens = torch.zeros(len(states), dtype=torch.long)
-    return token_logprobs(states, parts.projection(model), tokens, with_entropy=entropy)
+    wanted = {"with_entropy": entropy, "entropy_grad": entropy_grad}
+    return token_logprobs(states, parts.projection(model), tokens, **wanted)
 
 
 def _trained_states(parts: Parts, live: LiveBytes, layout: Layout) -> Tensor:

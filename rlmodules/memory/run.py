@@ -21,6 +21,7 @@ from rlmodules.reward_models.config import with_lora
 from rlmodules.reward_models.heads import Comparison, RewardHead
 from rlmodules.reward_models.pairwise import PairwiseRewardModel
 from rlmodules.reward_models.scalar import RewardModel
+from rlmodules.trainer_options import is_sharded
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -56,7 +57,7 @@ class Run:
         """The run of these settings, as plain values."""
         config = algorithm.config_class(**settings["algo"])
         model = ModelConfig.of(settings["model"], config.model_name, given=False)
-        _refuse_uncounted(model, settings["trainer"].get("strategy", "auto"))
+        _refuse_uncounted(model, settings)
         if issubclass(algorithm, RewardModel):
             model = with_lora(model, config)
         precision = resolve_precision(settings["trainer"]["precision"])
@@ -85,6 +86,10 @@ class Run:
     @property
     def has_entropy(self) -> bool:
         return issubclass(self.algorithm, PPO)
+
+    @property
+    def trains_entropy(self) -> bool:
+        return self.has_entropy and self.config.entropy_coef > 0
 
     @property
     def has_critic(self) -> bool:
@@ -157,22 +162,19 @@ class Run:
         return head
 
 
-def _refuse_uncounted(model: ModelConfig, strategy: Any) -> None:
+def _refuse_uncounted(model: ModelConfig, settings: Mapping[str, Any]) -> None:
     """
     Raises:
         ValueError: an option changes what is in memory, and that is not counted here.
     """
     said = {f"model.{name}": getattr(model, name, plain) for name, plain in UNCOUNTED.items()}
-    wrong = [k for k, v in said.items() if v != UNCOUNTED[k.removeprefix("model.")]]
-    if wrong:
+    told = [f"{k}={v!r}" for k, v in said.items() if v != UNCOUNTED[k.removeprefix("model.")]]
+    told += ["sampler=vllm"] if settings.get("sampler") else []
+    told += ["trainer=fsdp"] if is_sharded(settings["trainer"].get("strategy")) else []
+    if told:
         raise ValueError(
-            f"{wrong[0]}={said[wrong[0]]!r}: what it takes is not counted; leave it out to see what"
-            " the run takes without it"
-        )
-    if not isinstance(strategy, str) or not strategy.startswith(("auto", "ddp")):
-        raise ValueError(
-            f"trainer.strategy={strategy!r}: shards of weights are not counted; leave it out to see"
-            " what the run takes on each device without it"
+            f"{told[0]}: what it takes is not counted; leave it out to see what the run takes"
+            " without it"
         )
 
 

@@ -6,6 +6,8 @@ import pytest
 from test_train_preferences import QUICK
 
 from rlmodules.algorithms import policy
+from rlmodules.memory.run import _refuse_uncounted
+from rlmodules.models import ModelConfig
 
 RUN = [*QUICK, "task=estimate", "task.json=figures.json"]
 
@@ -58,9 +60,18 @@ def test_what_does_not_fit_says_what_to_lower(figures):
     ("option", "sentence"),
     [("task.device=tpu", "task.device='tpu'"), ("task.json=no/where.json", "no folder"),
      ("model.name=./nowhere", "config.json is not here"),
-     ("model.quantization=4bit", "model.quantization='4bit': what it takes is not counted")],
+     ("model.quantization=4bit", "model.quantization='4bit': what it takes is not counted"),
+     ("model.compile=true", "model.compile=True: what it takes is not counted"),
+     ("trainer=fsdp", "trainer=fsdp: what it takes is not counted")],
 )  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(command, option, sentence):
     model = ["model=hf", "task.prompt_length=8"] if "model.name" in option else []
     model += ["model.lora.r=4"] if "quantization" in option else []
     assert sentence in command(*RUN, "algo=dpo", *model, option, status=1)
+
+
+def test_a_server_beside_the_run_is_not_counted_and_replicas_are_what_one_device_has(figures):
+    settings = {"trainer": {"strategy": "auto"}, "sampler": {"url": "http://127.0.0.1:1"}}
+    with pytest.raises(ValueError, match="sampler=vllm: what it takes is not counted"):
+        _refuse_uncounted(ModelConfig(name="random:tiny"), settings)
+    assert figures("algo=dpo", "trainer=ddp", "task.devices=2")[1]["devices"] == 2
