@@ -6,6 +6,7 @@ import torch
 
 from datamodules import RolloutDataModule, TextGenerationEnv
 from datamodules.rollouts.episodes import play
+from datamodules.types import Evaluation, Rollout, Trajectory
 from rlmodules import GRPO, GRPOConfig
 
 PROMPTS = ["One", "Two words", "A third prompt", "And four", "Five of them now", "6"]
@@ -92,3 +93,29 @@ def whole(experience):
     """All of an iteration's episodes as one minibatch."""
     rows = range(len(experience))
     return experience.minibatch(list(rows), float(experience.num_actions(rows)))
+
+
+def attached(module):
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return module
+
+
+def rollout_of(rewards, kl=0.0, drawn=0.0):
+    """Episodes of two tokens; a reward of None does not apply.
+
+    Args:
+        kl: log-probability of each token under the policy; the reference's is 0.
+        drawn: under what drew it.
+    """
+    shape = (len(rewards), 2)
+    trajectories = [
+        Trajectory([], [torch.tensor([1, 2])], [r or 0.0], [torch.full((2,), drawn)], True,
+                   r or 0.0, unscored=r is None, finish_reason="eos")
+        for r in rewards
+    ]  # fmt: skip
+    evaluation = Evaluation(
+        [torch.tensor([5, 1, 2])] * len(rewards), [torch.tensor([1, 2])] * len(rewards),
+        torch.ones(shape, dtype=torch.bool), torch.full(shape, kl), torch.zeros(shape),
+        torch.zeros(shape),
+    )  # fmt: skip
+    return Rollout(trajectories, evaluation, {"rollout": 1.0, "evaluate": 1.0})

@@ -4,9 +4,9 @@ import json
 import math
 import warnings
 
-import lightning as L
 import pytest
 import torch
+from grpo_helpers import attached, rollout_of
 from grpo_helpers import config as grpo_config
 from grpo_helpers import data as grpo_data
 from helpers import PROMPTS, config, data, run
@@ -14,33 +14,11 @@ from helpers import PROMPTS, config, data, run
 from datamodules import TextGenerationEnv
 from datamodules.rollouts.episodes import EpisodeError, require_some
 from datamodules.rollouts.streams import _differ
-from datamodules.types import Evaluation, Rollout, Trajectory
 from rlmodules import GRPO, PPO, PPOTrainer
 from rlmodules.callbacks import SampleTable
 from rlmodules.models.embedded import tiny_model
 
 NAN = float("nan")
-
-
-def attached(module):
-    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    return module
-
-
-def rollout_of(rewards, kl=0.0):
-    """Episodes of two tokens; a reward of None does not apply."""
-    shape = (len(rewards), 2)
-    trajectories = [
-        Trajectory([], [torch.tensor([1, 2])], [r or 0.0], [torch.zeros(2)], True, r or 0.0,
-                   unscored=r is None, finish_reason="eos")
-        for r in rewards
-    ]  # fmt: skip
-    evaluation = Evaluation(
-        [torch.tensor([5, 1, 2])] * len(rewards), [torch.tensor([1, 2])] * len(rewards),
-        torch.ones(shape, dtype=torch.bool), torch.full(shape, kl), torch.zeros(shape),
-        torch.zeros(shape),
-    )  # fmt: skip
-    return Rollout(trajectories, evaluation, {"rollout": 1.0, "evaluate": 1.0})
 
 
 def trl_advantages(rewards, size, scale):

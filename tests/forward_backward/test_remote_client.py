@@ -3,13 +3,16 @@
 import os
 import threading
 import time
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlmodules.forward_backward import AsyncTrainingClient
+from rlmodules.forward_backward.remote import RemoteFuture, RemoteTrainingClient
 from rlmodules.models import ModelConfig, load_model
 
 ROOT = Path(__file__).parents[2]
@@ -148,3 +151,22 @@ def test_what_was_not_sent_when_a_client_is_ended_is_cancelled(remote):
     assert not ending.is_alive()
     assert first.exception(WAIT) is not None  # True is no mask
     assert all(future.cancelled() for future in behind)
+
+
+def test_word_of_a_cancelled_call_that_comes_before_the_answer_is_its_cancelling():
+    """That the other side has cancelled a call is told twice: by the call, and by the answer."""
+    ray = pytest.importorskip("ray")
+    here, told = SimpleNamespace(_ray=ray), Future()
+    hand_over = RemoteTrainingClient._hand_over
+    told.set_exception(ray.exceptions.TaskCancelledError())
+
+    def cancel_there():
+        hand_over(here, told, future)
+        return future.cancelled()
+
+    future = RemoteFuture(cancel_there)
+    assert future.cancel() and future.cancelled()
+    failed, other = Future(), RemoteFuture(lambda: True)
+    failed.set_exception(ZeroDivisionError())
+    hand_over(here, failed, other)
+    assert not other.cancelled() and isinstance(other.exception(), ZeroDivisionError)

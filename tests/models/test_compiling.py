@@ -4,6 +4,18 @@ import pytest
 import torch
 from compile_helpers import batches, check_compiled
 
+from rlmodules import (
+    DPO,
+    GRPO,
+    ORPO,
+    PPO,
+    DPOConfig,
+    GRPOConfig,
+    ORPOConfig,
+    PPOConfig,
+    RewardModel,
+    RewardModelConfig,
+)
 from rlmodules.models import ModelConfig, PolicyModel, Reference, backbone, compiling
 from rlmodules.models.compiling import compile_layers, layers_of
 from rlmodules.models.embedded import tiny_model
@@ -52,3 +64,21 @@ def test_a_policy_and_its_reference_score_by_compiled_layers_and_sample_by_eager
     with torch.no_grad(), reference.of(policy) as frozen:
         frozen.score(next(batches()))
     assert seen and not any(seen)
+
+
+MODULES = {
+    "ppo": (PPO, PPOConfig), "grpo": (GRPO, GRPOConfig), "dpo": (DPO, DPOConfig),
+    "orpo": (ORPO, ORPOConfig), "reward": (RewardModel, RewardModelConfig),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not compiling.has_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("name", MODULES)
+def test_every_algorithm_reads_the_option(name):
+    algorithm, config = MODULES[name]
+    for told in (False, True):
+        model = ModelConfig(name="random:tiny", compile=told)
+        module = algorithm(config(model_name="random:tiny", device="cpu"), model)
+        layers = layers_of(module.body if name == "reward" else backbone(module.base_model))
+        assert len(layers) == 2
+        assert all((layer._compiled_call_impl is not None) == told for layer in layers)

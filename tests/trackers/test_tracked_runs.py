@@ -203,3 +203,20 @@ def test_what_a_run_is_called_can_be_told(tmp_path):
     run = OmegaConf.to_container(cfg.run, resolve=True)
     assert (run["name"], run["group"]) == ("mine", "ours")
     assert (run["tags"]["model"], run["tags"]["who"]) == ("small", "me")
+
+
+def test_a_config_that_is_only_composed_names_no_run_whatever_was_composed_before(monkeypatch):
+    """Hydra's own config of another composition stays behind in the process, without a folder."""
+    from hydra import compose, initialize
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlmodules import schemas
+
+    schemas.register()
+    with initialize("../../conf", version_base="1.3"):
+        whole = compose("train", return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", whole)
+        assert HydraConfig.initialized()
+        cfg = compose("train", ["run.tags.model=small"])
+        assert cfg.run.tags.algo is None and cfg.run.name is None
+        assert cfg.run.tags.model == "small"
