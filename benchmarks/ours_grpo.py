@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from grpo_task import Work, arguments, check_lengths, questions, reward
-from ours_mode import enter_mode, model_config
+from ours_mode import bare_trainer, enter_mode, model_config
 from ours_pairs import peak_gib
 from ours_ppo import IterationClock, no_end
 from side_by_side import add_mode
@@ -114,23 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         epochs=c.num_epochs,
         seed=c.seed,
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision="bf16-true",
-        max_epochs=c.num_iterations,
-        gradient_clip_val=c.max_grad_norm,
-        accumulate_grad_batches=c.gradient_accumulation_steps,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-        callbacks=[clock],
-    )
+    trainer = bare_trainer(module, "bf16-true", [clock], max_epochs=c.num_iterations)
     trainer.fit(module, data)
     check_lengths(clock.response_lengths, args.response_length)
     if trainer.global_step != c.num_iterations:

@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from learning_task import END_OF_LINE, Course, arguments, count_right, reward, rows
 from ours_grpo import in_order
+from ours_mode import bare_trainer
 from ours_pairs import dataset, peak_gib
 
 from datamodules import PreferenceDataModule, RolloutDataModule, TextGenerationEnv
@@ -149,23 +150,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     module, course = build(args), Course()
     looks = AnswerLooks(course, held_out, args) if is_grpo else PairLooks(course, len(held_out))
     evaluations = {"check_val_every_n_epoch": None, "val_check_interval": args.look_every}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=args.precision,
+    trainer = bare_trainer(
+        module,
+        args.precision,
+        [looks],
         max_epochs=args.updates if is_grpo else args.passes,
-        gradient_clip_val=module.config.max_grad_norm,
-        accumulate_grad_batches=module.config.gradient_accumulation_steps,
         **({} if is_grpo else evaluations),
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-        callbacks=[looks],
     )
     data = question_data(args, module) if is_grpo else pair_data(args, module)
     if not is_grpo:

@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from ours_mode import enter_mode, model_config
+from ours_mode import bare_trainer, enter_mode, model_config
 from side_by_side import add_mode
 
 from datamodules import PreferenceDataModule, PreferenceDataset
@@ -132,23 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gradient_accumulation_steps=c.gradient_accumulation_steps,
         seed=c.seed,
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=PRECISION[args.task],
-        max_epochs=c.num_epochs,
-        gradient_clip_val=c.max_grad_norm,
-        accumulate_grad_batches=c.gradient_accumulation_steps,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-        callbacks=[clock],
-    )
+    trainer = bare_trainer(module, PRECISION[args.task], [clock], max_epochs=c.num_epochs)
     trainer.fit(module, data)
     if not getattr(module, "policy", module).packs:
         raise RuntimeError("the model is not packed: computed_tokens would be wrong")

@@ -42,7 +42,7 @@ def no_end(module: PPO | GRPO) -> None:
     match_ends(module.base_model, module.tokenizer)  # which has noted what there was before
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--reward-model", required=True)
@@ -56,7 +56,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attention", default="auto")
     add_mode(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 

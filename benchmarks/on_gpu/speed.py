@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+from ours_mode import bare_trainer
 from ours_pairs import computed_tokens, predictions, tokens
 from ours_ppo import no_end
 
@@ -48,24 +49,13 @@ ADAM_BYTES = 28
 
 def trainer(bench: Bench, module: Any, epochs: int, *callbacks: L.Callback) -> L.Trainer:
     """As `conf/trainer/default.yaml` has it."""
-    c = module.config
-    return L.Trainer(
+    return bare_trainer(
+        module,
+        resolve_precision("auto"),
+        callbacks,
         accelerator="gpu" if bench.device == "cuda" else "cpu",
-        devices=1,
-        precision=resolve_precision("auto"),
         max_epochs=epochs,
-        gradient_clip_val=c.max_grad_norm,
-        accumulate_grad_batches=c.gradient_accumulation_steps,
-        num_sanity_val_steps=0,
         limit_val_batches=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-        callbacks=list(callbacks),
     )
 
 
