@@ -105,9 +105,9 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``q``, ``k`` and ``v``; weights are computed again."""
     heads, kv_heads = q.shape[1], k.shape[1]
-    grad_q, grad_k, grad_v = (
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)
-    )
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    # What many pieces say of one token adds up: in bfloat16 the last of them would be rounded away.
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
     with torch.autocast(q.device.type, enabled=False):
         for pieces in plan(decoded(segments), window, q.device):
             queries, keys = _asking(q, kv_heads, pieces), _seen(k, pieces)
@@ -121,7 +121,7 @@ def _attend_backward(
             grad_q[pieces.asking[pieces.real]] = _back(inner @ keys, heads, pieces)[pieces.real]
             _add(grad_k, inner.transpose(1, 2) @ queries, pieces)
             _add(grad_v, weights.to(v.dtype).transpose(1, 2) @ said, pieces)
-    return grad_q, grad_k, grad_v
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 @_attend.register_fake
@@ -157,8 +157,21 @@ def _weights(
     if softcap is not None:
         capped = scores.float().mul_(scaling / softcap).tanh_().mul_(softcap)
         scores, scaling = capped, 1.0
-    scores = torch.add(pieces.hidden, scores, alpha=scaling).float()  # scaled, hidden, widened
+    scores = _hidden(scores, pieces, scaling)
     return scores.view(shape).softmax(-1), None if capped is None else capped.view(shape)
+
+
+def _hidden(scores: Tensor, pieces: Pieces, scaling: float) -> Tensor:
+    """``scores`` [P, heads, Q, K] scaled, hidden where pieces may not look, and in float32."""
+    masked = pieces.hidden.shape[3]
+    before = scores.shape[3] - masked
+    if not before:
+        return torch.add(pieces.hidden, scores, alpha=scaling).float()
+    found = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    none = pieces.hidden.new_zeros(1)  # of one dimension, so that what is added up is in float32
+    torch.add(none, scores[..., :before], alpha=scaling, out=found[..., :before])
+    torch.add(pieces.hidden, scores[..., before:], alpha=scaling, out=found[..., before:])
+    return found
 
 
 def _asking(x: Tensor, kv_heads: int, pieces: Pieces, *, only_real: bool = False) -> Tensor:
@@ -194,7 +207,7 @@ def _add(total: Tensor, part: Tensor, pieces: Pieces) -> None:
     """The reverse of ``_seen``; what several rests say of their prefix adds up."""
     count, _, length = pieces.sizes
     part = part.view(count, -1, length, part.shape[2]).transpose(1, 2)
-    total.index_add_(0, pieces.seen, part.reshape(-1, *total.shape[1:]))
+    total.index_add_(0, pieces.seen, part.reshape(-1, *total.shape[1:]).float())
 
 
 # cuDNN's attention makes a plan for each new shape, which takes longer than what it plans (0.1 s on

@@ -3,18 +3,24 @@
 Shapes: P pieces, of which each has Q tokens that ask and K that are seen.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+ASKED_AT_ONCE = 256
+"""Tokens of a longer piece that ask together: scores of all of it would be the largest thing there
+is, and half of them would be hidden."""
 MOST_SCORES = 2**18
 """Scores of a head that are computed together, if they are of several pieces."""
 WASTE = 1.5
 """Scores with padding over those without, at most."""
 Segments = tuple[tuple[int, ...], ...]
 """For each group: length of its prefix, then the length of each rest."""
+Span = tuple[range, list[int]]
+"""Places of the tokens that ask, and of those that they see; of the latter they are the last."""
 
 
 def encoded(segments: Segments) -> Tensor:
@@ -36,7 +42,7 @@ class Pieces:
     """Pieces of about one size, computed together; P of them, padded to Q asking and K seen tokens.
 
     A prefix and the first rest after it are one causal piece; each other rest sees the prefix, and
-    itself causally.
+    itself causally. Long ones are several: each block asks, and sees all up to its end.
     """
 
     asking: Tensor
@@ -46,34 +52,43 @@ class Pieces:
     real: Tensor
     """[n], which of the asking ones are none of padding."""
     hidden: Tensor
-    """[P, 1, Q, K], minus infinity where an asking token may not look, else 0."""
+    """[P, 1, Q, W], minus infinity where an asking token may not look among the last W seen, else
+    0; what is seen before them, all see."""
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return self.hidden.shape[0], *self.hidden.shape[2:]
+        """P, Q and K."""
+        count, _, width, _ = self.hidden.shape
+        return count, width, len(self.seen) // count
 
 
-def _spans(segments: Segments) -> list[tuple[range, range, range]]:
-    """``(asking, prefix, own)`` of each piece; an empty prefix where ``own`` holds it already."""
-    spans, offset = [], 0
+def _spans(segments: Segments, window: int | None) -> Iterator[Span]:
+    """What asks and what it sees, piece by piece."""
+    offset = 0
     for prefix, first, *rests in segments:
         start = offset + prefix + first
-        spans.append((range(offset, start), range(0), range(offset, start)))
+        yield from _blocks(range(0), range(offset, start), window)
         for rest in rests:
             own = range(start, start + rest)
-            spans.append((own, range(offset, offset + prefix), own))
+            yield from _blocks(range(offset, offset + prefix), own, window)
             start += rest
         offset = start
-    return [span for span in spans if span[0]]
+
+
+def _blocks(prefix: range, own: range, window: int | None) -> Iterator[Span]:
+    """``own`` asks, block by block, and sees ``prefix`` and itself up to what asks."""
+    for start in range(0, len(own), ASKED_AT_ONCE):
+        asking = own[start : start + ASKED_AT_ONCE]
+        seen = [*prefix, *own[: start + len(asking)]]
+        yield asking, seen if window is None else seen[-(len(asking) + window - 1) :]
 
 
 @lru_cache(maxsize=4)  # all layers of a pass, and of the reference's, ask for the same
 def plan(segments: Segments, window: int | None, device: torch.device) -> list[Pieces]:
     """The pieces of a row, those of about one size together while their scores are few."""
-    spans = sorted(_spans(segments), key=lambda span: (len(span[0]), len(span[1])))
     planned: list[Pieces] = []
-    some: list[tuple[range, range, range]] = []
-    for span in spans:
+    some: list[Span] = []
+    for span in sorted(_spans(segments, window), key=lambda span: (len(span[0]), len(span[1]))):
         if some and not _belong(some, span):
             planned.append(_together(some, window, device))
             some = []
@@ -81,31 +96,29 @@ def plan(segments: Segments, window: int | None, device: torch.device) -> list[P
     return [*planned, _together(some, window, device)] if some else planned
 
 
-def _belong(some: list[tuple[range, range, range]], span: tuple[range, range, range]) -> bool:
+def _belong(some: list[Span], span: Span) -> bool:
     """Whether one more piece is computed with ``some`` at little padding."""
-    sizes = [(len(asking), len(prefix) + len(own)) for asking, prefix, own in [*some, span]]
+    sizes = [(len(asking), len(seen)) for asking, seen in [*some, span]]
     padded = len(sizes) * max(q for q, _ in sizes) * max(k for _, k in sizes)
     return padded <= MOST_SCORES and padded <= WASTE * sum(q * k for q, k in sizes)
 
 
-def _together(
-    spans: list[tuple[range, range, range]], window: int | None, device: torch.device
-) -> Pieces:
-    width = max(len(asking) for asking, _, _ in spans)
-    length = max(len(prefix) + len(own) for _, prefix, own in spans)
-    q, k = torch.arange(width)[:, None], torch.arange(length)
+def _together(spans: list[Span], window: int | None, device: torch.device) -> Pieces:
+    width = max(len(asking) for asking, _ in spans)
+    length = max(len(seen) for _, seen in spans)
+    before = length - width if len(spans) == 1 and window is None else 0
+    q, k = torch.arange(width)[:, None], torch.arange(before, length)
     asking: list[int] = []
     seen: list[int] = []
     real: list[int] = []
     hidden: list[Tensor] = []
-    for place, (ask, prefix, own) in enumerate(spans):
-        at = [*prefix, *own]
+    for place, (ask, at) in enumerate(spans):
         asking += [*ask] + [ask[-1]] * (width - len(ask))
         seen += at + [0] * (length - len(at))
         real += range(place * width, place * width + len(ask))
         last = q.clamp(max=len(ask) - 1) + len(at) - len(ask)  # what an asking token sees last
         hidden.append((k > last) if window is None else (k > last) | (k <= last - window))
-    mask = torch.zeros(len(spans), 1, width, length, dtype=torch.float32)
+    mask = torch.zeros(len(spans), 1, width, length - before, dtype=torch.float32)
     mask.masked_fill_(torch.stack(hidden)[:, None], float("-inf"))
 
     def on_device(numbers: list[int]) -> Tensor:

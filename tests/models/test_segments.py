@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rlmodules.models import attention, segments
 from rlmodules.models.attention import segment_attention
@@ -59,14 +61,24 @@ def none_unpacked(*args, **options):
     raise AssertionError("a packed row was taken for another")
 
 
-@pytest.mark.parametrize("most", [1, 300, 2**18])
+@pytest.fixture(autouse=True)
+def planned_anew():
+    """Plans are kept by their segments, not by the sizes that tests change."""
+    plan.cache_clear()
+    yield
+    plan.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("most", "at_once"), [(1, 256), (300, 256), (2**18, 256), (300, 7), (1, 3)]
+)
 @pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sliding_window": 4}], ids=str)
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_packed_attention_is_dense_attention_and_so_are_its_gradients(
-    row, options, most, monkeypatch
+    row, options, most, at_once, monkeypatch
 ):
     monkeypatch.setattr(segments, "MOST_SCORES", most)
-    plan.cache_clear()
+    monkeypatch.setattr(segments, "ASKED_AT_ONCE", at_once)
     options = options | {"scaling": 0.3}
     ours, theirs = inputs(row), inputs(row)
     out, _ = segment_attention(
@@ -79,7 +91,6 @@ def test_packed_attention_is_dense_attention_and_so_are_its_gradients(
     (wanted * weights).sum().backward()
     for mine, other in zip(ours, theirs, strict=True):
         assert_close(mine.grad, other.grad)
-    plan.cache_clear()
 
 
 def test_every_token_asks_once_and_padding_is_bounded():
@@ -96,7 +107,8 @@ def test_every_token_asks_once_and_padding_is_bounded():
             padded = pieces_count * width * length
             real = torch.zeros(pieces_count * width, dtype=torch.bool)
             real[pieces.real] = True
-            seen = (pieces.hidden == 0).sum(-1).flatten()[real].sum()
+            before = length - pieces.hidden.shape[-1]
+            seen = (before + (pieces.hidden == 0).sum(-1)).flatten()[real].sum()
             assert pieces_count == 1 or padded <= segments.MOST_SCORES
             assert seen <= padded
         assert sorted(asked) == list(range(count))
@@ -111,3 +123,38 @@ def test_the_operator_is_what_torch_expects_of_one():
     row = ROWS["unequal"]
     q, k, v = (x[0].transpose(0, 1).detach().requires_grad_() for x in inputs(row))
     torch.library.opcheck(attention._attend, (q, k, v, encoded(row), 0.3, None, None))
+
+
+def test_scores_of_a_long_text_never_exist_at_once():
+    """8,192 tokens: a block asks at a time, in the forward pass and in the backward pass."""
+    length, heads, size = 8192, 2, 4
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in tree_leaves(out) if torch.is_tensor(x))])
+            return out
+
+    q, k, v = (torch.randn(length, heads, size) for _ in range(3))
+    shape = (encoded(((0, length),)), 0.3, None, None)
+    with Watch():
+        plan.cache_clear()
+        plan(((0, length),), None, q.device)
+        attention._attend._init_fn(q, k, v, *shape)
+        attention._attend_backward._init_fn(q, q, k, v, *shape)
+    assert largest <= heads * segments.ASKED_AT_ONCE * length
+
+
+def test_what_many_pieces_say_of_a_token_adds_up_in_bfloat16():
+    """A prefix's gradient over 300 rests is that in float32, rounded once."""
+    row = ((1, *[1] * 300),)
+    exact = [x[0].transpose(0, 1).detach() for x in inputs(row)]
+    rounded = [x.bfloat16() for x in exact]
+    exact = [x.float() for x in rounded]
+    shape = (encoded(row), 0.3, None, None)
+    wanted = attention._attend_backward(torch.ones_like(exact[0]), *exact, *shape)
+    found = attention._attend_backward(torch.ones_like(rounded[0]), *rounded, *shape)
+    for mine, right in zip(found[1:], wanted[1:], strict=True):
+        assert_close(mine[0].float(), right[0], rtol=0.01, atol=0.01)
