@@ -10,6 +10,7 @@ is bounded anyway), and several are computed again.
 Shapes: N chosen positions, H hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,13 @@ class Projection:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.nn.functional.linear
+    """What ``logits`` multiplies with."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., V] of ``hidden`` [..., H]."""
         hidden = hidden.to(self.weight.dtype)
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        logits = self.product(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

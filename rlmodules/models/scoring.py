@@ -11,7 +11,7 @@ that are being sampled.
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,7 @@ from rlmodules.models.heads import (
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
 from rlmodules.models.quirks import even_out, require_gradients, require_kept
+from rlmodules.models.reordered import Product
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -63,6 +64,7 @@ class PolicyModel(nn.Module):
         packs: whether rows are packed: what neighbours begin with alike is computed once.
         compiled: whether the decoder layers are.
         value_head: the critic; None where there is none.
+        product: what multiplies states with the vocabulary where they are sampled from.
 
     Raises:
         ValueError: it is no causal language model, or treats its logits in a way not known here.
@@ -77,6 +79,7 @@ class PolicyModel(nn.Module):
         self.base_model = base_model
         self.value_head: ValueHead | None = None
         self.packs = self.compiled = False
+        self.product: Product = nn.functional.linear
 
     @classmethod
     def of(cls, model: nn.Module) -> "PolicyModel":
@@ -101,7 +104,12 @@ class PolicyModel(nn.Module):
     @property
     def num_logits(self) -> int:
         """How many ids are predicted."""
-        return len(self._projection.weight)
+        return len(self.vocabulary_weight)
+
+    @property
+    def vocabulary_weight(self) -> Tensor:
+        """[V, H], of the vocabulary projection."""
+        return self._projection.weight
 
     @cached_property
     def positions(self) -> Positions:
@@ -220,7 +228,7 @@ class PolicyModel(nn.Module):
 
     @property
     def _projection(self) -> Projection:
-        return projection(self.base_model, self._logit_shape)
+        return replace(projection(self.base_model, self._logit_shape), product=self.product)
 
     @cached_property
     def _takes(self) -> frozenset[str]:

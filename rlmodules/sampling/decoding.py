@@ -10,6 +10,7 @@ Shapes: R rows, T tokens of the longest context, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,11 +19,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.types import Response, SamplingParams
+from rlmodules.models.reordered import Reordered
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.vocabulary import absent_ids, check_ids, match_ends, vocabulary_size
 from rlmodules.sampling.choose import choose, stream
 from rlmodules.sampling.reading import Reading
 from rlmodules.sampling.ways import way_of
+
+REORDERED_ROWS, REORDERED_STEPS = 32, 16
+"""Rows up to which products are faster with weights in their order (16 rows of the embedded model:
+54 ms a token, not 72; 64 rows: the same), and steps from which on the copies, which take the time
+of six, are worth making."""
 
 
 class Sampler(Protocol):
@@ -64,6 +71,11 @@ class Row:
     end_ids: frozenset[int]
 
     @property
+    def left(self) -> int:
+        """How many tokens it may still have."""
+        return self.params.max_new_tokens - len(self.response.tokens)
+
+    @property
     def shape(self) -> tuple[float, int, float]:
         """What rows that are drawn together must have in common."""
         return self.params.temperature, self.params.top_k, self.params.top_p
@@ -86,6 +98,7 @@ class Decoding:
         self.rows: list[Row] = []
         self.reading = Reading(model, way_of(model))
         self.tokens = torch.empty(0)
+        self.weights: Reordered | None = None
 
     @torch.no_grad()
     def admit(
@@ -117,8 +130,17 @@ class Decoding:
     @torch.no_grad()
     def step(self) -> None:
         """Write the next token of each row."""
-        self.tokens, keep = self._draw(self.rows, self.reading.step(self.tokens))
+        with self._products():
+            logits = self.reading.step(self.tokens)
+        self.tokens, keep = self._draw(self.rows, logits)
         self._keep(keep)
+
+    def _products(self) -> AbstractContextManager[None]:
+        if len(self.rows) > REORDERED_ROWS:
+            return nullcontext()
+        if self.weights is None and max(row.left for row in self.rows) >= REORDERED_STEPS:
+            self.weights = Reordered(self.model)
+        return self.weights.used() if self.weights else nullcontext()
 
     def _row(self, params: SamplingParams, seed: int) -> Row:
         ends = self.end_ids | frozenset(params.stop_token_ids)
