@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -122,8 +121,11 @@ class Run:
         return "mini_batch_size" if self.is_online else "batch_size"
 
     def _says(self, name: str) -> Any:
-        """A property of the module, which needs nothing but its settings."""
-        return getattr(self.algorithm, name).fget(SimpleNamespace(config=self.config))
+        """A property of the module, which needs its settings, and none of its weights."""
+        module = self.algorithm.__new__(self.algorithm)
+        nn.Module.__init__(module)
+        module.config, module.elsewhere = self.config, None
+        return getattr(module, name)
 
     def parts(self) -> Parts:
         """The run's models on paper.

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from datamodules.experience import Experience
 from datamodules.preferences.streams import collate
-from rlmodules import DPO, PPO, DPOConfig, RewardModel, RewardModelConfig
+from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
 from rlmodules.memory.depth import Deep
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.longest import groups_of
@@ -90,6 +90,14 @@ def test_a_step_of_a_reward_model_takes_what_is_counted_on_paper():
     found = update_rewards(parts, groups_of(rows, reads_prompts=False), with_mask=False)
     backward = {k: v for k, v in found.items() if "backward" in k}
     assert peak(backward) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [{"batch_size": 8}, {"batch_size": 16}, {"beta": 0.1}])
+def test_what_is_scored_again_is_known_without_the_module(steps):
+    config = GRPOConfig(model_name=TINY, **{"batch_size": 8, "mini_batch_size": 8} | steps,
+                        gradient_accumulation_steps=1)  # fmt: skip
+    run, module = Run(GRPO, config, ModelConfig(name=TINY), "32-true", "cpu", 1), GRPO(config)
+    assert (run.recompute, run.has_reference) == (module.recompute, module.has_reference)
 
 
 def test_few_layers_say_what_many_take(tmp_path):
