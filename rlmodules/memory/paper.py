@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from rlmodules.memory.quantized import hold_quantized
 from rlmodules.models import TINY, ModelConfig, embedded_model_dir
 from rlmodules.models.adapters import add_lora
 from rlmodules.models.attention import PACKED
 from rlmodules.models.embedded import EMBEDDED, tiny_config
 from rlmodules.models.heads import backbone, unwrapped
-from rlmodules.models.loading import _dtype, config_of_base
+from rlmodules.models.loading import config_of_base, dtype_of
 from rlmodules.models.media import freeze_unreached, language_model, language_model_class
 from rlmodules.models.modes import disable_dropout
 from rlmodules.models.packing import enable_packing
@@ -61,7 +63,7 @@ class Paper:
 
     def shortened(self, layers: int) -> "Paper":
         """The same with the first ``layers`` of its layers."""
-        model = self.copy(frozen=False)
+        model = self._copy()
         holder, name = _holder_of_layers(body_of(model, self.has_head))
         setattr(holder, name, getattr(holder, name)[:layers])
         model.config.get_text_config().num_hidden_layers = layers
@@ -71,23 +73,33 @@ class Paper:
     def packs(self) -> bool:
         return getattr(self.model.config, "_attn_implementation", None) in PACKED.values()
 
-    def copy(self, *, frozen: bool = True) -> Any:
-        """The same model, frozen."""
+    def reference(self) -> Any:
+        """A frozen copy, of which what is frozen anyway is the model's own."""
+        shared = [p for p in self.model.parameters() if not p.requires_grad]
+        return self._copy(shared).requires_grad_(False)
+
+    def _copy(self, shared: Iterable[Any] = ()) -> Any:
+        same = {id(part): part for part in (self.mode, *shared)}  # tensors hold their mode
         with self.mode, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer")
-            same = {id(self.mode): self.mode}  # a tensor holds it, and it is no part of the copy
-            made = copy.deepcopy(self.model, same)
-        return made.requires_grad_(False) if frozen else made
+            return copy.deepcopy(self.model, same)
 
 
 def on_paper(
-    config: ModelConfig, *, head: bool, device: str, packs: bool, dtype: torch.dtype | None = None
+    config: ModelConfig,
+    *,
+    head: bool,
+    device: str,
+    packs: bool,
+    half: bool,
+    dtype: torch.dtype | None = None,
 ) -> Paper:
     """The model that ``config`` names, as a run on ``device`` would load it, but for its weights.
 
     Args:
         head: of a policy, which predicts tokens; a reward model reads them alone.
         packs: whether rows are packed, if its attention is one that can.
+        half: whether frozen weights are bfloat16 by themselves.
         dtype: what the Trainer makes of all weights; None leaves them.
 
     Raises:
@@ -97,8 +109,9 @@ def on_paper(
     goes_on = saved is not None and config.adapter == "continue"
     base = config if saved is None else config_of_base(config, saved)
     frozen = goes_on or config.lora.r > 0
+    config.require_holding(frozen)
     with torch.device("meta"):
-        model = _base(base, head, _dtype(base, frozen), _attention(config, device))
+        model = _base(base, head, dtype_of(base, frozen and half), _attention(config, device))
         disable_dropout(model)
         if config.gradient_checkpointing:
             options = {"use_reentrant": False}
@@ -149,6 +162,8 @@ def _base(config: ModelConfig, head: bool, dtype: torch.dtype, attention: str) -
         auto = AutoModelForCausalLM
     given = {"dtype": dtype, "attn_implementation": attention}
     model = auto.from_config(described, trust_remote_code=config.trust_remote_code, **given)
+    if config.quantization != "none":
+        hold_quantized(model, config.quantization, dtype)
     if head:
         return model
     model = language_model(model)

@@ -59,7 +59,11 @@ class Parts:
 
     @property
     def reference_bytes(self) -> int:
-        return 0 if self.reference is None else size_of(held(self.reference))
+        """Of what is not the policy's own."""
+        if self.reference is None:
+            return 0
+        model = held(self.paper.model)
+        return size_of([*model, *held(self.reference)]) - size_of(model)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -109,7 +113,7 @@ class Parts:
         """The same with the first ``layers`` of the model's layers."""
         short, reference = self.paper.shortened(layers), None
         if self.reference is not None:
-            reference = short.copy()
+            reference = short.reference()
         return replace(self, paper=short, reference=reference)
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ from rlmodules.algorithms.ppo import PPO
 from rlmodules.memory.paper import Paper, give_sizes, on_paper
 from rlmodules.memory.parts import Parts
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
+from rlmodules.models.loading import has_native_bf16
 from rlmodules.optimizers.muon import matrices
 from rlmodules.optimizers.table import state_bytes, step_bytes
 from rlmodules.reward_models.config import with_lora
@@ -27,7 +28,7 @@ TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.
 """Precisions -> the type that is computed in; or that all weights are turned into."""
 
 
-UNCOUNTED = {"quantization": "none", "activation_offload": False, "compile": False}
+UNCOUNTED = {"activation_offload": False, "compile": False}
 """Options of the model whose memory is not counted -> the value that asks for nothing."""
 
 
@@ -40,6 +41,7 @@ class Run:
         config: its settings.
         model: how the model is loaded.
         precision: of the Trainer, resolved.
+        half: whether the device computes in bfloat16, as every card does that is not here.
         device: ``cpu`` or ``cuda``.
         world: processes, each with a device of its own.
     """
@@ -50,6 +52,7 @@ class Run:
     precision: str
     device: str
     world: int
+    half: bool = True
 
     @classmethod
     def of(cls, algorithm: Any, settings: Mapping[str, Any], *, device: str, world: int) -> "Run":
@@ -59,8 +62,9 @@ class Run:
         _refuse_uncounted(model, settings)
         if issubclass(algorithm, RewardModel):
             model = with_lora(model, config)
-        precision = resolve_precision(settings["trainer"]["precision"])
-        return cls(algorithm, config, model, str(precision), device, world)
+        half = has_native_bf16() or (device == "cuda" and not torch.cuda.is_available())
+        precision = resolve_precision(str(settings["trainer"]["precision"]), half)
+        return cls(algorithm, config, model, precision, device, world, half)
 
     @property
     def is_online(self) -> bool:
@@ -134,7 +138,8 @@ class Run:
             ValueError: see ``on_paper``.
         """
         dtype = TRUE.get(self.precision)
-        kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs}
+        kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs,
+                 "half": self.half}  # fmt: skip
         paper = on_paper(self.model, dtype=dtype, **kinds)
         with torch.device("meta"):
             heads = self._heads(paper)
@@ -143,7 +148,7 @@ class Run:
         own = self.has_reference and not paper.is_own_reference
         made = Parts(
             paper=paper,
-            reference=paper.copy() if own else None,
+            reference=paper.reference() if own else None,
             has_reference=self.has_reference,
             heads=heads,
             autocast=AUTOCAST.get(self.precision),

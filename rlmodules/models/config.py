@@ -106,3 +106,17 @@ class ModelConfig:
         unread = {"trust_remote_code": whole, "revision": whole or Path(self.name).is_dir()}
         refused = [name for name, has_none in unread.items() if has_none]
         require(self, refused, lambda x: not x, f"left out: {self.name!r} has none", "model")
+
+    def require_holding(self, frozen: bool) -> None:
+        """
+        Args:
+            frozen: adapters alone are trained.
+
+        Raises:
+            ValueError: weights would have to be trained that are held in a few bits.
+        """
+        if self.quantization != "none" and not frozen:
+            raise ValueError(
+                f"model.quantization={self.quantization} holds weights that cannot be trained:"
+                " train adapters on them (model.lora.r=16)"
+            )

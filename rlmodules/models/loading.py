@@ -46,11 +46,15 @@ def has_native_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def resolve_precision(precision: str) -> str:
-    """Lightning's ``precision``; ``auto`` is bf16-mixed where bf16 is native, else 32-true."""
+def resolve_precision(precision: str, half: bool | None = None) -> str:
+    """Lightning's ``precision``; ``auto`` is bf16-mixed where bf16 is native, else 32-true.
+
+    Args:
+        half: whether it is native; default: as it is here.
+    """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if has_native_bf16() else "32-true"
+    return "bf16-mixed" if (has_native_bf16() if half is None else half) else "32-true"
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -106,11 +110,7 @@ def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
     saved = saved_adapter(config.name, config.revision)
     goes_on = saved is not None and config.adapter == "continue"
     frozen = goes_on or config.lora.r > 0
-    if config.quantization != "none" and not frozen:
-        raise ValueError(
-            f"model.quantization={config.quantization} holds weights that cannot be trained: train"
-            " adapters on them (model.lora.r=16)"
-        )
+    config.require_holding(frozen)
     require_quantizing(config.quantization)
     offload.require_gpu(config.activation_offload)
     model: Any = _base(config, saved, auto, frozen=frozen)
@@ -173,7 +173,7 @@ def config_of_base(config: ModelConfig, saved: SavedAdapter) -> ModelConfig:
 
 
 def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
-    dtype = _dtype(config, frozen)
+    dtype = dtype_of(config, frozen and has_native_bf16())
     attention = config.attn_implementation
     if attention == "auto" and not torch.cuda.is_available():
         attention = "eager"
@@ -276,11 +276,15 @@ def _require_frozen(model: nn.Module, config: ModelConfig, held: str) -> None:
         )
 
 
-def _dtype(config: ModelConfig, frozen: bool) -> torch.dtype:
+def dtype_of(config: ModelConfig, half: bool) -> torch.dtype:
+    """The type of the weights of ``config``'s model.
+
+    Args:
+        half: they are frozen, and the device computes in bfloat16.
+    """
     if config.dtype != "auto":
         return DTYPES[config.dtype]
-    takes_half = frozen and config.name != TINY and has_native_bf16()
-    return torch.bfloat16 if takes_half else torch.float32
+    return torch.bfloat16 if half and config.name != TINY else torch.float32
 
 
 def _location(config: ModelConfig) -> str:

@@ -1,13 +1,16 @@
 """``task=estimate``: what it says, and that it loads nothing."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from test_train_preferences import QUICK
 
+from rlmodules import DPO, DPOConfig
 from rlmodules.algorithms import policy
-from rlmodules.memory.run import _refuse_uncounted
-from rlmodules.models import ModelConfig
+from rlmodules.memory import run
+from rlmodules.memory.run import Run, _refuse_uncounted
+from rlmodules.models import ModelConfig, loading
 
 RUN = [*QUICK, "task=estimate", "task.json=figures.json"]
 
@@ -60,14 +63,22 @@ def test_what_does_not_fit_says_what_to_lower(figures):
     ("option", "sentence"),
     [("task.device=tpu", "task.device='tpu'"), ("task.json=no/where.json", "no folder"),
      ("model.name=./nowhere", "config.json is not here"),
-     ("model.quantization=4bit", "model.quantization='4bit': what it takes is not counted"),
+     ("model.quantization=4bit", "model.quantization=4bit holds weights that cannot be trained"),
      ("model.compile=true", "model.compile=True: what it takes is not counted"),
      ("trainer=fsdp", "trainer=fsdp: what it takes is not counted")],
 )  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(command, option, sentence):
     model = ["model=hf", "task.prompt_length=8"] if "model.name" in option else []
-    model += ["model.lora.r=4"] if "quantization" in option else []
     assert sentence in command(*RUN, "algo=dpo", *model, option, status=1)
+
+
+def test_a_card_that_is_not_here_computes_in_bfloat16(monkeypatch):
+    for module in (run, loading):
+        monkeypatch.setattr(module, "has_native_bf16", lambda: False)
+    told = {"algo": asdict(DPOConfig(model_name="random:tiny")), "trainer": {"precision": "auto"}}
+    told |= {"model": asdict(ModelConfig("random:tiny"))}
+    for device, precision in (("cpu", "32-true"), ("cuda", "bf16-mixed")):
+        assert Run.of(DPO, told, device=device, world=1).precision == precision
 
 
 def test_a_server_beside_the_run_is_not_counted_and_replicas_are_what_one_device_has(figures):
