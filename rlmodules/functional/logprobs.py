@@ -23,9 +23,13 @@ needs more rows to be busy."""
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Most that probabilities may take from the forward to the backward pass: 256 MiB are 2,730 bf16
 rows of a 49k vocabulary."""
-CACHED_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
-"""As ``CHUNK_BYTES`` where nothing but probabilities is kept: below 32 MiB the C allocator gives
-the same pages again, and a fresh page costs more than what is done on it."""
+CACHED_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 2**28}
+"""As ``CHUNK_BYTES``, in the weights' own type, where nothing but probabilities is kept: below 32
+MiB the C allocator gives the same pages again, and a fresh page costs more than what is done on
+it."""
+BLOCK_BYTES = {"cpu": 6 * 2**20, "cuda": 2**29}
+"""Of a chunk, float32 logits that are worked on together: the passes over them find them in the
+caches of a CPU."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ def token_logprobs(
     keep = projection.softcap is None and kept_bytes <= _of(KEPT_BYTES, device)
     wanted = (with_entropy, with_entropy and entropy_grad)
     chunk_bytes = chunk_bytes or _of(CACHED_CHUNK_BYTES if keep else CHUNK_BYTES, device)
-    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
+    rows = max(1, chunk_bytes // ((weight.element_size() if keep else 4) * weight.shape[0]))
     with torch.autocast(device, enabled=False):
         inputs = (hidden_NH.to(weight.dtype), weight, bias, tokens_N)
         if keep:
             slope = projection.scale / temperature
-            logprobs, entropy = _KeptLogprobs.apply(*inputs, slope, wanted, rows)
+            block = max(1, min(rows, _of(BLOCK_BYTES, device) // (4 * weight.shape[0])))
+            rows = rows // block * block
+            logprobs, entropy = _KeptLogprobs.apply(*inputs, slope, wanted, (rows, block))
         else:
             shape = (projection.scale, projection.softcap, temperature)
             logprobs, entropy = _TokenLogprobs.apply(*inputs, shape, wanted, rows)
@@ -132,34 +138,29 @@ class _KeptLogprobs(torch.autograd.Function):
         tokens: Tensor,
         slope: float,
         wanted: tuple[bool, bool],
-        rows: int,
+        sizes: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         with_entropy, entropy_grad = wanted
         logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         entropy = torch.zeros_like(logprobs)
         needed = any(ctx.needs_input_grad)
         kept = weight.new_empty(len(tokens), weight.shape[0]) if needed else None
-        for start in range(0, len(tokens), rows):
-            chunk = slice(start, start + rows)
-            chosen = tokens[chunk, None]
-            shifted = torch.nn.functional.linear(hidden[chunk], weight, bias).float()
-            if slope != 1.0:
-                shifted.mul_(slope)
-            shifted.sub_(shifted.amax(-1, keepdim=True))
-            picked = shifted.gather(1, chosen).squeeze(1)
-            exps = shifted.exp() if with_entropy else shifted.exp_()
-            total = exps.sum(-1, keepdim=True)
-            log_total = total.squeeze(1).log()
-            logprobs[chunk] = picked - log_total
-            if with_entropy:
-                entropy[chunk] = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
+        rows, block = sizes
+        for start in range(0, len(tokens), block):
+            if start % rows == 0:
+                logits = torch.nn.functional.linear(hidden[start : start + rows], weight, bias)
+            at = slice(start, min(start + block, len(tokens)))
+            chosen = tokens[at, None]
+            some = logits[start % rows : start % rows + block]
+            logprobs[at], said, probs = _chosen(some, chosen, slope, with_entropy)
+            if said is not None:
+                entropy[at] = said
             if kept is not None:
-                exps.div_(total)
                 if not entropy_grad:
-                    exps.scatter_add_(1, chosen, -torch.ones_like(total))
-                kept[chunk] = exps
+                    probs.scatter_add_(1, chosen, -torch.ones_like(probs[:, :1]))
+                kept[at] = probs
         ctx.save_for_backward(hidden, weight, kept, *((tokens, entropy) if entropy_grad else ()))
-        ctx.slope, ctx.rows = slope, rows
+        ctx.slope, ctx.block = slope, block
         if not entropy_grad:
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -172,13 +173,31 @@ class _KeptLogprobs(torch.autograd.Function):
         errors = kept
         if ctx.saved_tensors[3:]:
             tokens, entropy = ctx.saved_tensors[3:]
-            errors = _errors(kept, grad, grad_entropy, tokens, entropy, ctx.rows)
+            errors = _errors(kept, grad, grad_entropy, tokens, entropy, ctx.block)
             gain = torch.full_like(gain, -ctx.slope)
         # The gain scales rows, so it goes on the small side of each product.
         grad_hidden = ((errors @ weight) * gain).to(hidden.dtype) if need_hidden else None
         grad_weight = errors.T @ (hidden * gain).to(weight.dtype) if need_weight else None
         grad_bias = errors.T @ gain.squeeze(1).to(weight.dtype) if need_bias else None
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _chosen(
+    logits: Tensor, chosen: Tensor, slope: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Of ``softmax(slope * logits)``: log-probabilities of what was chosen, entropies,
+    probabilities."""
+    shifted = logits.float()
+    if slope != 1.0:
+        shifted.mul_(slope)
+    shifted.sub_(shifted.amax(-1, keepdim=True))
+    picked = shifted.gather(1, chosen).squeeze(1)
+    exps = shifted.exp() if with_entropy else shifted.exp_()
+    total = exps.sum(-1, keepdim=True)
+    log_total, entropy = total.squeeze(1).log(), None
+    if with_entropy:
+        entropy = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
+    return picked - log_total, entropy, exps.div_(total)
 
 
 def _errors(

@@ -19,7 +19,7 @@ from rlmodules.models.heads import SOFTCAPS, unwrapped
 WEIGHTS, REFERENCE, GRADIENTS = "weights", "reference", "gradients"
 OPTIMIZER, ACTIVATIONS, LOGITS = "optimizer state", "activations", "logits"
 CACHE, TEMPORARY = "KV cache", "temporary"
-SIZES = (sizes.CHUNK_BYTES, sizes.KEPT_BYTES, sizes.CACHED_CHUNK_BYTES)
+SIZES = (sizes.CHUNK_BYTES, sizes.KEPT_BYTES, sizes.CACHED_CHUNK_BYTES, sizes.BLOCK_BYTES)
 """How much of the logits exists at once, by the device that they are on."""
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rlmodules.functional.logprobs as logprobs_module
+from rlmodules.functional import logprobs as module
 from rlmodules.functional.logprobs import Projection, token_logprobs
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -197,6 +198,21 @@ def test_chunk_size_changes_neither_values_nor_gradients(rows):
     whole_gradients = gradients(ours, inputs, **options)
     chunked_gradients = gradients(ours, inputs, **options, chunk_bytes=rows * ROW)
     assert_close(chunked_gradients, whole_gradients, rtol=1e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("entropy_grad", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 12, 100])
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+def test_block_size_changes_neither_values_nor_gradients(block, rows, entropy_grad, monkeypatch):
+    inputs, options = random_inputs(), {"temperature": 0.7, "entropy_grad": entropy_grad}
+    options["scale"] = 0.4
+    whole = ours(*inputs, **options)
+    whole_gradients = gradients(ours, inputs, **options, entropy=float(entropy_grad))
+    monkeypatch.setattr(module, "BLOCK_BYTES", {"cpu": block * ROW, "cuda": 1})
+    blocked = ours(*inputs, **options, chunk_bytes=rows * ROW)
+    assert_close(blocked, whole, rtol=1e-6, atol=5e-6)
+    options |= {"chunk_bytes": rows * ROW, "entropy": float(entropy_grad)}
+    assert_close(gradients(ours, inputs, **options), whole_gradients, rtol=1e-6, atol=5e-6)
 
 
 def test_a_chunk_smaller_than_one_row_still_takes_one_row():
