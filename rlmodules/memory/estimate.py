@@ -1,10 +1,12 @@
 """What a run takes at each of its moments, and the largest batch that fits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 from rlmodules.memory.depth import Deep
+from rlmodules.memory.kernels import Kernels
 from rlmodules.memory.longest import MOST, Episodes, Examples
 from rlmodules.memory.moments import BASE, Moment, largest_that_fits, peak_of
 from rlmodules.memory.parts import (
@@ -16,13 +18,15 @@ from rlmodules.memory.parts import (
     Parts,
     size_of,
 )
-from rlmodules.memory.passes import evaluate, judge, sample, update, update_rewards
+from rlmodules.memory.passes import Peaks, evaluate, judge, sample, update, update_rewards
 from rlmodules.memory.run import Run, stepping_bytes
 from rlmodules.memory.texts import Group, size, width
 
 BUCKETS = "gradients in transit"
 """Of DDP: a copy of all gradients, which processes add up."""
 BESIDE = "reward model"
+KERNELS = "kernels"
+"""Of products in half precision, on a CPU."""
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Estimate:
         base: bytes of the process itself.
         beside: bytes of models that score, on the same device.
         file_bytes: of the weights' files, which are in memory while they are read; 0 on a GPU.
+        kernel: bytes of a kernel that is kept for a shape of products, by their dimensions; nothing
+            where none are.
     """
 
     run: Run
@@ -42,12 +48,14 @@ class Estimate:
     base: int
     beside: int = 0
     file_bytes: int = 0
+    kernel: Mapping[int, float] = field(default_factory=lambda: {2: 0.0, 3: 0.0})
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
         self.parts = self.run.parts()
         self._deep = Deep(self.parts)
         self._updates: dict[int, Moment] = {}
+        self._kernels = Kernels()
 
     @property
     def rows(self) -> int:
@@ -57,6 +65,11 @@ class Estimate:
     @cached_property
     def moments(self) -> list[Moment]:
         """In their order."""
+        return [self._with_kernels(moment) for moment in self._made]
+
+    @cached_property
+    def _made(self) -> list[Moment]:
+        """The moments without kernels, of which each counts some."""
         return [self._loading(), *self._passes(), self._stepping()]
 
     @property
@@ -65,6 +78,20 @@ class Estimate:
 
     def update(self, rows: int) -> Moment:
         """A backward pass of the longest batch of ``rows`` episodes or examples."""
+        return self._with_kernels(self._update(rows))
+
+    def _with_kernels(self, moment: Moment) -> Moment:
+        kept = self._kernels.bytes(self.kernel) if self._made else 0
+        return replace(moment, parts={**moment.parts, KERNELS: kept}) if kept else moment
+
+    def _peak(self, passed: Callable[[Parts], Peaks], batches: int, tokens: int = 1) -> Any:
+        """Of a pass, of whose products kernels are kept."""
+        self.parts.products.clear()
+        found = self._deep.peak(passed)
+        self._kernels.add(self.parts.products, batches, tokens)
+        return found
+
+    def _update(self, rows: int) -> Moment:
         if rows not in self._updates:
             groups, run = self.groups(rows), self.run
             if run.scores_tokens:
@@ -73,9 +100,18 @@ class Estimate:
                 passed = partial(update, groups=groups, compares=run.compares, **kinds)
             else:
                 passed = partial(update_rewards, groups=groups, with_mask=self._masks)
-            found = self._deep.peak(passed)
+            found = self._peak(passed, self._batches if rows == self.rows else 0)
             self._updates[rows] = self._moment("update", found, groups)
         return self._updates[rows]
+
+    @property
+    def _batches(self) -> int:
+        """That the run trains on, each of another size, at most."""
+        c = self.run.config
+        if isinstance(self.texts, Examples):
+            return self.texts.batches(c.batch_size) * c.num_epochs
+        epochs = getattr(c, "ppo_epochs", None) or c.num_epochs
+        return c.num_iterations * epochs * c.batch_size // c.mini_batch_size
 
     @property
     def _masks(self) -> bool:
@@ -104,7 +140,7 @@ class Estimate:
     def _passes(self) -> list[Moment]:
         run, texts = self.run, self.texts
         if isinstance(texts, Examples):
-            return [self.update(self.rows), *self._judged(texts)]
+            return [self._update(self.rows), *self._judged(texts)]
         made = []
         for name, rows, held_out in (
             ("rollout", run.config.batch_size, False),
@@ -113,24 +149,28 @@ class Estimate:
             if rows and (texts.held_out or not held_out):
                 prompts, count = texts.sampled(max(rows // run.world, 1), held_out=held_out)
                 written = partial(sample, prompts=prompts, rows=count, new=texts.new)
-                found = self._deep.peak(written)
+                times = 1 if held_out else run.config.num_iterations
+                found = self._peak(written, times, texts.new)
                 said = f"{count} x ({max(prompts)} + {texts.new})"
                 made.append(self._of(name, found, said))
         scored = texts.evaluated(max(run.config.batch_size // run.world, 1), self.parts.packs)
         if run.recompute or run.has_reference:
             passed = partial(evaluate, groups=scored, policy=run.recompute)
-            found = self._deep.peak(passed)
+            rows = sum(len(group.lengths) for group in scored)
+            times = -(-run.config.batch_size // (rows * run.world)) * run.config.num_iterations
+            found = self._peak(passed, times)
             made.append(self._moment("evaluation", found, scored))
-        return [*made, self.update(self.rows)]
+        return [*made, self._update(self.rows)]
 
     def _judged(self, texts: Examples) -> list[Moment]:
         groups = texts.evaluated(self.run.world, self.parts.packs)
         if not groups:
             return []
         if self.run.scores_tokens:
-            found = self._deep.peak(partial(evaluate, groups=groups))
+            passed = partial(evaluate, groups=groups)
         else:
-            found = self._deep.peak(partial(judge, groups=groups, with_mask=self._masks))
+            passed = partial(judge, groups=groups, with_mask=self._masks)
+        found = self._peak(passed, -(-len(texts.held_out) // texts.eval_batch_size))
         return [self._moment("held-out batch", found, groups)]
 
     def _loading(self) -> Moment:

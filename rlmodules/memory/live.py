@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+HALF = (torch.bfloat16, torch.float16)
+aten = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
 CASTS = "casts of weights"
 """Copies of weights in the type that they are multiplied in."""
 
@@ -24,6 +27,7 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         live: bytes by label, now.
         peaks: of each phase, the same at the moment at which they were most together.
+        products: the different shapes of products in half precision.
     """
 
     def __init__(self) -> None:
@@ -32,6 +36,7 @@ class LiveBytes(TorchDispatchMode):
         self.live: dict[str, int] = {}
         self.peaks: dict[str, dict[str, int]] = {}
         self.phase = ""
+        self.products: set[tuple[torch.Size, ...]] = set()
         self._known: dict[int, tuple[Any, str, int]] = {}  # storage -> its reference, label, size
         self._weights: set[int] = set()
         self._most = 0
@@ -40,6 +45,8 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func in PRODUCTS and args[-1].dtype in HALF:
+            self.products.add(tuple(factor.shape for factor in args[-2:]))
         label = self.label
         if func is torch.ops.aten._to_copy.default and _key(args[0]) in self._weights:
             label = CASTS

@@ -117,6 +117,10 @@ class Examples:
             filter(None, shares), key=lambda rows: size([self.groups[row] for row in rows], packs)
         )
 
+    def batches(self, rows: int) -> int:
+        """Of an epoch; of data that are not known so many that every kernel that is kept counts."""
+        return -(-len(self.groups) // rows) if self.exact else MOST
+
     def most(self, world: int) -> int:
         """Examples that a batch can have."""
         return len(self.groups) // self.accumulate // world * world if self.exact else MOST

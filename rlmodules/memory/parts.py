@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -36,6 +36,7 @@ class Parts:
         device: what the run is on, ``cpu`` or ``cuda``; the tensors here always are on the CPU.
         optimizer_bytes: of the optimizer's state.
         accumulates: whether gradients of earlier batches are there when one is computed.
+        products: shapes of products in half precision, of all passes so far.
     """
 
     paper: Paper
@@ -46,6 +47,7 @@ class Parts:
     device: str
     optimizer_bytes: int
     accumulates: bool
+    products: set[tuple[torch.Size, ...]] = field(default_factory=set)
 
     @property
     def packs(self) -> bool:
@@ -97,6 +99,7 @@ class Parts:
                 for parameter in self.trained:
                     parameter.grad = torch.empty_like(parameter)
             yield live
+            self.products.update(live.products)
             del state
             for parameter in self.trained:
                 parameter.grad = None

@@ -11,6 +11,7 @@ from rlmodules.algorithms.dpo import DPO
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.orpo import ORPO
 from rlmodules.algorithms.ppo import PPO
+from rlmodules.memory.live import HALF
 from rlmodules.memory.paper import Paper, give_sizes, on_paper
 from rlmodules.memory.parts import Parts
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
@@ -65,6 +66,12 @@ class Run:
         half = has_native_bf16() or (device == "cuda" and not torch.cuda.is_available())
         precision = resolve_precision(str(settings["trainer"]["precision"]), half)
         return cls(algorithm, config, model, precision, device, world, half)
+
+    @property
+    def half_on_cpu(self) -> torch.dtype | None:
+        """The type of half precision that a CPU is to compute in, if it is."""
+        dtype = AUTOCAST.get(self.precision) or TRUE.get(self.precision)
+        return dtype if self.device == "cpu" and dtype in HALF else None
 
     @property
     def is_online(self) -> bool:

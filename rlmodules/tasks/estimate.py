@@ -15,6 +15,7 @@ from datamodules.atomic import write_text
 from datamodules.checks import is_finite, require_whole
 from rlmodules.memory.estimate import Estimate
 from rlmodules.memory.files import file_bytes
+from rlmodules.memory.kernels import measured
 from rlmodules.memory.machine import base_bytes, room_bytes, use_libraries
 from rlmodules.memory.parts import size_of
 from rlmodules.memory.reading import set_up, texts_of
@@ -67,12 +68,15 @@ def estimate(
     texts = texts_of(run, data, prompt_length)
     if device == "cpu":
         use_libraries(AUTOCAST.get(run.precision))
+    base, half = base_bytes(device), run.half_on_cpu
+    kernel = measured(half) if half else {2: 0.0, 3: 0.0}
     found = Estimate(
         run,
         texts,
-        base=base_bytes(device),
+        base=base,
         beside=_loaded_bytes() if device == "cuda" else 0,
         file_bytes=file_bytes(run.model) if device == "cpu" else 0,
+        kernel=kernel,
     )
     room = room_bytes(device) if memory_gb is None else int(memory_gb * 2**30)
     console = Console()
