@@ -28,6 +28,7 @@ from rlmodules.callbacks import (
     RunRecord,
 )
 from rlmodules.checks import defaults_of, naming
+from rlmodules.memory.probe import LongestBatchFirst, require_choice
 from rlmodules.models import ModelConfig, resolve_precision
 from rlmodules.optimizers.config import require_optimizer
 from rlmodules.quiet import hide_bars, ignore_remarks
@@ -68,9 +69,10 @@ def train(cfg: DictConfig) -> float | None:
     optimized = OptimizedMetric(cfg.optimized_metric, required=named)
     progress = ProgressFile(cfg.paths.output_dir)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    first = LongestBatchFirst(settings)
     trainer = make_trainer(
         cfg.trainer,
-        callbacks=[DataCheck(inspecting()), record, progress, *callbacks, optimized],
+        callbacks=[DataCheck(inspecting()), record, progress, *callbacks, optimized, first],
         logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
         plugins=[AtomicCheckpointIO()],
     )
@@ -189,6 +191,7 @@ def check_options(cfg: DictConfig) -> None:
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     refuse_contradictions(settings)
+    require_choice(settings)
     if not cfg.task:
         require_optimizer(cfg.algo.optimizer.name, cfg.algo.device)
     targets = [part["_target_"] for part in settings["callbacks"].values() if part]

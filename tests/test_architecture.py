@@ -78,8 +78,8 @@ MAY_IMPORT = {
     f"{R}.metrics": f"{D}.atomic",
     f"{R}.reports": f"{R}.checks {R}.metrics {R}.views {R}.resuming {D}.atomic",
     f"{R}.trackers": f"{R}.checks {R}.metrics {R}.resuming {R}.sweeping {D}.atomic",
-    f"{R}.running": f"{PARTS} {R}.quiet {R}.schemas {R}.tasks {R}.views {R}.reports {R}.metrics"
-    f" {R}.trackers {R}.sweeping",
+    f"{R}.running": f"{PARTS} {R}.memory {R}.quiet {R}.schemas {R}.tasks {R}.views {R}.reports"
+    f" {R}.metrics {R}.trackers {R}.sweeping",
     f"{R}.trainer_options": f"{R}.checks",
     f"{R}.command": "",  # it runs train.py, by its path
 }

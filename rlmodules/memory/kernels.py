@@ -35,9 +35,9 @@ class Kernels:
         Args:
             tokens: that are written in it, each over a longer text than the one before.
         """
-        dims = [len(shapes[-1]) for shapes in products]
-        self.counts[2] += dims.count(2) * batches
-        self.counts[3] += dims.count(3) * batches * tokens
+        for shapes in products:
+            is_attention_of_one = len(shapes[0]) == 3 and shapes[0][1] == 1
+            self.counts[len(shapes[0])] += batches * (tokens if is_attention_of_one else 1)
 
     def bytes(self, each: Mapping[int, float]) -> int:
         """What is kept of them, if a kernel takes ``each``, by dimensions."""
@@ -45,9 +45,15 @@ class Kernels:
         return int(sum(share * count * each[dims] for dims, count in self.counts.items()))
 
 
-def measured(dtype: torch.dtype) -> dict[int, float]:
-    """Bytes of a kernel of a product in ``dtype``, by dimensions, as this process makes them."""
-    found = {}
+def measured(dtype: torch.dtype | None) -> dict[int, float]:
+    """Bytes of a kernel of a product in ``dtype``, by dimensions, as this process makes them.
+
+    Args:
+        dtype: None where nothing is computed in half precision.
+    """
+    found = {2: 0.0, 3: 0.0}
+    if dtype is None:
+        return found
     for dims in (2, 3):
         _multiply(SAMPLES + 1, dims, dtype)  # what the first product takes once
         before = resident("VmRSS")

@@ -1,6 +1,6 @@
 """What of a run's settings decides how much memory it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from rlmodules.memory.parts import Parts
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
 from rlmodules.models.loading import has_native_bf16
 from rlmodules.optimizers.muon import matrices
-from rlmodules.optimizers.table import state_bytes, step_bytes
+from rlmodules.optimizers.table import Held, state_bytes, step_bytes
 from rlmodules.reward_models.config import with_lora
 from rlmodules.reward_models.heads import Comparison, RewardHead
 from rlmodules.reward_models.pairwise import PairwiseRewardModel
@@ -192,10 +192,15 @@ def _refuse_uncounted(model: ModelConfig, settings: Mapping[str, Any]) -> None:
         )
 
 
+def states_of(name: str, trained: Iterable[nn.Parameter], model: Any) -> list[Held]:
+    """What the optimizer ``name`` keeps for each weight that is trained, of ``model`` or a head."""
+    muons = matrices(model) if name == "muon" else ()
+    return [state_bytes(name, p.numel(), _name_of(p), matrix=id(p) in muons) for p in trained]
+
+
 def optimizer_bytes(parts: Parts, name: str) -> int:
     """What the optimizer ``name`` keeps on the device of ``parts``."""
-    muons = matrices(parts.paper.model) if name == "muon" else ()
-    held = [state_bytes(name, p.numel(), _name_of(p), matrix=id(p) in muons) for p in parts.trained]
+    held = states_of(name, parts.trained, parts.paper.model)
     on_host = sum(h.host for h in held) if parts.device == "cpu" else 0
     return sum(h.device for h in held) + on_host
 

@@ -17,7 +17,9 @@ class Effect(Enum):
 
 N, L, A, R, O = Effect  # noqa: E741
 GROUPS_AROUND = ("callbacks", "logger", "paths", "task", "export", "resume", "run", "sweep")
-OPTIONS_AROUND = ("ckpt_path", "optimized_metric", "suggested", "out", "runs")
+OPTIONS_AROUND = (
+    "ckpt_path", "longest_batch_first", "optimized_metric", "suggested", "out", "runs",
+)  # fmt: skip
 """What stands around a run: none of it makes another one."""
 TABLE: dict[str, dict[Effect, str]] = {
     "algo": {

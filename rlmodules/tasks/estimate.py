@@ -68,15 +68,14 @@ def estimate(
     texts = texts_of(run, data, prompt_length)
     if device == "cpu":
         use_libraries(AUTOCAST.get(run.precision))
-    base, half = base_bytes(device), run.half_on_cpu
-    kernel = measured(half) if half else {2: 0.0, 3: 0.0}
+    base = base_bytes(device)  # before kernels are made, which are counted apart
     found = Estimate(
         run,
         texts,
         base=base,
         beside=_loaded_bytes() if device == "cuda" else 0,
         file_bytes=file_bytes(run.model) if device == "cpu" else 0,
-        kernel=kernel,
+        kernel=measured(run.half_on_cpu),
     )
     room = room_bytes(device) if memory_gb is None else int(memory_gb * 2**30)
     console = Console()

@@ -194,6 +194,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "paths.output_root": ("paths.output_root=elsewhere",),
     "paths.output_dir": ("paths.output_dir=./elsewhere",),
     "ckpt_path": ("ckpt_path=./nowhere.ckpt",),
+    "longest_batch_first": ("longest_batch_first=never",),
     "optimized_metric": ("optimized_metric=val/rewards",),
     "export.merge": ("export.merge=true",),
     "export.dtype": ("export.dtype=bfloat16",),

@@ -15,15 +15,16 @@ from rlmodules.memory.passes import update
 from rlmodules.memory.run import Run
 from rlmodules.models import TINY, ModelConfig
 
-TWO, THREE = (torch.Size([5, 64]), torch.Size([64, 32])), (torch.Size([3, 5, 4]),) * 2
+TWO = torch.Size([5, 64]), torch.Size([64, 32])
+THREE, ONE = ((torch.Size([3, n, 4]), torch.Size([3, 4, 9])) for n in (5, 1))
 
 
-def test_shapes_are_counted_by_batches_and_those_of_attention_by_tokens_too():
+def test_shapes_are_counted_by_batches_and_those_of_the_attention_of_one_by_tokens_too():
     found = Kernels()
     found.add({TWO, THREE}, batches=4)
-    found.add({THREE}, batches=2, tokens=10)
-    assert found.counts == {2: 4, 3: 24}
-    assert found.bytes({2: 100.0, 3: 10.0}) == 4 * 100 + 24 * 10
+    found.add({TWO, THREE, ONE}, batches=2, tokens=10)
+    assert found.counts == {2: 6, 3: 4 + 2 + 20}
+    assert found.bytes({2: 100.0, 3: 10.0}) == 6 * 100 + 26 * 10
 
 
 def test_no_more_are_kept_than_the_library_keeps(monkeypatch):
