@@ -1,7 +1,7 @@
 """Kernels of products in half precision, which a CPU's library makes for each of their shapes.
 
-oneDNN keeps those that it made last: with AMX two thirds of a MiB each, and as many as 1,024 of
-them. A run meets new shapes with each batch of another number of tokens, and in attention with each
+oneDNN keeps those that it made last, as many as 1,024 of them: with avx512_bf16 two thirds of a MiB
+each. A run meets new shapes with each batch of another number of tokens, and in attention with each
 token that it writes.
 """
 
