@@ -144,7 +144,7 @@ def test_scores_of_a_long_text_never_exist_at_once():
         plan(((0, length),), None, q.device)
         attention._attend._init_fn(q, k, v, *shape)
         attention._attend_backward._init_fn(q, q, k, v, *shape)
-    assert largest <= heads * segments.ASKED_AT_ONCE * length
+    assert largest <= heads * length * length // 16  # of 32 blocks, two would be too much
 
 
 def test_what_many_pieces_say_of_a_token_adds_up_in_bfloat16():
