@@ -52,6 +52,10 @@ def said(*overrides):
         ("algo.lora_rank=3", "no `lora_rank` in algo: did you mean model.lora.r?"),
         ("model.lora.rank=3", "no `rank` in model.lora: did you mean r?"),
         ("+model.load_in_4bit=true", "no `load_in_4bit` in model: there are "),
+        (
+            "algo=dpo experiment=smoke",
+            "experiment/smoke: Key 'num_iterations' not in 'DPOConfig' (algo.num_iterations): mend",
+        ),
         ("modl=tiny", "no `modl` in the config: did you mean model?"),
         ("algo=pp0", "there is no algo=pp0: did you mean ppo?"),
         ("env=maths", "there is no env=maths: did you mean math?"),

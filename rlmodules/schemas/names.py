@@ -5,7 +5,7 @@ reads it.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -105,9 +105,11 @@ def explain(error: Exception, trainer: Callable[[], Collection[str]]) -> str:
         return f"there is no {group}={option}" + _hint(nearest(option, options), options)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     # Ctrl-C while a config is made can come out of OmegaConf as an error without a message.
-    message = (str(error).splitlines() or [f"{type(error).__name__}, without a message"])[0]
+    message, *lines = str(error).splitlines() or [f"{type(error).__name__}, without a message"]
     if isinstance(error, OverrideParseException):
         return f'{message}: quote what is text, as in \'data.prompts=["Say hello!", "What, now?"]\''
+    if message.endswith("raised while composing config:") and lines:
+        return _in_file(message, lines)
     if not isinstance(cause, OmegaConfBaseException):
         return message
     if "Could not override" in message:
@@ -125,6 +127,16 @@ def explain(error: Exception, trainer: Callable[[], Collection[str]]) -> str:
         option = override.partition("=")[0]
         return f"{override}: {option} holds several options, as {option}.NAME=... sets one"
     return f"{override}: {str(cause).splitlines()[0]}"
+
+
+def _in_file(message: str, lines: Sequence[str]) -> str:
+    """What a file of a group says that the others do not take, with the option that it is."""
+    file = message.split("'")[1]
+    told = dict(line.strip().partition(": ")[::2] for line in lines[1:])
+    option = told.get("full_key")
+    group = file.rpartition("/")[0] or "file"
+    where = f" ({option})" if option else ""
+    return f"{file}: {lines[0]}{where}: mend it in that file, or take another {group}"
 
 
 def unknown(path: str, siblings: Collection[Any], whole: DictConfig | None = None) -> str:
