@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from datamodules.types import SamplingParams
 from rlmodules.models import PolicyModel
@@ -20,9 +21,14 @@ needs_operators = pytest.mark.skipif(
 )
 
 
-def policy(dtype=torch.bfloat16, *, tied=True):
+def policy(dtype=torch.bfloat16, *, tied=True, biased=False):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
+    config = (Qwen2Config if biased else LlamaConfig)(**SIZES, tie_word_embeddings=tied)
+    model = (Qwen2ForCausalLM if biased else LlamaForCausalLM)(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.normal_()
     return PolicyModel(model.to(dtype).eval())
 
 
@@ -38,9 +44,11 @@ def next_states(model):
 
 @needs_operators
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
-def test_products_have_the_same_bits(tied, mixed):
-    model = policy(torch.float32 if mixed else torch.bfloat16, tied=tied)
+def test_products_have_the_same_bits(tied, mixed, biased):
+    dtype = torch.float32 if mixed else torch.bfloat16
+    model = policy(dtype, tied=tied, biased=biased)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.no_grad():
         weights = Reordered(model)
         assert len(weights.copies) == 2 * 7 + 1
@@ -108,6 +116,16 @@ def test_layers_that_compute_otherwise_are_left_alone():
     with weights.used():
         assert layer.forward is own
     assert layer.forward is own
+
+
+@needs_operators
+def test_of_lora_the_adapters_alone_are_copied():
+    adapted = LoraConfig(r=128, target_modules=["up_proj"], init_lora_weights=False)
+    model = PolicyModel(get_peft_model(policy().base_model, adapted).bfloat16())
+    plain, weights = next_states(model), Reordered(model)
+    assert len(weights.copies) == 2 * 2
+    with weights.used():
+        assert torch.equal(next_states(model), plain)
 
 
 @needs_operators
