@@ -1,4 +1,4 @@
-"""Milliseconds a token while texts are sampled: weights in the order of the products, and not.
+"""Milliseconds a token while texts are sampled: attention and weights as they lie, and as we do it.
 
 The embedded model in bfloat16, short prompts of several lengths; nothing ends a text.
 
@@ -8,6 +8,8 @@ The embedded model in bfloat16, short prompts of several lengths; nothing ends a
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from unittest.mock import patch
 
@@ -15,14 +17,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from datamodules.types import SamplingParams
-from rlmodules.models import ModelConfig, PolicyModel, embedded_model_dir, load_model
+from rlmodules.models import ModelConfig, PolicyModel, attention, embedded_model_dir, load_model
 from rlmodules.sampling import decoding
 
 
-def milliseconds(policy: PolicyModel, rows: int, tokens: int) -> float:
+def milliseconds(policy: PolicyModel, rows: int, prompt: int, tokens: int) -> float:
     """A token of all rows, the mean of the steps after the first."""
     drawn = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(5, 40_000, (6 + row % 5,), generator=drawn) for row in range(rows)]
+    prompts = [
+        torch.randint(5, 40_000, (prompt + row % 5,), generator=drawn) for row in range(rows)
+    ]
     going = decoding.Decoding(policy, None)
     going.end_ids = frozenset()
     going.admit(
@@ -36,9 +40,29 @@ def milliseconds(policy: PolicyModel, rows: int, tokens: int) -> float:
     return (time.perf_counter() - began) / steps * 1e3
 
 
+@contextmanager
+def eager_attention() -> Iterator[None]:
+    with patch.object(attention, "_is_plain", lambda cls: False), as_they_lie():
+        yield
+
+
+@contextmanager
+def as_they_lie() -> Iterator[None]:
+    with patch.object(decoding, "REORDERED_ROWS", 0):  # rows that have copies, at most
+        yield
+
+
+WAYS = {
+    "eager attention, ms a token": eager_attention,
+    "by ours": as_they_lie,
+    "and weights in the order of products": nullcontext,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 32, 64])
+    parser.add_argument("--prompt", type=int, default=6, help="tokens of the shortest")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -47,17 +71,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = load_model(ModelConfig(name=str(embedded_model_dir()), dtype="bfloat16"))
     policy = PolicyModel(model)
-    print("| rows | as they lie, ms a token | in the order of products |\n|---:|---:|---:|")
+    policy.enable_packing()
+    print(f"| rows | {' | '.join(WAYS)} |\n|---:{'|---:' * len(WAYS)}|")
     for rows in args.rows:
-        found = {}
-        for most in (0, decoding.REORDERED_ROWS):  # rows that have copies, at most
-            with patch.object(decoding, "REORDERED_ROWS", most):
-                times = [milliseconds(policy, rows, args.tokens) for _ in range(args.repeats)]
-            found[most] = f"{median(times):.1f} ({min(times):.1f}-{max(times):.1f})"
-        print(f"| {rows} | {' | '.join(found.values())} |", flush=True)
+        times: dict[str, list[float]] = {name: [] for name in WAYS}
+        for _ in range(args.repeats):
+            for name, way in WAYS.items():
+                with way():
+                    times[name].append(milliseconds(policy, rows, args.prompt, args.tokens))
+        found = [f"{median(ms):.1f} ({min(ms):.1f}-{max(ms):.1f})" for ms in times.values()]
+        print(f"| {rows} | {' | '.join(found)} |", flush=True)
         if args.profile:
             with profile(activities=[ProfilerActivity.CPU]) as watched:
-                milliseconds(policy, rows, args.tokens)
+                milliseconds(policy, rows, args.prompt, args.tokens)
             print(watched.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
 
 
