@@ -42,7 +42,7 @@ def milliseconds(policy: PolicyModel, rows: int, prompt: int, tokens: int) -> fl
 
 @contextmanager
 def eager_attention() -> Iterator[None]:
-    with patch.object(attention, "_is_plain", lambda cls: False), as_they_lie():
+    with patch.object(attention, "_is_plain", lambda module: False), as_they_lie():
         yield
 
 

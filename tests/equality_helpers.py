@@ -6,6 +6,7 @@ Half of the responses have 3 tokens, half 300; of two processes one has all the 
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rlmodules.callbacks import AtomicCheckpointIO, ExportModel, PreferenceRepor
 from rlmodules.models import LoraConfig, ModelConfig
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models.config import RewardModelConfig
+from rlmodules.reward_models.multi_objective import MultiObjectiveConfig, MultiObjectiveRewardModel
 from rlmodules.reward_models.pairwise import PairwiseRewardModel
 from rlmodules.reward_models.scalar import RewardModel
 from rlmodules.sampling.decoding import Decoding
@@ -45,6 +47,8 @@ RUNS = {
     "orpo": (ORPO, ORPOConfig, PAIRS),
     "reward": (RewardModel, RewardModelConfig, PAIRS | {"dropout_prob": 0.0}),
     "pairwise": (PairwiseRewardModel, RewardModelConfig, PAIRS | {"dropout_prob": 0.0}),
+    "objectives": (MultiObjectiveRewardModel, MultiObjectiveConfig,
+                   PAIRS | {"dropout_prob": 0.0, "objectives": ["true", "kind"]}),
 }  # fmt: skip
 PROMPTS = ["One", "Two words", "A third prompt, longer", "And four"]
 
@@ -98,6 +102,22 @@ def pair_data(c):
     )  # fmt: skip
 
 
+def scored_data(c, folder):
+    """Some scores are missing, so that processes hold different numbers of them."""
+    for split, count in (("train", 8), ("eval", 3)):
+        rows = [
+            {"prompt": f"Name {i}", "response": f" {'e' * (SHORT if i % 2 else LONG)} is it",
+             "true": i % 3, "kind": None if i % 4 == 1 else i % 5} for i in range(count)
+        ]  # fmt: skip
+        lines = [json.dumps(row) + "\n" for row in rows]
+        Path(folder, f"{split}.jsonl").write_text("".join(lines))
+    return PreferenceDataModule(
+        f"{folder}/train.jsonl", eval_path=f"{folder}/eval.jsonl", max_length=512, seed=c.seed,
+        objectives=c.objectives, batch_size=c.batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+    )  # fmt: skip
+
+
 def run(name, strategy, processes, folder, **options):
     """Train; returns the trained weights by name, and the metrics of each iteration or step."""
     name, *more = name.split("+")
@@ -115,7 +135,9 @@ def run(name, strategy, processes, folder, **options):
         data, report = online_data(c), RunReport(folder)
         evaluate = {"check_val_every_n_epoch": 1}
     else:
-        data, report = pair_data(c), PreferenceReport(folder)
+        scored = hasattr(c, "objectives")
+        data = scored_data(c, folder) if scored else pair_data(c)
+        report = PreferenceReport(folder)
         every = c.eval_every * c.gradient_accumulation_steps
         evaluate = {"check_val_every_n_epoch": None, "val_check_interval": every}
     report.on_train_end = lambda *_: None

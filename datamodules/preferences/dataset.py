@@ -145,16 +145,14 @@ class ExampleDataset(Dataset[Example]):
         """All tokens of an example; what it costs to compute."""
         return sum(len(sequence) for sequence in self.examples[index].sequences)
 
-    def totals(self, rows: Sequence[int]) -> dict[str, float | Tensor]:
+    def totals(self, rows: Sequence[int]) -> dict[str, float]:
         """Counts over ``rows`` that losses are divided by."""
         chosen = [self.examples[r] for r in rows]
         responses = sum(len(e.sequences[0]) - max(e.prompt_length, 1) for e in chosen)
-        known = [~e.targets.isnan() for e in chosen if e.targets is not None]
         return {
             "num_pairs": float(len(rows)),
             "num_response_tokens": float(responses),
             "num_text_tokens": float(sum(len(e.sequences[0]) - 1 for e in chosen)),
-            "num_targets": torch.stack(known).sum(0).float() if known else torch.zeros(1),
         }
 
     def subset(self, rows: Sequence[int]) -> "ExampleDataset":

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch
 from datamodules.seeding import derive_seed, seed_all
@@ -147,7 +146,7 @@ class HeldOutExamples:
 
 
 def collate(
-    dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float | Tensor], split: str
+    dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float], split: str
 ) -> PreferenceBatch:
     """The examples at ``rows`` as a batch; arguments as of ``PreferenceBatch``."""
     return PreferenceBatch(

@@ -56,6 +56,11 @@ class OfflineModule(AlgorithmModule):
         """The loss of a batch, divided by ``batch.totals``, and metrics, means over the batch."""
         raise NotImplementedError
 
+    def elements(self, batch: PreferenceBatch) -> dict[str, int]:
+        """How many elements a metric of ``losses`` is the mean of, where they are not the examples:
+        means over several batches count each alike."""
+        return {}
+
     # -------------------------------------------------------------- training
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -71,7 +76,9 @@ class OfflineModule(AlgorithmModule):
         """Add a batch; its loss is a share of a total's, of which the mean is to be the whole."""
         share = len(batch) / batch.totals["num_pairs"]
         metrics = metrics | {"loss": metrics["loss"] / share}
-        means.add({f"{stage}/{name}": v for name, v in metrics.items()}, weight=len(batch))
+        counts = self.elements(batch)
+        for name, value in metrics.items():
+            means.add({f"{stage}/{name}": value}, weight=counts.get(name, len(batch)))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """After each optimizer step: what it was like, as ``step_metrics``."""

@@ -79,7 +79,7 @@ def eager_attention(
         NotImplementedError: the architecture has none.
     """
     special = [options.get(name) for name in ("softcap", "position_bias")]
-    if query.shape[2] == 1 and special == [None, None] and _is_plain(type(module)):
+    if query.shape[2] == 1 and special == [None, None] and _is_plain(type(module).__module__):
         return _attention_of_one(query, key, value, attention_mask, options.get("scaling")), None
     for cls in type(module).__mro__:
         forward = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
@@ -89,13 +89,12 @@ def eager_attention(
 
 
 @cache
-def _is_plain(cls: type) -> bool:
-    """Whether attention is a softmax of scaled scores and nothing else: the models beside which
-    ``cls`` is defined take SDPA."""
-    beside = vars(sys.modules[cls.__module__]).values()
-    models = [one for one in beside if isinstance(one, type) and issubclass(one, PreTrainedModel)]
-    own = [model for model in models if model.__module__ == cls.__module__]
-    return bool(own) and all(getattr(model, "_supports_sdpa", False) for model in own)
+def _is_plain(module: str) -> bool:
+    """Whether the attention of a module of Python is a softmax of scaled scores and nothing else:
+    the models that it defines take SDPA."""
+    defined = [one for one in vars(sys.modules[module]).values() if isinstance(one, type)]
+    own = [one for one in defined if issubclass(one, PreTrainedModel) and one.__module__ == module]
+    return bool(own) and all(getattr(one, "_supports_sdpa", False) for one in own)
 
 
 def _attention_of_one(

@@ -192,8 +192,14 @@ class MultiObjectiveRewardModel(RewardModel):
         targets = batch.targets.to(rewards.device)
         mask = ~targets.isnan()
         loss, errors = self._loss(rewards, targets, mask, batch.totals["num_pairs"])
-        named = zip(self.objectives, errors.detach(), mask.any(0), strict=True)
-        return loss, {f"mse_{name}": error for name, error, seen in named if seen}
+        seen = self.elements(batch)
+        metrics = zip((f"mse_{name}" for name in self.objectives), errors.detach(), strict=True)
+        return loss, {name: error for name, error in metrics if seen[name]}
+
+    def elements(self, batch: PreferenceBatch) -> dict[str, int]:
+        """Scores may be missing."""
+        known = (~batch.targets.isnan()).sum(0).tolist()
+        return {f"mse_{name}": n for name, n in zip(self.objectives, known, strict=True)}
 
     def _loss(
         self, rewards: Tensor, targets: Tensor, mask: Tensor, num_rows: float | Tensor

@@ -83,6 +83,23 @@ def test_five_objectives_are_known_by_their_names_everywhere(tmp_path):
         assert len(set(parts)) == 5
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_an_error_is_the_mean_over_all_known_scores_however_rows_lie_in_batches(
+    tmp_path, batch_size
+):
+    model = model_of(FIVE)
+    data = PreferenceDataModule(rows_file(tmp_path, FIVE), objectives=FIVE, batch_size=4,
+                                eval_batch_size=batch_size, eval_size=7, max_length=64,
+                                max_prompt_length=32)  # fmt: skip
+    run = trainer(model.config, report=RewardReport(str(tmp_path)), default_root_dir=tmp_path)
+    run.validate(model, data, verbose=False)
+    judged = model.judge([data.eval_dataset[i] for i in range(7)])
+    wanted = (judged["scores"] - judged["targets"]).square().nanmean(0).tolist()
+    assert judged["targets"].isnan().sum(0).unique().numel() > 1  # of some more than of others
+    found = [run.callback_metrics[f"val/mse_{name}"].item() for name in FIVE]
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("weights", [[-1.0, -1.0], [-1.0, 0.0], [1.0, 1.0]])
 def test_no_weight_makes_an_error_worth_making(tmp_path, weights):
     """The loss falls, and every objective is learned, whatever its weight in the reward."""

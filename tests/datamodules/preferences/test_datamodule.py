@@ -104,7 +104,6 @@ def test_scored_rows_are_read_by_objectives(write):
     order = batch.rows.argsort()
     assert batch.targets[order, 1].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert batch.targets[order, 0].isnan().tolist() == [True, True, False, True]
-    assert batch.totals["num_targets"].tolist() == [1.0, 4.0]
 
 
 # ------------------------------------------------------------------------ held out

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.preferences.dataset import ExampleDataset, PreferenceDataset
-from datamodules.preferences.rows import as_scored
+from datamodules.preferences.dataset import PreferenceDataset
 from datamodules.preferences.streams import HeldOutExamples, TrainExamples, optimizer_steps
-from datamodules.text.encoding import Limits
 
 
 def trainer(world: int = 1, rank: int = 0, epoch: int = 0):
@@ -172,17 +170,6 @@ def test_totals_are_those_of_the_step_divided_by_its_parts(pairs, world):
         for batch in step:
             for name, total in expected.items():
                 assert batch.totals[name] == pytest.approx(total / (2 * world))
-
-
-def test_totals_count_the_scores_of_each_objective(tokenizer):
-    scores = [(1, None), (2, 0.5), (3, None), (None, 1)]
-    scored = [
-        (f"row {i}", as_scored({"prompt": "p", "response": "r", "a": a, "b": b}, ["a", "b"]))
-        for i, (a, b) in enumerate(scores)
-    ]
-    dataset = ExampleDataset(scored, tokenizer, Limits(), close=False, on_error="raise")
-    for batch in TrainExamples(dataset, trainer(), 2, 2, 0):
-        assert batch.totals["num_targets"].tolist() == [1.5, 1.0]
 
 
 @pytest.mark.parametrize("n", [20, 21, 23, 24, 25])
