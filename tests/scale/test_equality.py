@@ -44,5 +44,7 @@ def test_two_processes_take_the_steps_of_one(name, strategy, trained):
     worst = sorted(metrics.items(), key=lambda row: -row[1])[:3]
     said = ", ".join(f"{metric} {apart:.1e}" for metric, apart in worst)
     print(f"{name} {strategy}: weights {weights:.1e}; {said}")
-    assert weights < 2e-5, weights
-    assert worst[0][1] < 1e-3, worst
+    # A twentieth of Adam's first step (learning rate 1e-3), whose sign a gradient of the size of a
+    # rounding error decides; metrics come from all weights, and know of no sign.
+    assert weights < 5e-5, weights
+    assert worst[0][1] < 5e-5, worst
