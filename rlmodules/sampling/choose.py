@@ -37,26 +37,41 @@ def choose(
         best, tokens = drawable.max(-1)
         return tokens, best - log_z, (best - log_z).exp()
     logits = logits_BV / params.temperature
+    if params.top_p == 1 and not 0 < params.top_k < logits.shape[1]:
+        return _from_all(logits, uniform_B, absent)
     log_z = logits.logsumexp(-1, keepdim=True)
-    vocabulary, mass = logits.shape[1], torch.ones_like(log_z)
+    mass = torch.ones_like(log_z)
     if absent is not None:
         mass = 1 - (logits[:, absent] - log_z).exp().sum(-1, keepdim=True)
         logits.index_fill_(1, absent, float("-inf"))
-    if params.top_p == 1 and not 0 < params.top_k < vocabulary:
-        probs = (logits - log_z).exp_()
-        tokens = _invert(probs, uniform_B)
-        kept = mass.squeeze(1)
-    else:
-        width = min(vocabulary, params.top_k or CANDIDATES)
-        tokens, kept = _from_nucleus(logits, log_z, mass, uniform_B, width, params)
-        # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
-        wide = (kept < 0).nonzero().squeeze(1)
-        if len(wide):
-            tokens[wide], kept[wide] = _from_nucleus(
-                logits[wide], log_z[wide], mass[wide], uniform_B[wide], vocabulary, params
-            )
+    vocabulary = logits.shape[1]
+    width = min(vocabulary, params.top_k or CANDIDATES)
+    tokens, kept = _from_nucleus(logits, log_z, mass, uniform_B, width, params)
+    # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
+    wide = (kept < 0).nonzero().squeeze(1)
+    if len(wide):
+        tokens[wide], kept[wide] = _from_nucleus(
+            logits[wide], log_z[wide], mass[wide], uniform_B[wide], vocabulary, params
+        )
     logprobs = (logits.gather(1, tokens[:, None]) - log_z).squeeze(1)
     return tokens, logprobs, kept
+
+
+def _from_all(
+    logits: Tensor, uniform: Tensor, absent: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``choose``, of the whole vocabulary; ``logits`` are overwritten: each copy of them takes
+    as long as what is computed of it."""
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    left_out = torch.zeros_like(uniform) if absent is None else weights[:, absent].sum(-1)
+    if absent is not None:
+        weights.index_fill_(1, absent, 0.0)
+    cumulative = weights.cumsum(-1)
+    drawable = cumulative[:, -1].clone()
+    tokens = _invert(cumulative, uniform)
+    total = drawable + left_out
+    logprobs = weights.gather(1, tokens[:, None]).squeeze(1).log() - total.log()
+    return tokens, logprobs, drawable / total
 
 
 def _from_nucleus(
@@ -73,16 +88,15 @@ def _from_nucleus(
     before = probs.cumsum(-1) - probs
     inside = before < params.top_p * total  # the token that crosses the threshold is in
     probs = probs * inside
-    tokens = order.gather(1, _invert(probs, uniform)[:, None]).squeeze(1)
+    tokens = order.gather(1, _invert(probs.cumsum(-1), uniform)[:, None]).squeeze(1)
     kept = probs.sum(-1)
     if not params.top_k and width < logits.shape[1]:
         kept = torch.where(inside[:, -1], -1.0, kept)
     return tokens, kept
 
 
-def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Index at which the cumulative sum of ``probs`` passes ``uniform`` times its total."""
-    cumulative = probs.cumsum(-1)
+def _invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """Index at which ``cumulative`` [B, K] passes ``uniform`` [B] times its last."""
     total = cumulative[:, -1:].contiguous()
     index = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     # Rounding may leave u * total on the total itself: the first index that reaches it is real.
