@@ -28,7 +28,7 @@ from rlmodules.sampling.ways import way_of
 
 REORDERED_ROWS, REORDERED_STEPS = 32, 16
 """Rows up to which products are faster with weights in their order (``benchmarks/decoding.py``: 16
-rows of the embedded model take 56 ms a token, not 72; 64 the same), and steps from which on the
+rows of the embedded model take 52 ms a token, not 64; 64 the same), and steps from which on the
 copies, which take the time of eight, are worth making."""
 
 
