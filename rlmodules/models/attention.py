@@ -79,7 +79,9 @@ def eager_attention(
         NotImplementedError: the architecture has none.
     """
     special = [options.get(name) for name in ("softcap", "position_bias")]
-    if query.shape[2] == 1 and special == [None, None] and _is_plain(type(module).__module__):
+    of_all_heads = attention_mask is None or attention_mask.shape[1] == 1
+    one = query.shape[2] == 1 and special == [None, None] and of_all_heads
+    if one and _is_plain(type(module).__module__):
         return _attention_of_one(query, key, value, attention_mask, options.get("scaling")), None
     for cls in type(module).__mro__:
         forward = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
@@ -104,7 +106,8 @@ def _attention_of_one(
     rows, heads, _, size = query.shape
     kv_heads, width = key.shape[1:3]
     scaling = size**-0.5 if scaling is None else scaling
-    queries, keys, values = (x.reshape(rows * kv_heads, -1, size) for x in (query, key, value))
+    queries = query.reshape(rows * kv_heads, -1, size)
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)  # of other sizes in some architectures
     scores = torch.bmm(queries, keys.transpose(1, 2)).view(rows, kv_heads, -1, width)
     added = scores.new_zeros(1, dtype=torch.float32) if mask is None else mask.float()
     weights = torch.add(added, scores, alpha=scaling).softmax(-1).to(value.dtype)

@@ -57,6 +57,17 @@ def test_of_one_token_it_is_what_the_architecture_computes(dtype, masked, kv_hea
     assert not torch.equal(scaled, said)
 
 
+@pytest.mark.parametrize("heads_of_mask", [1, 4])
+def test_values_may_have_another_size_and_masks_heads(heads_of_mask, asked):
+    torch.manual_seed(0)
+    module = LlamaAttention(LlamaConfig(**SIZES), layer_idx=0)
+    query, key, value = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 6, 8), torch.randn(3, 2, 6, 4)
+    given = module, query, key, value, torch.randn(3, heads_of_mask, 1, 6)
+    said, _ = eager_attention(*given, scaling=0.25, dropout=0.0)
+    assert asked == [1] * (heads_of_mask > 1)
+    assert_close(said, plainly(*given, scaling=0.25), rtol=0, atol=1e-6)
+
+
 def test_of_more_tokens_the_architecture_computes_it(asked):
     module = LlamaAttention(LlamaConfig(**SIZES), layer_idx=0)
     query, (key, value) = torch.randn(3, 4, 2, 8), torch.randn(2, 3, 2, 6, 8)
