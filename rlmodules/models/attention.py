@@ -69,7 +69,7 @@ def eager_attention(
 
     Where a text is being written, one token a row asks. Then it is computed here, with the rounding
     that packed rows have: the plain one copies all that was said before for each head that shares
-    it, and SDPA, which is as fast, is twice as far from what the policy is trained on.
+    it, and SDPA, which is as fast, rounds otherwise than what the policy is trained with.
 
     Args:
         query: [R, heads, Q, D]; key and value [R, kv heads, T, D].
