@@ -60,7 +60,7 @@ def check_groups(cfg: DictConfig) -> None:
                     " out"
                 )
         return
-    if not cfg.env:
+    if "_target_" not in cfg.env:  # a size or an experiment may say something all the same
         raise ValueError(
             f"{cfg.module} learns from its own episodes and needs an environment: env=text or"
             " env=math, for example (algo=dpo and algo=reward learn from pairs)"

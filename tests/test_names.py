@@ -53,8 +53,9 @@ def said(*overrides):
         ("model.lora.rank=3", "no `rank` in model.lora: did you mean r?"),
         ("+model.load_in_4bit=true", "no `load_in_4bit` in model: there are "),
         (
-            "algo=dpo experiment=smoke",
-            "experiment/smoke: Key 'num_iterations' not in 'DPOConfig' (algo.num_iterations): mend",
+            "algo=grpo experiment=chat_lora",
+            "experiment/chat_lora: Key 'ppo_epochs' not in 'GRPOConfig' (algo.ppo_epochs): mend it"
+            " in that file, or take another experiment or algo",
         ),
         ("modl=tiny", "no `modl` in the config: did you mean model?"),
         ("algo=pp0", "there is no algo=pp0: did you mean ppo?"),

@@ -57,7 +57,7 @@ def test_what_is_changed_is_said_once_and_by_its_own_name(finished, command):
 
 REFUSED = {
     "seed=1": ["seed: 0 -> 1"],
-    "algo.batch_size=8": ["algo.batch_size: 4 -> 8"],
+    "algo.batch_size=8": ["algo.batch_size: 16 -> 8"],
     "algo.temperature=1.0": ["algo.temperature: 0.8 -> 1.0"],
     "reward=sentiment": ["reward._target_: datamodules.rewards.length -> "],
     "env=math reward=none": ["env._target_: datamodules.TextGenerationEnv -> datamodules.MathEnv"],
@@ -66,7 +66,7 @@ REFUSED = {
     "model.attn_implementation=sdpa": ["model.attn_implementation: auto -> sdpa"],
     "trainer.precision=bf16-mixed": ["trainer.precision: 32-true -> bf16-mixed"],
     "+trainer.limit_train_batches=1": ["trainer.limit_train_batches: (none) -> 1"],
-    "env.max_length=100": ["env.max_length: 512 -> 100"],
+    "env.max_length=100": ["env.max_length: 4096 -> 100"],
 }
 
 

@@ -136,7 +136,9 @@ def _in_file(message: str, lines: Sequence[str]) -> str:
     option = told.get("full_key")
     group = file.rpartition("/")[0] or "file"
     where = f" ({option})" if option else ""
-    return f"{file}: {lines[0]}{where}: mend it in that file, or take another {group}"
+    owner = (option or "").partition(".")[0]
+    also = f" or {owner}" if owner in ("algo", "env", "reward") and owner != group else ""
+    return f"{file}: {lines[0]}{where}: mend it in that file, or take another {group}{also}"
 
 
 def unknown(path: str, siblings: Collection[Any], whole: DictConfig | None = None) -> str:

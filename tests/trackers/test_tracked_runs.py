@@ -57,10 +57,10 @@ TOLD = ["device", "ppo_epochs", "learning_rate", "num_iterations"]
 NAME = "experiment=smoke,device=cpu,ppo_epochs=1,learning_rate=1e-4,seed=3,num_iterations=1"
 ROWS = [  # step, iteration, episodes, tokens; held out or not
     (0, 0, 0, 0, True),
-    (2, 1, 4, 32, True),
-    (2, 1, 4, 32, False),
-    (4, 2, 8, 64, True),
-    (4, 2, 8, 64, False),
+    (2, 1, 16, 128, True),
+    (2, 1, 16, 128, False),
+    (4, 2, 32, 256, True),
+    (4, 2, 32, 256, False),
 ]
 SHOWN = [(step, iteration) for step, iteration, *_, held_out in ROWS if held_out]
 
