@@ -16,11 +16,10 @@ from datamodules.environments.code_problems import CodeProblem
 from datamodules.guard import Failure, run_all
 from datamodules.sandbox import PACKAGES, Sandbox, missing_packages, sandbox_version
 from datamodules.text.cache import cached, digest
+from datamodules.text.problems import gathered
 
 CACHED = 50
 """Fewer problems are tried faster than a cache of them is worth."""
-SHOWN = 10
-"""Reasons that one warning gives."""
 
 
 def judgeable(problems: Sequence[CodeProblem], sandbox: Sandbox) -> list[CodeProblem]:
@@ -36,8 +35,7 @@ def judgeable(problems: Sequence[CodeProblem], sandbox: Sandbox) -> list[CodePro
     bad = [f"{p.where}: {why}" for p, why in zip(problems, reasons, strict=True) if why]
     if not bad:
         return list(problems)
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    told = f"{len(bad)} of {len(problems)} problems left out: {'; '.join(bad[:SHOWN])}{more}"
+    told = f"{len(bad)} of {len(problems)} problems left out: {'; '.join(gathered(bad))}"
     if len(bad) == len(problems):
         raise ValueError(told)
     warnings.warn(told, stacklevel=2)

@@ -18,6 +18,7 @@ from datamodules.preferences.rows import Pair, Scored, as_pair
 from datamodules.preferences.tokenized import Fitted, fitted
 from datamodules.text.cache import digest
 from datamodules.text.encoding import Limits, render_all
+from datamodules.text.problems import below
 from datamodules.text.prompts import as_prompt
 
 
@@ -243,9 +244,8 @@ def report(problems: list[str], kept: int, on_error: str) -> list[str]:
         raise ValueError(f"data.on_error={on_error!r} must be raise or skip")
     if kept and not problems:
         return problems
-    shown = problems[:10] + [f"... and {len(problems) - 10} more"] * (len(problems) > 10)
-    what = f"{len(problems)} of {len(problems) + kept} rows cannot be learned from:"
-    what += "".join(f"\n  {problem}" for problem in shown)
+    total = len(problems) + kept
+    what = f"{len(problems)} of {total} rows cannot be learned from:{below(problems)}"
     if not kept:
         raise ProblemRowsError(what if problems else "there are no rows to learn from")
     if on_error == "raise":

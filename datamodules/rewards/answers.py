@@ -38,6 +38,10 @@ from datamodules.mathematics.residue import (
 from datamodules.mathematics.typography import Unreadable, plain_characters, plain_latex
 from datamodules.mathematics.values import LONGEST, Number, read_number
 
+SHOWN = 10
+"""Answers that could not be judged of which a warning tells."""
+_told: set[str] = set()
+
 IN_DOLLARS = re.compile(r"\$\$?([^$\n]{1,300}?)\$\$?(?!\d)|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]")
 LEADING_PROSE = re.compile(
     r"^(?:\s*(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|arc\w+)\b)[A-Za-z']{2,}[\s:,]+)+"
@@ -73,16 +77,25 @@ def is_correct(response: str, expected: str, timeout_s: float = 2.0) -> bool:
         equal = formulas.formulas_equal(gold, said, timeout_s)
     except formulas.Timeout:
         _warn(
-            f"the answer {said!r} could not be compared with {gold!r} within {timeout_s:g} seconds"
+            f"{gold}\n{said}",
+            f"the answer {said!r} could not be compared with {gold!r} within {timeout_s:g} seconds",
         )
         return False
     if equal is None:
-        _warn(f"the expected answer {expected!r} cannot be read, so no formula equals it: {said!r}")
+        _warn(
+            expected,
+            f"the expected answer {expected!r} cannot be read, so no formula equals it: {said!r}",
+        )
     return bool(equal)
 
 
-def _warn(said: str) -> None:
-    warnings.warn(f"{said} and is taken for wrong", stacklevel=3)
+def _warn(about: str, said: str) -> None:
+    """Once about each, and about ``SHOWN`` of them: a data set may be full of them."""
+    if about in _told or len(_told) > SHOWN:
+        return
+    _told.add(about)
+    more = "" if len(_told) <= SHOWN else " (further such answers are not shown)"
+    warnings.warn(f"{said} and is taken for wrong{more}", stacklevel=3)
 
 
 def as_number(text: str) -> Number | None:

@@ -9,6 +9,7 @@ import torch
 from datamodules.environments.base import Environment
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.text.cache import cached, digest, tokenizer_digest
+from datamodules.text.problems import below
 from datamodules.text.prompts import Prompt, encode_prompt
 from datamodules.types import Observation, Policy
 
@@ -50,14 +51,13 @@ def without_overlong(
     overlong = [start for start in starts if not room[lengths[start]]]
     if not overlong:
         return list(train), list(held_out)
-    shown = [f"\n  {_place(places, s)}: {lengths[s]} tokens" for s in overlong[:10]]
-    more = f"\n  ... and {len(overlong) - 10} more" if len(overlong) > 10 else ""
+    shown = below([f"{_place(places, s)}: {lengths[s]} tokens" for s in overlong])
     limit = "the model's positions"
     if env.max_length is not None:
         limit = f"env.max_length={env.max_length} and {limit}"
     what = (
         f"{len(overlong)} of {len(starts)} prompts leave no room for a response of"
-        f" algo.max_new_tokens within {limit}:{''.join(shown)}{more}"
+        f" algo.max_new_tokens within {limit}:{shown}"
     )
     left = [i for i in train if i not in {*overlong}]
     if not skip or not left:
@@ -98,13 +98,12 @@ def _tell_refused(
         ValueError: the prompts are not to be left out; says why of the first ones.
     """
     lines = []
-    for start in refused[:10]:
+    for start in refused:
         try:
             encode_prompt(env.tokenizer, env.prompt(start))
         except ValueError as error:
-            lines.append(f"\n  {_place(places, start)}: {error}")
-    more = f"\n  ... and {len(refused) - 10} more" if len(refused) > 10 else ""
-    what = f"{len(refused)} prompts cannot become tokens:{''.join(lines)}{more}"
+            lines.append(f"{_place(places, start)}: {error}")
+    what = f"{len(refused)} prompts cannot become tokens:{below(lines)}"
     if not skip:
         raise ValueError(f"{what}\nMend them, or leave them out with data.on_error=skip")
     warnings.warn(f"{what}\nThey are left out", stacklevel=5)

@@ -15,6 +15,7 @@ from datamodules.text.columns import (
     unread,
 )
 from datamodules.text.layouts import CONVERSATIONS, column_of, makes_conversations, prompt_of
+from datamodules.text.problems import below
 from datamodules.text.prompts import Prompt
 from datamodules.text.tables import half_a_character, read_rows
 
@@ -109,10 +110,11 @@ def _prompts(
     reading.rows = len(prompts) + len(reading.skipped)
     require_columns(columns, reading)
     if not prompts:
-        raise ValueError(f"{source} holds no prompts{''.join(reading.skipped[:1])}")
+        raise ValueError(f"{source} holds no prompts{below(reading.skipped)}")
     if reading.skipped:
-        shown = "".join(f"\n  {problem}" for problem in reading.skipped[:10])
-        warnings.warn(f"{len(reading.skipped)} rows are left out:{shown}", stacklevel=3)
+        warnings.warn(
+            f"{len(reading.skipped)} rows are left out:{below(reading.skipped)}", stacklevel=3
+        )
     return prompts
 
 

@@ -20,13 +20,14 @@ from datamodules.rollouts.episodes import act_out, score
 from datamodules.rollouts.inspection import prompt_of, sample_of
 from datamodules.seeding import derive_seed
 from datamodules.text.inspection import Inspection, Sample, quantiles, spread
+from datamodules.text.problems import gathered
 from rlmodules.models import ModelConfig, load_tokenizer
 from rlmodules.tasks.ready import make_ready
 from rlmodules.views.pages import write_page
 from rlmodules.views.tokens import Token, as_table, printable, tokens_of
 
 SHOWN = 20
-"""Rows that are left out of a training of which the terminal shows the reason; a page has all."""
+"""Reasons why rows are left out of a training that are shown."""
 TITLE = "What this run is trained on"
 
 
@@ -130,14 +131,14 @@ def _episodes(
 
 def _numbers(data: Any, found: Inspection) -> Any:
     for reading in data.readings.values():
-        columns = reading.columns
+        columns, left_out = reading.columns, gathered(reading.skipped, SHOWN)
         rows = [
             ("rows", str(reading.rows)),
             ("left out", str(len(reading.skipped))),
             ("columns used", ", ".join(columns.used) or "-"),
             ("columns not used", ", ".join(columns.unused) or "-"),
             *(("note", note) for note in reading.notes),
-            *((f"left out {i}", why) for i, why in enumerate(reading.skipped[:SHOWN], start=1)),
+            *((f"left out {i}", why) for i, why in enumerate(left_out, start=1)),
         ]
         yield Numbers(reading.path, (), rows)
     yield Numbers("Rows", (), list(found.counts.items()))
