@@ -1,6 +1,6 @@
 """Runs of algorithms, by as many processes as they are told: what they come to.
 
-    python equality_helpers.py NAME,NAME STRATEGY PROCESSES FOLDER
+    python equality_helpers.py NAME,NAME STRATEGY PROCESSES FOLDER [FOLDER_TO_GO_ON_FROM]
 
 Half of the responses have 3 tokens, half 300; of two processes one has all the short ones.
 """
@@ -8,10 +8,13 @@ Half of the responses have 3 tokens, half 300; of two processes one has all the 
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 
 from datamodules import (
     PreferenceDataModule,
@@ -20,7 +23,13 @@ from datamodules import (
     TextGenerationEnv,
 )
 from rlmodules import DPO, GRPO, ORPO, PPO, DPOConfig, GRPOConfig, ORPOConfig, PPOConfig
-from rlmodules.callbacks import AtomicCheckpointIO, ExportModel, PreferenceReport, RunReport
+from rlmodules.callbacks import (
+    AtomicCheckpointIO,
+    ExportModel,
+    PreferenceReport,
+    RunReport,
+    SaveLast,
+)
 from rlmodules.models import LoraConfig, ModelConfig
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models.config import RewardModelConfig
@@ -50,6 +59,8 @@ RUNS = {
     "objectives": (MultiObjectiveRewardModel, MultiObjectiveConfig,
                    PAIRS | {"dropout_prob": 0.0, "objectives": ["true", "kind"]}),
 }  # fmt: skip
+SIXTHS = {"batch_size": 12, "mini_batch_size": 6}
+"""Of which three processes can take as many as two or one."""
 PROMPTS = ["One", "Two words", "A third prompt, longer", "And four"]
 
 
@@ -78,6 +89,15 @@ class Unequal:
         return responses
 
 
+class SaveMiddle(SaveLast):
+    """Keeps the first checkpoint: after the first iteration, or the first optimizer step."""
+
+    def _save(self, trainer, *, epoch_ended=False):
+        if self._saved is None:
+            trainer.save_checkpoint(self.path.with_name("middle.ckpt"))
+            self._saved = (trainer.global_step, epoch_ended)
+
+
 def online_data(c):
     epochs = getattr(c, "ppo_epochs", None) or c.num_epochs
     return RolloutDataModule(
@@ -90,10 +110,11 @@ def online_data(c):
 
 
 def pair_data(c):
-    words = ["e" * (SHORT if i % 2 else LONG) for i in range(8)]
+    count = 8 if c.batch_size == 4 else 4 * c.batch_size
+    words = ["e" * (SHORT if i % 2 else LONG) for i in range(count)]
     texts = [f" {word} is it" for word in words]
-    data = PreferenceDataset([f"Name {i}" for i in range(8)], texts, texts[::-1], tiny_tokenizer(),
-                             max_length=512)  # fmt: skip
+    names = [f"Name {i}" for i in range(count)]
+    data = PreferenceDataset(names, texts, texts[::-1], tiny_tokenizer(), max_length=512)
     held_out = PreferenceDataset(["A", "B", "C"], texts[:3], texts[1:4], tiny_tokenizer(),
                                  max_length=512)  # fmt: skip
     return PreferenceDataModule(
@@ -118,10 +139,16 @@ def scored_data(c, folder):
     )  # fmt: skip
 
 
-def run(name, strategy, processes, folder, **options):
-    """Train; returns the trained weights by name, and the metrics of each iteration or step."""
+def run(name, strategy, processes, folder, going_on_from=None, **options):
+    """Train; writes the trained weights by name, and the metrics of each iteration or step.
+
+    Args:
+        going_on_from: a checkpoint.
+    """
     name, *more = name.split("+")
     kind, config, settings = RUNS[name]
+    if "sixths" in more:
+        settings |= {k: v for k, v in SIXTHS.items() if k in settings}
     c = config(model_name="random:tiny", **settings)
     model = ModelConfig(
         "random:tiny",
@@ -143,24 +170,29 @@ def run(name, strategy, processes, folder, **options):
     report.on_train_end = lambda *_: None
     if kind is PPO:
         module.policy.value_head.output.weight.data.fill_(0.01)
+    every = {"every_n_epochs": 1} if online else {"every_n_train_steps": 1}
+    middle = [] if going_on_from else [SaveMiddle(f"{folder}/checkpoints", **every)]
     kinds = {"one": "auto", "ddp": Replicated, "fsdp": Sharded}
     strategy = kinds[strategy] if strategy == "one" else kinds[strategy](timeout_s=600)
     trainer = L.Trainer(
         strategy=strategy, accelerator="cpu", devices=processes,
         max_epochs=c.num_iterations if online else c.num_epochs,
         accumulate_grad_batches=c.gradient_accumulation_steps, gradient_clip_val=c.max_grad_norm,
-        logger=False, callbacks=[report, ExportModel(f"{folder}/model")],
+        logger=False, callbacks=[report, ExportModel(f"{folder}/model"), *middle],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, inference_mode=False, default_root_dir=folder,
         **evaluate, **options,
     )  # fmt: skip
-    trainer.validate(module, data, verbose=False)
-    trainer.fit(module, data)
-    trainer.save_checkpoint(f"{folder}/end.ckpt")
+    if going_on_from is None:
+        trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data, ckpt_path=going_on_from)
+    together = mock.patch.object(DTensor, "full_tensor", side_effect=AssertionError("gathered"))
+    with together if isinstance(strategy, Sharded) else nullcontext():
+        trainer.save_checkpoint(f"{folder}/end.ckpt")
     history = report.history + getattr(report, "evaluations", [])
     if trainer.is_global_zero:
-        saved = torch.load(f"{folder}/end.ckpt", weights_only=True)
+        saved = AtomicCheckpointIO().load_checkpoint(f"{folder}/end.ckpt")
         torch.save({"checkpoint": saved, "history": history}, f"{folder}/end.pt")
 
 
@@ -184,7 +216,8 @@ def differences(one, other):
 
 
 if __name__ == "__main__":
-    names, strategy, processes, folder = sys.argv[1:]
+    names, strategy, processes, folder, *before = sys.argv[1:]
     for name in names.split(","):
         (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-        run(name, strategy, int(processes), f"{folder}/{name}")
+        middle = f"{before[0]}/{name}/checkpoints/middle.ckpt" if before else None
+        run(name, strategy, int(processes), f"{folder}/{name}", middle)

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     f"{R}.sampling": f"{BASE} {R}.models",
     f"{R}.engines": f"{BASE} {R}.models {R}.sampling",
     f"{R}.inside_vllm": "",  # it runs in vLLM's environment, which has nothing of ours
-    f"{R}.strategies": f"{R}.models",
+    f"{R}.strategies": f"{R}.models {R}.resuming",
     f"{R}.algorithms": f"{LEARNERS} {R}.strategies {R}.callbacks {R}.resuming {R}.trackers {D}.text"
     f" {D}.preferences {D}.processes",
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlmodules.resuming.checkpoint import FORMAT, LAST, found
+from rlmodules.resuming.checkpoint import LAST, NEWEST, found
 
 QUICK = [
     "experiment=smoke",
@@ -148,8 +148,8 @@ NO_CHECKPOINTS = {
         "another program's Lightning checkpoint",
     ),
     "later": (
-        lambda path, last: torch.save(last | {"format": FORMAT + 1}, path),
-        f"is of format {FORMAT + 1}, and this version reads {FORMAT}",
+        lambda path, last: torch.save(last | {"format": NEWEST + 1}, path),
+        f"is of format {NEWEST + 1}, and this version reads {NEWEST}",
     ),
     "no state": (
         lambda path, last: torch.save(last | {"optimizer_states": []}, path),

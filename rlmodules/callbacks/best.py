@@ -1,13 +1,12 @@
 """The best weights so far, through all continuations of a run."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules.atomic import replacing
+from rlmodules.resuming.shares import copy_checkpoint
 
 
 class SaveBest(ModelCheckpoint):
@@ -57,5 +56,4 @@ class SaveBest(ModelCheckpoint):
         """Copy the files, once: later ones of this run are better."""
         brought, self._brought = self._brought or {}, None
         for path, place in brought.items() if trainer.is_global_zero else ():
-            with replacing(place) as partial:
-                shutil.copyfile(path, partial)
+            copy_checkpoint(path, place)

@@ -25,6 +25,7 @@ from rlmodules.resuming.checkpoint import (
     require_state,
 )
 from rlmodules.resuming.contents import with_contents
+from rlmodules.resuming.shares import with_values
 from rlmodules.resuming.table import Effect
 
 
@@ -141,7 +142,7 @@ class RunRecord(Callback):
             raise ValueError(refusal(path, differing))
         if trainer.is_global_zero:
             print(f"Weights of {path} ({how_far(checkpoint, path)})", flush=True)
-        return path, checkpoint
+        return path, with_values(checkpoint, path, ("state_dict",))
 
     def require_same(
         self,

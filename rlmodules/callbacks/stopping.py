@@ -13,7 +13,8 @@ from rich import print as rich_print
 
 from datamodules.atomic import replacing
 from rlmodules.callbacks.position import is_whole_epoch
-from rlmodules.resuming.checkpoint import read_file
+from rlmodules.resuming.shares import remove_unnamed, with_values
+from rlmodules.resuming.torch_files import read_file
 from rlmodules.sweeping.jobs import PAUSE, PAUSED, forget_pause, pause_at
 
 
@@ -22,25 +23,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     (Lightning's own way goes through the system's temporary folder, and a move from there to
     another file system is a copy that can be cut short; it also holds the file in memory once
-    more.) Reads tensors and plain values only.
+    more.) Reads tensors and plain values only; what lies in shares beside the file
+    (``trainer=fsdp``) goes where the file goes, and is read whole.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         needs = size_in_memory(checkpoint)
-        # Opened here: of a file that torch opens itself, it keeps hold when the disk is full.
-        with replacing(Path(path), needs=needs) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
+        try:
+            # Opened here: of a file that torch opens itself, it keeps hold when the disk is full.
+            with replacing(Path(path), needs=needs) as partial, partial.open("wb") as file:
+                torch.save(checkpoint, file)
+        finally:  # what the old file named, or what this one would have
+            remove_unnamed(Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """
         Raises:
-            ValueError: the file is no checkpoint, or holds more than tensors and plain values.
+            ValueError: the file is no checkpoint, or holds more than tensors and plain values; or
+                shares are missing.
         """
-        return read_file(path, map_location)
+        found = read_file(path, map_location)
+        return with_values(found, path) if isinstance(found, dict) else found
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        remove_unnamed(Path(path))
 
 
 def newest_checkpoint(root: str | Path) -> Path:
@@ -101,7 +112,7 @@ class SaveLast(Checkpoint):
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
     ) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+        self.dirpath, self.path = Path(dirpath), Path(dirpath) / "last.ckpt"
         self._folder = Path(dirpath).parent
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self._saved: tuple[int, bool] | None = None  # after how many steps; with their epoch ended

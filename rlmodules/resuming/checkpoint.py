@@ -1,19 +1,17 @@
 """Checkpoint files: which one is meant, whether it is one, and how far it is."""
 
 import os
-import pickle
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlmodules.resuming.folder import is_follower
+from rlmodules.resuming.shares import IN_SHARES, Shares
+from rlmodules.resuming.torch_files import read_file
 
-FORMAT = 2
-"""Of what is written; a higher one than this is from a later version."""
+FORMAT, NEWEST = 2, IN_SHARES
+"""Of what is written, in one file and in shares; a higher one is of a later version."""
 LAST = "RLMODULES_LAST"
 """Environment variable: what ``last`` was, for the processes that Lightning starts of this one."""
 LISTED = 5
@@ -41,40 +39,13 @@ def checkpoint_of(ckpt_path: str | Path) -> Path:
     raise ValueError(f"{given} is a folder without checkpoints/last.ckpt: no run has saved there")
 
 
-def read_file(path: str | Path, map_location: Any = None, *, mmap: bool = False) -> Any:
-    """What a torch file holds, if that is tensors and plain values.
-
-    Raises:
-        ValueError: it is something else; a pickle is never opened.
-    """
-    refused = f"ckpt_path={str(path)!r} is no checkpoint of ours: "
-    with Path(path).open("rb") as file:
-        head = file.read(16)
-    if head[:2] == b"PK" and not zipfile.is_zipfile(path):
-        size = Path(path).stat().st_size
-        raise ValueError(f"{refused}its end is missing ({size} bytes are there); use an older one")
-    if head[:2] != b"PK":
-        kind = "empty" if not head else "no torch file"
-        if Path(path).suffix == ".safetensors" or head[8:9] == b"{":
-            kind = "a safetensors file, weights alone; start from its folder by model.name=FOLDER"
-        elif head[:1] == b"\x80":
-            kind = "a pickle, which could run programs, and is not opened"
-        raise ValueError(f"{refused}it is {kind}")
-    try:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{refused}it holds more than tensors and plain values, and is not opened ({error})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{refused}it is damaged; use an older one ({error})") from error
-
-
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint that an algorithm of ours wrote; tensors are read when they are used.
 
+    Of what lies in shares there are names and shapes (``rlmodules.resuming.shares.with_values``).
+
     Raises:
-        ValueError: it is none, or of a later version.
+        ValueError: it is none, is of a later version, or lacks some of its shares.
     """
     found, given = read_file(path, mmap=True), f"ckpt_path={str(path)!r}"
     refused = f"{given} is no checkpoint of ours: it holds"
@@ -85,11 +56,12 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{refused} {what}; a run writes checkpoints/last.ckpt")
     if not {"iteration_states", "iteration_state"} & found.keys():
         raise ValueError(f"{refused} another program's Lightning checkpoint")
-    if found.get("format", 1) > FORMAT:
+    if found.get("format", 1) > NEWEST:
         raise ValueError(
-            f"{given} is of format {found['format']}, and this version reads {FORMAT}: it was"
+            f"{given} is of format {found['format']}, and this version reads {NEWEST}: it was"
             " written by a later one; install that"
         )
+    Shares.of(found, path)  # all of it is there
     return found
 
 

@@ -81,7 +81,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             log_every_n_steps enable_checkpointing enable_progress_bar enable_model_summary
             inference_mode use_distributed_sampler profiler detect_anomaly default_root_dir
             enable_autolog_hparams model_registry
-            strategy.timeout_s
+            strategy.timeout_s strategy.save_distributed_checkpoint
             devices num_nodes""",  # of these, how many processes there are is compared
         L: "max_epochs min_epochs max_steps min_steps max_time",
         A: """accelerator strategy gradient_clip_val limit_val_batches val_check_interval

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from equality_helpers import differences
+from equality_helpers import differences, run
 from process_helpers import alone_and_together
 from transformers import AutoModelForCausalLM
 
+from rlmodules.callbacks import AtomicCheckpointIO
+from rlmodules.callbacks.stopping import size_in_memory
 from rlmodules.models.sharding import require_all_sharded, require_shareable
 from rlmodules.strategies import Replicated, Sharded
 from rlmodules.trainer_options import check_shared_out, check_trainer, is_sharded
@@ -47,6 +49,25 @@ def test_what_was_shared_out_is_exported_whole(folder):
     )
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo+lora", "pairwise"])
+def test_each_process_writes_its_half_of_a_checkpoint(folder, name):
+    """That none is gathered for it is said where ``equality_helpers`` saves."""
+    path = folder / name / "2" / "end.ckpt"
+    (shares,) = path.parent.glob("end.ckpt.shares-*")
+    sizes = [file.stat().st_size for file in shares.iterdir()]
+    assert len(sizes) == 2 and max(sizes) < 0.51 * sum(sizes)
+    found = AtomicCheckpointIO().load_checkpoint(path)
+    assert sum(sizes) > 3 * size_in_memory(found["state_dict"])  # Adam's two moments, too
+
+
+def test_one_process_goes_on_from_the_shares_of_two(folder, tmp_path):
+    """From the middle, after one optimizer step; of a head of one row, a process has none."""
+    run("pairwise", "one", 1, tmp_path, folder / "pairwise" / "2" / "checkpoints" / "middle.ckpt")
+    weights, metrics = differences(folder / "pairwise" / "2", tmp_path)
+    assert weights < 2e-5, weights
+    assert max(metrics.values()) < 1e-3, metrics
 
 
 @pytest.mark.parametrize(
