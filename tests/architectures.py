@@ -206,6 +206,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2:untied": {"tie_word_embeddings": False},
     "stablelm:parallel": {"use_parallel_residual": True, "qk_layernorm": True},
     "deepseek_v3:full-rank": {"q_lora_rank": None},
+    "deepseek_v3:wide-values": {"v_head_dim": 16},  # larger than keys; in others they are smaller
     "granitemoehybrid:recurrent": {"layer_types": ["linear_attention"] * 2},
     "doge:moe": {"is_moe": True},
     "bert:encoder": {"is_decoder": False},

@@ -124,9 +124,9 @@ def _attend(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """[N, heads, D], [N, kv heads, D] twice -> [N, heads, D]; one operator, which a compiler takes
-    as it is."""
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    """[N, heads, D], [N, kv heads, D], [N, kv heads, E] -> [N, heads, E]; one operator, which a
+    compiler takes as it is. (Latent attention has values of another size than keys.)"""
+    out = q.new_empty(*q.shape[:2], v.shape[2])
     with torch.autocast(q.device.type, enabled=False):
         for pieces in plan(decoded(segments), window, q.device):
             queries, keys = _asking(q, k.shape[1], pieces), _seen(k, pieces)
@@ -170,7 +170,7 @@ def _attend_backward(
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *shape: Any) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+    return q.new_empty(*q.shape[:2], v.shape[2])
 
 
 @_attend_backward.register_fake

@@ -17,6 +17,8 @@ from rlmodules.models.modes import evaluating
 HALF = (torch.bfloat16, torch.float16)
 WINDOW = 3
 """Tokens that a sliding window or a chunk of attention has while models are compared."""
+WINDOWS = ("sliding_window", "chunk_size", "index_topk")
+"""What is in the names of such sizes."""
 
 
 @contextlib.contextmanager
@@ -94,9 +96,10 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def _short_windows(body: Any) -> Iterator[None]:
-    """Sliding windows and chunks of attention of ``WINDOW`` tokens, on layers and in configs."""
+    """Sliding windows and chunks of attention of ``WINDOW`` tokens, and as many that an indexer
+    chooses, on layers and in configs."""
     owners = [*body.modules(), body.config, body.config.get_text_config()]
-    is_window = lambda name: "sliding_window" in name or "chunk_size" in name  # noqa: E731
+    is_window = lambda name: any(window in name for window in WINDOWS)  # noqa: E731
     with _replaced(owners, is_window, lambda value: min(value, WINDOW), int):
         yield
 

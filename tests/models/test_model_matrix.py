@@ -11,8 +11,9 @@ from matrix_helpers import COLUMNS, check_row, names
 from benchmarks.model_matrix import TABLE, table
 
 RIGHT = ("gemma2", "falcon:alibi", "qwen2_moe:window", "llama:longrope", "qwen3_5:tied", "jamba",
-         "rwkv", "opt:post-norm", "inkling_text")  # fmt: skip
-"""Of different kinds: caps, windows, alibi, experts, linear attention, recurrence, other widths."""
+         "rwkv", "opt:post-norm", "inkling_text", "deepseek_v3:wide-values")  # fmt: skip
+"""Of different kinds: caps, windows, alibi, experts, linear attention, recurrence, other widths,
+values that are larger than keys."""
 
 
 @pytest.fixture

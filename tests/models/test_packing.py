@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV32Config,
     Gemma2Config,
     Gemma3TextConfig,
     Lfm2Config,
@@ -35,7 +37,13 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+EXPERTS |= {"moe_intermediate_size": 16, "first_k_dense_replace": 1}
 MODELS = {
+    "deepseek_v3": DeepseekV3Config(  # values of 16, keys of 12
+        **SIZES | {"num_key_value_heads": 4}, **LATENT, **EXPERTS, v_head_dim=16
+    ),
     "llama": LlamaConfig(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=6),
     "qwen2": Qwen2Config(**SIZES, **WINDOWS),
@@ -50,7 +58,7 @@ def built(config, dtype=torch.float32):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "q_proj" in name or "k_proj" in name:
+            if "q_proj" in name or "k_proj" in name or "q_b_proj" in name:
                 weight.mul_(25)
     return model.eval()
 
@@ -124,8 +132,14 @@ def convolutions():
     return Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv", "full_attention"])
 
 
+def indexer():
+    """Its tokens attend to the 2,048 of the row that an indexer chooses: texts here are shorter."""
+    return DeepseekV32Config(**SIZES | {"num_key_value_heads": 4}, **LATENT, **EXPERTS,
+                             v_head_dim=16, index_n_heads=2, index_head_dim=8)  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [moe_window, convolutions])
+@pytest.mark.parametrize("config", [moe_window, convolutions, indexer])
 def test_what_packed_rows_would_get_wrong_is_refused_in_any_precision(config, dtype):
     model = built(config(), dtype)
     with pytest.warns(UserWarning, match="does not take packed rows"):

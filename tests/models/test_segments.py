@@ -41,10 +41,10 @@ def sights(row, window):
     return seen
 
 
-def inputs(row, heads=4, kv_heads=2, size=8):
+def inputs(row, heads=4, kv_heads=2, size=8, value_size=8):
     count = sum(map(sum, row))
     made = torch.Generator().manual_seed(count)
-    shapes = ((heads, count, size), (kv_heads, count, size), (kv_heads, count, size))
+    shapes = ((heads, count, size), (kv_heads, count, size), (kv_heads, count, value_size))
     return [torch.randn(1, *s, generator=made).requires_grad_() for s in shapes]
 
 
@@ -77,10 +77,21 @@ def planned_anew():
 def test_packed_attention_is_dense_attention_and_so_are_its_gradients(
     row, options, most, at_once, monkeypatch
 ):
+    compare(row, options, most, at_once, monkeypatch, 8)
+
+
+@pytest.mark.parametrize("value_size", [4, 12])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_values_may_have_another_size_than_keys(row, value_size, monkeypatch):
+    """Latent attention has such values: DeepSeek, GLM-4.7-Flash, Kimi, MiniCPM3."""
+    compare(row, {}, 300, 256, monkeypatch, value_size)
+
+
+def compare(row, options, most, at_once, monkeypatch, value_size):
     monkeypatch.setattr(segments, "MOST_SCORES", most)
     monkeypatch.setattr(segments, "ASKED_AT_ONCE", at_once)
     options = options | {"scaling": 0.3}
-    ours, theirs = inputs(row), inputs(row)
+    ours, theirs = (inputs(row, value_size=value_size) for _ in range(2))
     out, _ = segment_attention(
         None, *ours, None, unpacked=none_unpacked, segments=encoded(row), **options
     )
@@ -119,9 +130,11 @@ def test_segments_are_read_as_they_were_written():
         assert decoded(encoded(row)) == row
 
 
-def test_the_operator_is_what_torch_expects_of_one():
+@pytest.mark.parametrize("value_size", [8, 4])
+def test_the_operator_is_what_torch_expects_of_one(value_size):
     row = ROWS["unequal"]
-    q, k, v = (x[0].transpose(0, 1).detach().requires_grad_() for x in inputs(row))
+    made = inputs(row, value_size=value_size)
+    q, k, v = (x[0].transpose(0, 1).detach().requires_grad_() for x in made)
     torch.library.opcheck(attention._attend, (q, k, v, encoded(row), 0.3, None, None))
 
 
