@@ -84,6 +84,14 @@ def check_loaded(model: nn.Module, found: dict[str, Any]) -> None:
         )
 
 
+def leave_file(model: nn.Module) -> None:
+    """Have a quantized ``model`` hold its wide weights itself: a single one that still lies in the
+    file that it was read from keeps all of the file in memory."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.is_floating_point():
+            weight.data = weight.detach().clone()
+
+
 def check_finite(model: nn.Module) -> None:
     """
     Raises:

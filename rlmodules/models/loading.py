@@ -20,7 +20,7 @@ from transformers import (
 
 from rlmodules.models import offload
 from rlmodules.models.adapters import add_lora, require_trainable
-from rlmodules.models.checkpoint import CheckpointError, check_finite, load_whole
+from rlmodules.models.checkpoint import CheckpointError, check_finite, leave_file, load_whole
 from rlmodules.models.config import DTYPES, ModelConfig
 from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
 from rlmodules.models.media import language_model, language_model_class
@@ -209,6 +209,8 @@ def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
             " Give a hub id, a local folder, a .gguf file, wheel:smollm2 or random:tiny."
             f" The loader said: {error}"
         ) from error
+    if config.quantization != "none":
+        leave_file(model)
     compute_dequantized(model, dtype)
     require_held(model, config.quantization)
     model.name_or_path = public_name(config.name)[0]  # adapters write it down as their base

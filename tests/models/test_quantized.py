@@ -1,8 +1,10 @@
 """QLoRA: layers in 4 and 8 bits compute what their dequantized weights do, everywhere."""
 
+import gc
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,21 @@ def test_a_quantized_model_is_its_dequantized_weights(bits, dtype):
         assert low < distance < high if "proj" in name else distance == 0
     close = TIGHT if dtype == "float32" else {"rtol": 0.02, "atol": 0.02}
     assert_close(says(model), says(dequantized(model)), **close)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what is mapped")
+@pytest.mark.parametrize("bits", BITS)
+def test_a_quantized_model_does_not_hold_the_file_too(bits, tmp_path):
+    """Embeddings and norms that stay pieces of it would: 257 MiB of SmolLM2's."""
+    for part in tiny_model():
+        part.save_pretrained(tmp_path)
+    model, base = load(bits, tmp_path, dtype="float32"), tiny_model()[0]
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    wide = dict(model.base_model.model.named_parameters())
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        assert torch.equal(wide[name], base.get_parameter(name))
+    assert model.get_output_embeddings().weight is wide["model.embed_tokens.weight"], "tied"
 
 
 @pytest.mark.parametrize("bits", BITS)
