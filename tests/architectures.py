@@ -56,7 +56,7 @@ SIZES: dict[str, Any] = {
          "attention_heads", "linear_num_value_heads", "linear_num_heads", "swa_num_attention_heads",
          "mamba_num_heads", "num_swa_attention_heads"), HEADS),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "linear_num_key_heads",
-                     "swa_num_key_value_heads", "index_n_heads"), 2),
+                     "swa_num_key_value_heads"), 2),
     **dict.fromkeys(
         ("head_dim", "v_head_dim", "qk_nope_head_dim", "kv_channels", "d_head", "dim_head",
          "attention_head_size", "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim",
@@ -104,6 +104,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping", "logits_soft_cap",
                      "output_logit_soft_cap"), 3.0),
     "query_pre_attn_scalar": 8,
+    # an indexer chooses fewer tokens than texts have; of few heads its scores are often all 0, and
+    # which of equal ones is chosen depends on the width of the row
+    "index_topk": 4, "index_n_heads": 32,
     # the rest
     **dict.fromkeys(("type_vocab_size",), 2),
     **dict.fromkeys(("vocab_size_per_layer_input", "audio_vocab_size"), 259),
