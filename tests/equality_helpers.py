@@ -97,6 +97,11 @@ class SaveMiddle(SaveLast):
             trainer.save_checkpoint(self.path.with_name("middle.ckpt"))
             self._saved = (trainer.global_step, epoch_ended)
 
+    def on_validation_end(self, trainer, pl_module):
+        """The weights are still whole, under ``fsdp``, which has to be seen to."""
+        if self._training:
+            trainer.save_checkpoint(self.path.with_name("judged.ckpt"))
+
 
 def online_data(c):
     epochs = getattr(c, "ppo_epochs", None) or c.num_epochs

@@ -21,6 +21,9 @@ processes, folder = int(sys.argv[1]), sys.argv[2]
 for name in ("ppo", "dpo+lora", "pairwise"):
     strategy = "fsdp" if processes > 1 else "one"
     run(name, strategy, processes, f"{folder}/{name}/{processes}")
+if processes > 1:
+    middle = f"{folder}/pairwise/2/checkpoints/middle.ckpt"
+    run("pairwise", "fsdp", processes, f"{folder}/pairwise/again", middle)
 torch.save({}, f"{folder}/{processes}.pt")
 """
 SHARES = {"strategy": {"_target_": "rlmodules.strategies.Sharded"}}
@@ -60,6 +63,24 @@ def test_each_process_writes_its_half_of_a_checkpoint(folder, name):
     assert len(sizes) == 2 and max(sizes) < 0.51 * sum(sizes)
     found = AtomicCheckpointIO().load_checkpoint(path)
     assert sum(sizes) > 3 * size_in_memory(found["state_dict"])  # Adam's two moments, too
+
+
+def test_two_processes_go_on_from_their_shares_bit_by_bit(folder):
+    straight, again = (
+        AtomicCheckpointIO().load_checkpoint(folder / "pairwise" / which / "end.ckpt")
+        for which in ("2", "again")
+    )
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(again[part], straight[part], rtol=0, atol=0)
+
+
+def test_what_is_saved_while_weights_are_gathered_is_what_is_saved_otherwise(folder):
+    """The last evaluation is of the end."""
+    path = folder / "pairwise" / "2"
+    judged = AtomicCheckpointIO().load_checkpoint(path / "checkpoints" / "judged.ckpt")
+    end = AtomicCheckpointIO().load_checkpoint(path / "end.ckpt")
+    assert judged["global_step"] == end["global_step"] == 2
+    torch.testing.assert_close(judged["state_dict"], end["state_dict"], rtol=0, atol=0)
 
 
 def test_one_process_goes_on_from_the_shares_of_two(folder, tmp_path):
