@@ -134,6 +134,11 @@ class AlgorithmModule(Shareable):
         """``algo.optimizer`` over ``parameter_groups``, and ``algo.lr_scheduler_type``."""
         return configure(self)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *closure: Any) -> None:
+        """Step, and let gradients go: what is kept for the next ones has their room."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *closure)
+        optimizer.zero_grad(set_to_none=True)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

@@ -73,6 +73,8 @@ class OnlineModule(AlgorithmModule):
             self.policy.enable_packing()
         if model_config.compile:
             self.policy.compile_layers()
+        else:
+            self.policy.keep_less()
         self.sampler: Sampler = partial(sample, self.policy, self.tokenizer)
         self.elsewhere: Callable[[OnlineModule], Sampler] | None = None
         self.sampling = SamplingParams(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
+from rlmodules.models.pages import keep_pages
 from rlmodules.optimizers.building import make_optimizer
 from rlmodules.optimizers.masters import HALF
 from rlmodules.optimizers.muon import matrices
@@ -20,6 +21,8 @@ def configure(module: Any) -> OptimizerLRSchedulerConfig | torch.optim.Optimizer
     """
     c, trainer, groups = module.config, module.trainer, module.parameter_groups()
     _refuse_loss_scale(trainer, groups)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_pages()
     optimizer = make_optimizer(c.optimizer, groups, matrices(module.base_model))
     if c.lr_scheduler_type == "constant" and not module.needs_schedule:
         return optimizer

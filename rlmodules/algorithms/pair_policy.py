@@ -76,6 +76,8 @@ class PairPolicy(OfflineModule):
             policy.enable_packing()
         if model_config.compile:
             policy.compile_layers()
+        else:
+            policy.keep_less()
         self.policy, self.config = policy, c
         self.keep_settings(model_config)
         self.train()  # Lightning leaves the mode as it finds it

@@ -19,6 +19,7 @@ from rlmodules.models.adapters import add_lora
 from rlmodules.models.attention import PACKED
 from rlmodules.models.embedded import EMBEDDED, tiny_config
 from rlmodules.models.heads import backbone, unwrapped
+from rlmodules.models.lean import keep_less
 from rlmodules.models.loading import config_of_base, dtype_of
 from rlmodules.models.media import freeze_unreached, language_model, language_model_class
 from rlmodules.models.modes import disable_dropout
@@ -122,6 +123,7 @@ def on_paper(
             freeze_unreached(model)
         if packs and model.config._attn_implementation in PACKED:
             enable_packing(body_of(model, head))
+        keep_less(body_of(model, head))
         if dtype is not None:
             model.to(dtype)
     mode = FakeTensorMode()

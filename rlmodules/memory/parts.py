@@ -85,8 +85,12 @@ class Parts:
         return self.paper.mode.from_tensor(tensor)
 
     @contextlib.contextmanager
-    def counting(self) -> Iterator[LiveBytes]:
-        """Count what is alive within, from what there is after the first step on."""
+    def counting(self, *, gradients: bool = False) -> Iterator[LiveBytes]:
+        """Count what is alive within, from what there is after the first step on.
+
+        Args:
+            gradients: whether those of earlier batches are there; a step lets go of them.
+        """
         live = LiveBytes()
         with self.paper.mode, _sizes_of(self.device), live:
             for model, label in ((self.paper.model, WEIGHTS), (self.heads, WEIGHTS),
@@ -96,7 +100,7 @@ class Parts:
             with live.as_label(OPTIMIZER):
                 state = torch.empty(self.optimizer_bytes, dtype=torch.uint8)
             with live.as_label(GRADIENTS):
-                for parameter in self.trained:
+                for parameter in self.trained if gradients else ():
                     parameter.grad = torch.empty_like(parameter)
             yield live
             self.products.update(live.products)

@@ -47,7 +47,7 @@ def update(
         compares: the reference scores the same batch meanwhile (DPO).
     """
     layout, at, before = _fake(parts, *laid_out(groups, packs=parts.packs, scored=True))
-    with parts.counting() as live:
+    with parts.counting(gradients=parts.accumulates) as live:
         with parts.autocasting():
             states = _trained_states(parts, live, layout)
             live.begin("logits")
@@ -75,7 +75,7 @@ def update_rewards(parts: Parts, groups: Sequence[Group], *, with_mask: bool) ->
     layout, _, _ = laid_out(groups, packs=parts.packs, scored=False, with_mask=with_mask)
     last = torch.stack([index[-1] for index in layout.index])
     layout, last = _fake(parts, layout, last)
-    with parts.counting() as live:
+    with parts.counting(gradients=parts.accumulates) as live:
         with parts.autocasting():
             states = _trained_states(parts, live, layout)
             with live.as_label(ACTIVATIONS):
@@ -210,9 +210,6 @@ def _trained_states(parts: Parts, live: LiveBytes, layout: Layout) -> Tensor:
 def _backward(parts: Parts, live: LiveBytes, loss: Tensor) -> Peaks:
     """The peaks of all phases, those of the forward pass that made ``loss`` included."""
     live.gradients_of(parts.trained, GRADIENTS)
-    if not parts.accumulates:  # Lightning lets go of them once the next loss is there
-        for parameter in parts.trained:
-            parameter.grad = None
     live.begin("backward of the logits")
     with live.as_label(TEMPORARY):
         loss.backward()

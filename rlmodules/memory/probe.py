@@ -178,15 +178,13 @@ def compute(trainer: L.Trainer, module: Any, batch: Any) -> None:
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     beside = state_to_come(trainer, module)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+    if trainer.accumulate_grad_batches > 1:  # else a step lets go of them
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
     precision = trainer.precision_plugin
     batch = trainer.strategy.batch_to_device(precision.convert_input(batch))
     with precision.train_step_context():
         loss = module.training_step(batch, 0)
-    if trainer.accumulate_grad_batches == 1:  # Lightning lets go of them once the loss is there
-        for parameter in trained:
-            parameter.grad = None
     loss.backward()
     del beside
 

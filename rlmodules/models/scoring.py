@@ -31,6 +31,7 @@ from rlmodules.models.heads import (
     unwrapped,
 )
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
+from rlmodules.models.lean import keep_less
 from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
 from rlmodules.models.quirks import even_out, require_gradients, require_kept
 from rlmodules.models.reordered import Product
@@ -131,6 +132,10 @@ class PolicyModel(nn.Module):
         """
         compile_layers(self._body)
         self.compiled = True
+
+    def keep_less(self) -> None:
+        """Have the layers keep less for the backward pass, which a compiler sees to by itself."""
+        keep_less(self._body)
 
     def score(
         self,

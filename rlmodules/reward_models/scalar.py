@@ -30,6 +30,7 @@ from rlmodules.models import ModelConfig, load_backbone, load_tokenizer, prepare
 from rlmodules.models.adapters import has_adapters
 from rlmodules.models.compiling import compile_layers
 from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unpad
+from rlmodules.models.lean import keep_less
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
 from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
@@ -99,6 +100,8 @@ class RewardModel(OfflineModule):
             enable_packing(self.body)
         if model_config.compile:
             compile_layers(self.body)
+        else:
+            keep_less(self.body)
         self.keep_settings(replace(model_config, quantization=held_as(self.base_model)))
         self.train()  # Lightning leaves the mode as it finds it
 

@@ -163,3 +163,25 @@ def test_a_run_is_gone_on_with_as_it_was_begun():
     assert [(c.option, c.effect) for c in change] == [("model.quantization", Effect.REFUSED)]
     for option in ("gradient_checkpointing", "activation_offload"):
         assert effect_of(f"model.{option}") == Effect.NONE
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_step_lets_go_of_its_gradients(name, steps, tmp_path):
+    """No forward pass of a window's first batch finds any; that of its second has the first's."""
+    small = {"mini_batch_size": 4} if name == "grpo" else {}
+    module = MODULES[name](model("full"), gradient_accumulation_steps=steps, **small)
+    found, step = [], module.training_step
+
+    def noting(batch, batch_idx):
+        held = any(p.grad is not None for p in module.parameters())
+        found.append((batch_idx % steps > 0, held))
+        return step(batch, batch_idx)
+
+    module.training_step = noting
+    if name in DATA:
+        run(module.config, module, data=DATA[name](module.config))
+    else:
+        fit(module, data_of(module, tmp_path), tmp_path)
+    assert len(found) > 1 and all(second == held for second, held in found), found
+    assert all(p.grad is None for p in module.parameters())
