@@ -24,6 +24,7 @@ class FakeVLLM(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # whole batches are asked for at once; what is too much is hung up on
 
     def __init__(self, **faults):
         super().__init__(("127.0.0.1", 0), Handler)

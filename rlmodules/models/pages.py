@@ -7,8 +7,8 @@ from functools import cache
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Of ``mallopt``: at how many free bytes at its end the heap shrinks; how many blocks lie outside
 of it."""
-OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
-"""Environment variables by which a user has said how the allocator is to be."""
+OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_")
+"""How environment variables begin by which a user has said how the allocator is to be."""
 
 
 @cache
@@ -19,7 +19,7 @@ def keep_pages() -> bool:
     allocator gives large blocks back to the system at once, whose pages the next step then waits
     for: a tenth of a small step. The most that is held does not grow by it.
     """
-    if any(name in os.environ for name in OWN_SETTINGS):
+    if any(name.startswith(OWN_SETTINGS) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -42,8 +42,8 @@ def test_what_was_freed_is_used_again():
     assert kept and before > 1000 and after < 100, (before, after)
 
 
-@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_MMAP_MAX_"])
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TOP_PAD_"])
 def test_what_the_user_set_stays(name):
-    value = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=9", "MALLOC_MMAP_MAX_": "9"}[name]
+    value = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=9", "MALLOC_TOP_PAD_": "9"}[name]
     before, kept, after = pages(**{name: value})
     assert not kept and after > 1000, (before, after)
