@@ -1,7 +1,7 @@
 """The longest batch of a run, computed before its first step, so that what does not fit says so.
 
-Forward and backward as in training, beside as many bytes as gradients and the optimizer's state
-will take; then all of it is dropped, and the run is the one that it would be without
+Forward and backward as in training, beside as many bytes as the optimizer's state and accumulated
+gradients will take; then all of it is dropped, and the run is the one that it would be without
 (``untouched.py``). On a GPU too much memory is an error, and this is where it comes up. On a CPU
 there is none: the kernel kills a process that takes more than there is. So there the figures of
 ``task=estimate`` are compared with the memory of the machine first. More than all of it, swap
