@@ -69,9 +69,10 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (x, weight), (eps, offset) = ctx.saved_tensors, ctx.shape
         need_x, need_weight = ctx.needs_input_grad[:2]
-        wide, slope = x.float(), weight.float() + offset
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        wide, slope, grad = x.to(dtype), weight.to(dtype) + offset, grad.to(dtype)
         rate = _rate(wide, eps)
-        normed, grad = wide * rate, grad.float()
+        normed = wide * rate
         grad_weight = grad_x = None
         if need_weight:
             grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)

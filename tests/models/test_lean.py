@@ -268,6 +268,19 @@ def test_only_what_computes_the_same_is_replaced(kind):
     assert ("forward" in vars(part)) == KINDS[kind]
 
 
+def test_gradients_in_float64_are_so_exact():
+    gradients = []
+    for lean in (False, True):
+        norm = Norm().double()
+        x = torch.linspace(-1, 2, 24, dtype=torch.float64).view(3, 8).requires_grad_()
+        if lean:
+            keep_less(nn.Sequential(norm))
+            assert "forward" in vars(norm)
+        (norm(x) * x.detach().sin()).sum().backward()
+        gradients.append((x.grad, norm.weight.grad))
+    assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
 class Choosing(Gated):
     def __init__(self, power):
         super().__init__()
