@@ -40,6 +40,11 @@ class Example:
     """How many tokens each response has lost on its right."""
 
 
+def response_lengths(examples: Sequence[Example]) -> Tensor:
+    """[N, K], tokens of each response, as float32."""
+    return torch.tensor([[len(s) - e.prompt_length for s in e.sequences] for e in examples]).float()
+
+
 class PreferenceBatch:
     """What one ``training_step`` takes: B examples.
 

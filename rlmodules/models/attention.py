@@ -6,7 +6,7 @@ largest thing in memory.
 Rows that are not packed go to the attention that the model had before, with the mask it had.
 
 Ours, because no kernel on a CPU takes several rests behind one prefix: a dense mask would, at more
-than twice the time, and rows of variable length (``flash_attn_varlen``) would repeat the prefix.
+than twice the time. On a card flash attention does, in half precision (``flash.py``).
 
 Shapes: N tokens of the row, D head size; P pieces, of which each has Q tokens that ask and K that
 are seen.
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from rlmodules.models.flash import flash_segments, flash_takes
 from rlmodules.models.segments import Pieces, decoded, plan
 
 
@@ -53,7 +54,9 @@ def segment_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones float32
     softcap, window = options.get("softcap"), options.get("sliding_window")
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if flash_takes(query, value, softcap):
+        return flash_segments(*rows, segments, scaling, window)[0][None], None
     return _attend(*rows, segments, scaling, softcap, window)[None], None
 
 

@@ -35,7 +35,7 @@ class Reference(nn.Module):
             self._shared = [p for p in policy.base_model.parameters() if not p.requires_grad]
             kept = {id(weight): weight for weight in self._shared}
             self.model = PolicyModel(copy.deepcopy(policy.base_model, kept).requires_grad_(False))
-            self.model.packs = policy.packs
+            self.model.can_pack = policy.can_pack
             if policy.compiled:
                 self.model.compile_layers()
         elif not adapters_change_nothing(policy.base_model):

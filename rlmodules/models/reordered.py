@@ -5,44 +5,27 @@ texts that is half of the product. One copy serves all steps. Only trained weigh
 texts are written, it takes the room that their gradients do not take.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""``torch.nn.functional.linear``, or what gives the same."""
-SMALLEST = 2**15
-"""Numbers of a weight that is worth a copy."""
+from rlmodules.models.copies import Copies, key_of
+
 ROWS = 16
 """Of the product that weights are ordered for."""
-Key = tuple[int, torch.Size, int]
 
 
-class Reordered:
-    """Copies of the trained weights of ``policy`` as they are now.
-
-    They are asked for by address, shape and version: a weight that has been stepped since is read
-    itself.
-
-    Args:
-        policy: a ``PolicyModel``; where it has nothing to copy, products are what they were.
-    """
+class Reordered(Copies):
+    """Copies in that order of the trained weights of ``policy``; see ``Copies``."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy = policy
-        self.autocast = torch.is_autocast_enabled("cpu")
-        self.copies: dict[Key, Tensor] = {}
-        self.layers: list[nn.Linear] = []
+        super().__init__(policy, "cpu")
         if _can_reorder():
             self._copy()
 
     def _copy(self) -> None:
-        self.layers = [layer for layer in self.policy.base_model.modules() if _is_plain(layer)]
-        every = [*(layer.weight for layer in self.layers), self.policy.vocabulary_weight]
-        weights = {_key(weight): weight for weight in every if self._is_worth_it(weight)}
+        weights = {key: w for key, w in self.weights().items() if self._is_worth_it(w)}
         for key, weight in weights.items():
             rounded = weight.detach().bfloat16()
             self.copies[key] = torch.ops.mkldnn._reorder_linear_weight(rounded, ROWS)
@@ -50,25 +33,8 @@ class Reordered:
         if not all(self._gives_same_bits(weight) for weight in shapes.values()):
             self.copies = {}
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Products with the copies within."""
-        if not self.copies or self.autocast != torch.is_autocast_enabled("cpu"):
-            yield
-            return
-        self.policy.product = self.product
-        for layer in self.layers:
-            layer.forward = _Forward(self.product, layer)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            self.policy.product = nn.functional.linear
-            for layer in self.layers:
-                vars(layer).pop("forward", None)
-
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``torch.nn.functional.linear``, with the copy of ``weight`` where there is one."""
-        copy = self.copies.get(_key(weight))
+        copy = self.copies.get(key_of(weight))
         if copy is None:
             return nn.functional.linear(x, weight, bias)
         bias = None if bias is None else bias.bfloat16()
@@ -76,34 +42,13 @@ class Reordered:
 
     def _is_worth_it(self, weight: Tensor) -> bool:
         dtype = torch.get_autocast_dtype("cpu") if self.autocast else weight.dtype
-        plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
-        large = weight.numel() >= SMALLEST
-        return plain and large and weight.requires_grad and dtype == torch.bfloat16
+        return weight.requires_grad and dtype == torch.bfloat16
 
     def _gives_same_bits(self, weight: Tensor) -> bool:
         """So that texts are the same with copies and without."""
         x = torch.linspace(-1, 1, ROWS * weight.shape[1]).view(ROWS, -1).sin().bfloat16()
         wanted = nn.functional.linear(x, weight.detach().bfloat16())
         return all(torch.equal(self.product(x[:n], weight, None), wanted[:n]) for n in (ROWS, 1))
-
-
-class _Forward:
-    """The forward pass of a linear layer with another product."""
-
-    def __init__(self, product: Product, layer: nn.Linear) -> None:
-        self.product, self.layer = product, layer
-
-    def __call__(self, input: Tensor) -> Tensor:
-        return self.product(input, self.layer.weight, self.layer.bias)
-
-
-def _key(weight: Tensor) -> Key:
-    return weight.data_ptr(), weight.shape, weight._version
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """A linear layer that is nothing else, and computes as its class says."""
-    return type(layer) is nn.Linear and "forward" not in vars(layer)
 
 
 def _can_reorder() -> bool:

@@ -22,6 +22,7 @@ from datamodules.experience import TokenBatch
 from datamodules.positions import Positions, positions_of
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.compiling import compile_layers, eagerly
+from rlmodules.models.copies import Product
 from rlmodules.models.heads import (
     ValueHead,
     backbone,
@@ -32,9 +33,8 @@ from rlmodules.models.heads import (
 )
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
 from rlmodules.models.lean import keep_less
-from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
+from rlmodules.models.packing import packing_pays, try_packing
 from rlmodules.models.quirks import even_out, require_gradients, require_kept
-from rlmodules.models.reordered import Product
 from rlmodules.models.vocabulary import check_ids, vocabulary_size
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -62,7 +62,7 @@ class PolicyModel(nn.Module):
         base_model: of transformers, or a PEFT model around one.
 
     Attributes:
-        packs: whether rows are packed: what neighbours begin with alike is computed once.
+        can_pack: whether the model was found to take packed rows.
         compiled: whether the decoder layers are.
         value_head: the critic; None where there is none.
         product: what multiplies states with the vocabulary where they are sampled from.
@@ -79,7 +79,7 @@ class PolicyModel(nn.Module):
         require_gradients(backbone(base_model))
         self.base_model = base_model
         self.value_head: ValueHead | None = None
-        self.packs = self.compiled = False
+        self.can_pack = self.compiled = False
         self.product: Product = nn.functional.linear
 
     @classmethod
@@ -118,11 +118,14 @@ class PolicyModel(nn.Module):
         return positions_of(self.base_model)
 
     def enable_packing(self) -> None:
-        """Pack rows from now on, if it pays here and the model computes packed rows rightly (else a
-        warning)."""
-        self.packs = packing_pays() and takes_packed(self._body)
-        if self.packs:
-            enable_packing(self._body)
+        """Pack rows from now on, where it pays and if the model computes packed rows rightly (else
+        a warning)."""
+        self.can_pack = try_packing(self._body)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed now: what neighbours begin with alike is computed once."""
+        return self.can_pack and packing_pays(self._body)
 
     def compile_layers(self) -> None:
         """Have the decoder layers compiled when they first train or score; sampling stays eager.

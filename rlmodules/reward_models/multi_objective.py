@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.preferences.dataset import Example, PreferenceBatch
+from datamodules.preferences.dataset import Example, PreferenceBatch, response_lengths
 from rlmodules.checks import require
 from rlmodules.functional import multi_objective_loss
 from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.config import RewardModelConfig
-from rlmodules.reward_models.scalar import RewardModel, response_lengths
+from rlmodules.reward_models.scalar import RewardModel
 
 
 @dataclass

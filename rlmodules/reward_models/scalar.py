@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.positions import Positions, positions_of
-from datamodules.preferences.dataset import Example, PreferenceBatch
+from datamodules.preferences.dataset import Example, PreferenceBatch, response_lengths
 from datamodules.preferences.rows import Content
 from datamodules.text.encoding import Limits, encode_texts
 from rlmodules.algorithms.offline import OfflineModule, require_room
@@ -33,7 +33,7 @@ from rlmodules.models.layout import Layout, flat_hidden, look_at, pack, pad, unp
 from rlmodules.models.lean import keep_less
 from rlmodules.models.media import language_model
 from rlmodules.models.modes import evaluating
-from rlmodules.models.packing import enable_packing, packing_pays, takes_packed
+from rlmodules.models.packing import packing_pays, try_packing
 from rlmodules.models.quantized import held_as
 from rlmodules.models.quirks import even_out, require_gradients
 from rlmodules.models.saved_adapters import saved_adapter
@@ -95,15 +95,18 @@ class RewardModel(OfflineModule):
         if tokenizer is not None:
             match_tokenizer(self.base_model, tokenizer)
         may_pack = self.is_causal and model_config.attn_implementation == "auto"
-        self.packs = may_pack and packing_pays() and takes_packed(self.body)
-        if self.packs:
-            enable_packing(self.body)
+        self.can_pack = may_pack and try_packing(self.body)
         if model_config.compile:
             compile_layers(self.body)
         else:
             keep_less(self.body)
         self.keep_settings(replace(model_config, quantization=held_as(self.base_model)))
         self.train()  # Lightning leaves the mode as it finds it
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed now."""
+        return self.can_pack and packing_pays(self.body)
 
     @property
     def body(self) -> nn.Module:
@@ -292,9 +295,3 @@ class RewardModel(OfflineModule):
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
         """The model in a folder that ``export`` wrote."""
         return files.from_pretrained(cls, Path(path))
-
-
-def response_lengths(examples: Sequence[Example]) -> Tensor:
-    """[N, K], tokens of each response."""
-    rows = [[len(s) - e.prompt_length for s in e.sequences] for e in examples]
-    return torch.tensor(rows, dtype=torch.float32)

@@ -17,7 +17,12 @@ CANDIDATES = 256
 
 
 def choose(
-    logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, absent: Tensor | None = None
+    logits_BV: Tensor,
+    uniform_B: Tensor,
+    params: SamplingParams,
+    absent: Tensor | None = None,
+    *,
+    at_once: bool = False,
 ) -> tuple[Tensor, ...]:
     """Draw a token a row by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
 
@@ -25,6 +30,8 @@ def choose(
 
     Args:
         absent: ids that are never drawn; their mass is cut like that below top-k.
+        at_once: sort every row rather than ask which ones need it, for which a processor would
+            have to wait for the device.
 
     Returns:
         ``(tokens_B, logprobs_B, kept_mass_B)``.
@@ -45,14 +52,15 @@ def choose(
         mass = 1 - (logits[:, absent] - log_z).exp().sum(-1, keepdim=True)
         logits.index_fill_(1, absent, float("-inf"))
     vocabulary = logits.shape[1]
-    width = min(vocabulary, params.top_k or CANDIDATES)
+    width = min(vocabulary, params.top_k or (vocabulary if at_once else CANDIDATES))
     tokens, kept = _from_nucleus(logits, log_z, mass, uniform_B, width, params)
-    # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
-    wide = (kept < 0).nonzero().squeeze(1)
-    if len(wide):
-        tokens[wide], kept[wide] = _from_nucleus(
-            logits[wide], log_z[wide], mass[wide], uniform_B[wide], vocabulary, params
-        )
+    if not params.top_k and width < vocabulary:
+        # Exact: a nucleus wider than the candidates is found by sorting that row's vocabulary.
+        wide = (kept < 0).nonzero().squeeze(1)
+        if len(wide):
+            tokens[wide], kept[wide] = _from_nucleus(
+                logits[wide], log_z[wide], mass[wide], uniform_B[wide], vocabulary, params
+            )
     logprobs = (logits.gather(1, tokens[:, None]) - log_z).squeeze(1)
     return tokens, logprobs, kept
 

@@ -22,14 +22,19 @@ from datamodules.types import Response, SamplingParams
 from rlmodules.models.reordered import Reordered
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.vocabulary import absent_ids, check_ids, match_ends, vocabulary_size
+from rlmodules.sampling.ahead import AT_ONCE, SPAN, Ahead, can_record
 from rlmodules.sampling.choose import choose, stream
+from rlmodules.sampling.in_place import InPlace
 from rlmodules.sampling.reading import Reading
-from rlmodules.sampling.ways import way_of
+from rlmodules.sampling.ways import goes_in_place, way_of
 
 REORDERED_ROWS, REORDERED_STEPS = 32, 16
 """Rows up to which products are faster with weights in their order (``benchmarks/decoding.py``: 16
 rows of the embedded model take 52 ms a token, not 64; 64 the same), and steps from which on the
 copies, which take the time of eight, are worth making."""
+RECORDED_STEPS, STEADY_STEPS = 24, 8
+"""Steps that a recording, which takes the time of about three, is worth making for; steps without
+rows that join, after which it is made again."""
 
 
 class Sampler(Protocol):
@@ -99,6 +104,10 @@ class Decoding:
         self.reading = Reading(model, way_of(model))
         self.tokens = torch.empty(0)
         self.weights: Reordered | None = None
+        self.ahead: Ahead | None = None
+        self.slots: list[Row] = []
+        """Whose places those of ``ahead`` are; some have ended."""
+        self.steady = STEADY_STEPS
 
     @torch.no_grad()
     def admit(
@@ -119,6 +128,9 @@ class Decoding:
         asked = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
         different, which = _distinct(prompts)  # a prompt that several rows have is computed once
         joining = [asked[i] for rows in which for i in rows]
+        if self.ahead is not None:
+            self._release()
+            self.steady = 0
         logits = self.reading.add(different, [len(rows) for rows in which])
         tokens, keep = self._draw(joining, logits)
         there = len(self.rows)
@@ -129,10 +141,53 @@ class Decoding:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Write the next token of each row."""
+        """Write the next token of each row, or the next ``AT_ONCE``."""
+        if self.ahead is None and self._pays_to_record():
+            left = [row.left for row in self.rows]
+            rows = InPlace(self.reading.parts[0], min(max(left), SPAN), left)
+            self.ahead = Ahead(rows, self.tokens, self.rows[0].params, self.absent)
+            self.slots = self.rows
+        if self.ahead is not None:
+            self._write_ahead(self.ahead)
+            return
+        self.steady += 1
         with self._products():
             logits = self.reading.step(self.tokens)
         self.tokens, keep = self._draw(self.rows, logits)
+        self._keep(keep)
+
+    def _pays_to_record(self) -> bool:
+        steps = max(row.left for row in self.rows)
+        alike = len({row.shape for row in self.rows}) == 1
+        worth = steps >= RECORDED_STEPS and self.steady >= STEADY_STEPS and alike
+        return worth and can_record(self.device) and goes_in_place(self.model)
+
+    def _write_ahead(self, ahead: Ahead) -> None:
+        going = {id(row) for row in self.rows}
+        steps = min(AT_ONCE, ahead.rows.room, max(row.left for row in self.rows))
+        starts = [len(row.response.tokens) for row in self.slots]
+        pairs = list(zip(self.slots, starts, strict=True))
+        # A row that has fewer left, or has ended, draws on: nothing of that is taken.
+        uniform = [
+            [row.uniform[min(start + n, len(row.uniform) - 1)] for row, start in pairs]
+            for n in range(steps)
+        ]
+        for tokens, logprobs, kept in ahead.write(uniform):
+            for i, row in enumerate(self.slots):
+                if id(row) in going and self._take(row, int(tokens[i]), logprobs[i], kept[i]):
+                    going.discard(id(row))
+        self.rows = [row for row in self.rows if id(row) in going]
+        if not ahead.rows.room or 2 * len(self.rows) <= len(self.slots):
+            self._release()
+
+    def _release(self) -> None:
+        """Go on with tensors that grow, and with the rows alone that have not ended."""
+        assert self.ahead is not None
+        going = {id(row) for row in self.rows}
+        keep = [i for i, row in enumerate(self.slots) if id(row) in going]
+        self.reading.parts = [self.ahead.rows.released()]
+        self.tokens, self.rows = self.ahead.tokens, self.slots
+        self.ahead, self.slots = None, []
         self._keep(keep)
 
     def _products(self) -> AbstractContextManager[None]:

@@ -14,11 +14,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rlmodules.models.heads import backbone
+from rlmodules.models.modes import evaluating
 from rlmodules.models.probing import comparable, largest_error
 from rlmodules.models.scoring import PolicyModel
-from rlmodules.sampling.reading import AFRESH, APART, MERGED, PADDED, Reading, Way
+from rlmodules.models.sharding import units_of
+from rlmodules.sampling.in_place import InPlace
+from rlmodules.sampling.reading import AFRESH, APART, MERGED, PADDED, Cached, Reading, Way
 
 SHARPNESS = {1.0: 1e-4, 32.0: 1e-3}
 """What attention scores are multiplied by -> relative error that rounding explains."""
@@ -27,6 +31,7 @@ SLOW = {
     AFRESH: "each text is computed from its first token on again for each token",
 }
 _found: WeakKeyDictionary[Any, tuple[str | None, Way]] = WeakKeyDictionary()
+_in_place: WeakKeyDictionary[Any, tuple[str | None, bool]] = WeakKeyDictionary()
 
 
 def way_of(model: PolicyModel) -> Way:
@@ -40,6 +45,62 @@ def way_of(model: PolicyModel) -> Way:
     if known is None or known[0] != attention:
         known = _found[model.base_model] = attention, _first_right(model, body)
     return known[1]
+
+
+def goes_in_place(model: PolicyModel) -> bool:
+    """Whether steps that write into places made before (``in_place.py``) read what others do; the
+    model is asked once, and left as it is."""
+    body = backbone(model.base_model)
+    attention = getattr(body.config, "_attn_implementation", None)
+    known = _in_place.get(model.base_model)
+    if known is None or known[0] != attention:
+        right = _is_plain(model) and way_of(model) == PADDED and _right_in_place(model, body)
+        known = _in_place[model.base_model] = attention, right
+    return known[1]
+
+
+def _is_plain(model: PolicyModel) -> bool:
+    """Whether its weights are all there as they are: not as shares, nor held in a few bits."""
+    plain = all(type(w) is Parameter and w.is_floating_point() for w in model.parameters())
+    return plain and not units_of(model)
+
+
+def _right_in_place(model: PolicyModel, body: Any) -> bool:
+    for sharpness, tolerance in SHARPNESS.items():
+        with comparable(body, sharpness):
+            try:
+                error = _trial_in_place(_States(model))
+            except Exception:  # whatever it is that an architecture does not take
+                return False
+        if not error < tolerance:
+            return False
+    try:
+        with evaluating(body):  # in the precision of now
+            _trial_in_place(_States(model))
+    except Exception:
+        return False
+    return True
+
+
+def _trial_in_place(model: "_States") -> float:
+    """Largest relative error of hidden states of three rows, of which one is done sooner."""
+    texts = [[3, 5, 7, 9, 4, 8, 2], [6, 2, 3, 8, 8, 5, 7, 4, 9], [6, 2, 9, 9, 7, 3, 4, 5, 8, 3]]
+    steps, left = 4, [2, 5, 4]
+    starts = [len(text) - count for text, count in zip(texts, (4, 4, 4), strict=True)]
+    prompts = [torch.tensor(t[:n]) for t, n in zip(texts, starts, strict=True)]
+    rows = InPlace(Cached.read(model, prompts)[0], steps + 1, left)
+    said, read = [], []
+    for n in range(steps):
+        last = torch.tensor([t[k + n] for t, k in zip(texts, starts, strict=True)])
+        states = rows.step(last.to(model.device))
+        rows.note(1)
+        going = [i for i, count in enumerate(left) if n < count]
+        said.append(states[going])
+        read += [torch.tensor(texts[i][: starts[i] + n + 1]) for i in going]
+    grown = rows.released().step(torch.tensor([5, 5, 5], device=model.device))
+    said.append(grown[1:])
+    read += [torch.tensor([*text, 5]) for text in texts[1:]]
+    return largest_error(torch.cat(said), model.last_logits(read))
 
 
 class _States:

@@ -84,7 +84,7 @@ def test_packed_and_padded_layouts_give_the_same_loss():
         module = DPO(config())
         unsettle(module)
         assert module.policy.packs
-        module.policy.packs = packs
+        module.policy.can_pack = packs
         losses.append(module.losses(batch_of(dataset()))[0])
     assert_close(losses[0], losses[1], **EXACT)
 

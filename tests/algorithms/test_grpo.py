@@ -125,7 +125,7 @@ def test_with_shared_prompts_loss_and_gradient_are_those_of_padded_rows(turns, s
         for p in module.base_model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     packed = gradient(module, whole(experience))
-    module.policy.packs = False
+    module.policy.can_pack = False
     backbone(module.base_model).set_attn_implementation("eager")
     padded = gradient(module, whole(experience))
     assert_close(packed, padded, rtol=1e-4, atol=1e-5)

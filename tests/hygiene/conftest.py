@@ -4,15 +4,10 @@ import lightning as L
 import pytest
 from card_helpers import OnCard
 
-from rlmodules.models import scoring
-from rlmodules.reward_models import scalar
-
 
 @pytest.fixture
-def to_card(monkeypatch):
+def to_card():
     """Makes a module, moves it, and forgets what moving it has crossed."""
-    for room in (scoring, scalar):
-        monkeypatch.setattr(room, "packing_pays", lambda: False)  # as where there is a card
 
     def move(make, trace):
         module = make()

@@ -28,7 +28,7 @@ PADDING = {f"{READING}:_note_padding": 1}
 PER_TOKEN = {
     "all": (SamplingParams(max_new_tokens=8), DRAWN),
     "greedy": (SamplingParams(max_new_tokens=8, temperature=0.0), DRAWN),
-    "top_k": (SamplingParams(max_new_tokens=8, top_k=5), DRAWN | WIDE),
+    "top_k": (SamplingParams(max_new_tokens=8, top_k=5), DRAWN),
     "top_p": (SamplingParams(max_new_tokens=8, top_p=0.9), DRAWN | WIDE),
 }
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from datamodules.types import SamplingParams
-from rlmodules.models import PolicyModel
+from rlmodules.models import PolicyModel, copies
 from rlmodules.models import reordered as module
 from rlmodules.models.reordered import Reordered
 from rlmodules.sampling import decoding
@@ -54,7 +54,7 @@ def test_products_have_the_same_bits(tied, mixed, biased):
         assert len(weights.copies) == 2 * 7 + 1
         plain = next_states(model), model._projection.logits(states())
         with weights.used():
-            assert type(model.base_model.model.layers[0].mlp.up_proj.forward) is module._Forward
+            assert type(model.base_model.model.layers[0].mlp.up_proj.forward) is copies._Forward
             assert model._projection.product == weights.product
             there = next_states(model), model._projection.logits(states())
         for mine, theirs in zip(there, plain, strict=True):
@@ -85,15 +85,13 @@ def test_what_is_not_copied_is_multiplied_as_ever(why, monkeypatch):
     model = policy(torch.float32 if why in ("float32", "autocast") else torch.bfloat16)
     model.requires_grad_(why != "frozen")
     if why == "small":
-        monkeypatch.setattr(module, "SMALLEST", 10**6)
+        monkeypatch.setattr(copies, "SMALLEST", 10**6)
     if why == "of a card":
         model.to("meta")
     if why == "other bits":
-        real = module._key
         monkeypatch.setattr(
             Reordered, "product", lambda self, x, w, b: nn.functional.linear(x, w) * 2
         )
-        assert real is module._key
     if why == "autocast":  # copied for mixed precision, used outside of it
         with torch.autocast("cpu", torch.bfloat16):
             weights = Reordered(model)
