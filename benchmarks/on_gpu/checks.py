@@ -16,6 +16,7 @@ import torch
 
 from datamodules import PreferenceDataset
 from datamodules.types import SamplingParams
+from on_gpu.card_alone import SHAPES, flash, long_text, recorded
 from on_gpu.parts import Parts, Result, arguments, quiet
 from on_gpu.shapes import pairs, prompts
 from rlmodules import (
@@ -189,6 +190,13 @@ def finite(algorithm: str, device: str, folder: str, **options: Any) -> Result:
 def main() -> None:
     args = arguments(__doc__.splitlines()[0]).parse_args()
     parts, device = Parts(args.out, args.seconds, args.only), args.device
+    parts.run("flash", partial(flash, device, None))
+    parts.run("flash-window", partial(flash, device, 40))
+    parts.run("flash-8k", partial(long_text, device))
+    for shape in SHAPES:
+        parts.run(f"recorded-{shape}", partial(recorded, device, shape))
+    parts.run("recorded-bf16", partial(recorded, device, "all", half=True))
+    parts.run("recorded-in-vain", partial(recorded, device, "all", asks=True))
     for precision in ("fp32", "bf16"):
         parts.run(f"sampled-scores-{precision}", partial(sampled_scores, device, precision))
     for name in ALGORITHMS:

@@ -29,7 +29,7 @@ from datamodules import (
 from on_gpu.bench import Bench, Clock
 from on_gpu.parts import Parts, Result, arguments, quiet
 from on_gpu.shapes import pairs, prompts
-from on_gpu.traces import decoding, graphed, iteration, planning
+from on_gpu.traces import decoding, graphed, iteration
 from rlmodules import (
     DPO,
     GRPO,
@@ -64,7 +64,9 @@ def letters(prompts: Any, responses: list[str], metadata: Any = None) -> list[fl
     return [sum(map(str.isalpha, text)) / max(len(text), 1) for text in responses]
 
 
-def online(bench: Bench, algorithm: str, size: str, *, iterations: int = 3) -> Result:
+def online(
+    bench: Bench, algorithm: str, size: str, *, iterations: int = 3, compiled: bool = False
+) -> Result:
     """PPO or GRPO; the first iteration is not timed."""
     bench.fresh()
     s, folder = bench.size, str(bench.model(size))
@@ -73,12 +75,13 @@ def online(bench: Bench, algorithm: str, size: str, *, iterations: int = 3) -> R
               "mini_batch_size": s["minibatch"], "gradient_accumulation_steps": window,
               "max_new_tokens": s["response"], "num_iterations": iterations,
               "temperature": 1.0, "top_p": 1.0, "device": bench.device}  # fmt: skip
+    model = ModelConfig(name=folder, compile=compiled)
     if algorithm == "ppo":
-        module: Any = PPO(PPOConfig(**shared), ModelConfig(name=folder))
+        module: Any = PPO(PPOConfig(**shared), model)
         epochs, extra = module.config.ppo_epochs, {}
     else:
         extra = {"num_generations": s["generations"]}
-        module = GRPO(GRPOConfig(**shared, **extra, beta=0.04), ModelConfig(name=folder))
+        module = GRPO(GRPOConfig(**shared, **extra, beta=0.04), model)
         epochs = module.config.num_epochs
     no_end(module)
     c, clock = module.config, Clock(bench)
@@ -129,14 +132,22 @@ def online_limits(bench: Bench, size: str, c: Any, prompt: int, epochs: int, gro
     }
 
 
-def offline(bench: Bench, algorithm: str, size: str, *, steps: int = 8, warmup: int = 2) -> Result:
+def offline(
+    bench: Bench,
+    algorithm: str,
+    size: str,
+    *,
+    steps: int = 8,
+    warmup: int = 2,
+    compiled: bool = False,
+) -> Result:
     """DPO or a reward model: optimizer steps on pairs of random letters."""
     bench.fresh()
     s, folder = bench.size, str(bench.model(size))
     c: Any = {"model_name": folder, "batch_size": s["pairs"], "gradient_accumulation_steps": 1,
               "learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_length": 1024,
               "max_prompt_length": 512, "device": bench.device}  # fmt: skip
-    model = ModelConfig(name=folder)
+    model = ModelConfig(name=folder, compile=compiled)
     if algorithm == "dpo":
         module: Any = DPO(DPOConfig(**c), model)
     else:
@@ -188,9 +199,14 @@ def main() -> None:
             for name in online_ones:
                 parts.run(f"{name}-{size}", partial(online, bench, name, size), seconds=75)
             if size == "0.5B":
+                for name, part in (("dpo", offline), ("grpo", online)):
+                    part = partial(part, bench, name, size, compiled=True)
+                    parts.run(f"{name}-{size}-compiled", part, seconds=75)
                 parts.run("graph-decoding", partial(graphed, bench, size), seconds=45)
-                parts.run("plans-decoding", partial(planning, bench, size), seconds=45)
-                parts.run("trace-decoding", partial(decoding, bench, size), seconds=45)
+                for recorded in (True, False):
+                    part = partial(decoding, bench, size, recorded=recorded)
+                    name = "recorded" if recorded else "single"
+                    parts.run(f"trace-decoding-{name}", part, seconds=45)
                 parts.run("trace-ppo", partial(iteration, bench, "ppo", size), seconds=60)
                 parts.run("trace-dpo", partial(iteration, bench, "dpo", size), seconds=60)
 

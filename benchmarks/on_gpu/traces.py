@@ -7,6 +7,7 @@ launch work as fast as the card does it. `waits` counts where the processor wait
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from ours_ppo import no_end
@@ -21,7 +22,7 @@ from on_gpu.bench import Bench
 from on_gpu.parts import Result
 from on_gpu.shapes import pairs, prompts
 from rlmodules import DPO, PPO, DPOConfig, ModelConfig, PPOConfig
-from rlmodules.sampling.decoding import Decoding
+from rlmodules.sampling import decoding as sampling
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 CALLS = (*WAITS, "cudaMemcpyAsync", "cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC")
@@ -68,8 +69,8 @@ def traced(bench: Bench, run: Callable[[], Any], per: int) -> Result:
     }
 
 
-def decoding(bench: Bench, size: str) -> Result:
-    """Steps of the sampler on rows whose prompts are read."""
+def decoding(bench: Bench, size: str, *, recorded: bool) -> Result:
+    """Tokens of all rows whose prompts are read, by recorded steps or by single ones."""
     bench.fresh()
     folder, steps = str(bench.model(size)), 4 if bench.tiny else 16
     c = PPOConfig(model_name=folder, device=bench.device)
@@ -79,42 +80,25 @@ def decoding(bench: Bench, size: str) -> Result:
     ids = [torch.tensor(module.tokenizer(p)["input_ids"])
            for p in prompts(s["episodes"], s["prompt"])]  # fmt: skip
     params = SamplingParams(max_new_tokens=8 * steps)
-    with torch.autocast(bench.device, torch.bfloat16):
-        rows = Decoding(module.policy, module.tokenizer)
-        rows.admit(ids, [params] * len(ids), range(len(ids)))
+    on_card = bench.device == "cuda"
+    with (
+        mock.patch.object(sampling, "can_record", return_value=recorded and on_card),
+        torch.autocast(bench.device, torch.bfloat16),
+    ):
+        rows = sampling.Decoding(module.policy, module.tokenizer)
+        said = rows.admit(ids, [params] * len(ids), range(len(ids)))
 
         def run() -> None:
-            for _ in range(steps):
+            start = len(said[0].tokens)
+            while len(said[0].tokens) - start < steps:
                 rows.step()
 
-        return traced(bench, run, steps)
-
-
-def planning(bench: Bench, size: str) -> Result:
-    """Decoding steps whose shapes are new, with cuDNN's attention allowed and without."""
-    bench.fresh()
-    folder, steps = str(bench.model(size)), 4 if bench.tiny else 12
-    module = PPO(PPOConfig(model_name=folder, device=bench.device), ModelConfig(name=folder))
-    module.to(bench.device)
-    no_end(module)
-    took = {}
-    for allowed, count in ((False, 37), (True, 37), (False, 39), (True, 39), (False, 41)):
-        torch.backends.cuda.enable_cudnn_sdp(allowed)
-        ids = [torch.tensor(module.tokenizer(p)["input_ids"]) for p in prompts(count, 50)]
-        params = SamplingParams(max_new_tokens=4 * steps)
-        with torch.autocast(bench.device, torch.bfloat16):
-            rows = Decoding(module.policy, module.tokenizer)
-            rows.admit(ids, [params] * len(ids), range(len(ids)))
-            for _ in ("warm", "timed"):
-                bench.synchronize()
-                start = time.perf_counter()
-                for _ in range(steps):
-                    rows.step()
-                bench.synchronize()
-                seconds = time.perf_counter() - start
-        took[f"{count} rows, cuDNN {'allowed' if allowed else 'off'}"] = seconds * 1e3 / steps
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return {"ms_a_step": took}
+        found = traced(bench, run, steps)
+    w = bench.counts(size)
+    weights = 2 * (w["layers"] + w["vocabulary"])
+    cached = w["cache_bytes"] * len(ids) * (s["prompt"] + 2 * steps)
+    limit = (weights + cached) / bench.bandwidth * 1e3
+    return {**found, "limit_ms": limit, "share": limit / found["ms_each"]}
 
 
 def graphed(bench: Bench, size: str) -> Result:

@@ -15,6 +15,7 @@ from rlmodules.memory.live import HALF
 from rlmodules.memory.paper import Paper, give_sizes, on_paper
 from rlmodules.memory.parts import Parts
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
+from rlmodules.models.config import DTYPES
 from rlmodules.models.loading import has_native_bf16
 from rlmodules.optimizers.muon import matrices
 from rlmodules.optimizers.table import Held, state_bytes, step_bytes
@@ -124,7 +125,14 @@ class Run:
     def packs(self) -> bool:
         """Whether rows are packed, where the model can; found out for sure once it is loaded."""
         wanted = not self.is_online or self.algorithm.shares_prompts
-        return wanted and self.model.attn_implementation == "auto" and self.device == "cpu"
+        return wanted and self.model.attn_implementation == "auto" and self._packing_pays
+
+    @property
+    def _packing_pays(self) -> bool:
+        """Whether it does where the run computes; a card is taken for one with flash attention."""
+        own = DTYPES.get(self.model.dtype)
+        dtype = AUTOCAST.get(self.precision) or TRUE.get(self.precision) or own
+        return self.device == "cpu" or dtype in HALF
 
     @property
     def batch_option(self) -> str:

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from datamodules.types import SamplingParams
+from rlmodules.models.heads import backbone
 from rlmodules.models.rounded import Rounded
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.sampling.choose import choose
@@ -25,6 +27,8 @@ AT_ONCE = 8
 """Steps between two copies to the host."""
 SPAN = 512
 """Columns that are made at once: each step reads them all, whether they hold a token or not."""
+_not_recorded: WeakSet[PolicyModel] = WeakSet()
+"""Models of which a step could not be recorded."""
 
 
 class Ahead:
@@ -80,16 +84,18 @@ class Ahead:
 
     def _recorded(self) -> Callable[[], None]:
         """A step as a CUDA graph, where that can be made; nothing is computed."""
-        if not can_record(self.device):
+        if not can_record(self.model):
             return self._compute
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._compute()
         except RuntimeError as error:
+            _not_recorded.add(self.model)
+            name = type(backbone(self.model.base_model)).__name__
             warnings.warn(
-                "a decoding step could not be recorded as a CUDA graph, so the processor launches"
-                f" all of each one: {str(error)[:300]}",
+                f"{name} writes slowly: a step cannot be recorded as a CUDA graph, so the processor"
+                f" launches all of each one ({str(error)[:300]})",
                 stacklevel=2,
             )
             return self._compute
@@ -115,6 +121,7 @@ class Ahead:
         return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
 
-def can_record(device: torch.device) -> bool:
-    """Whether there are CUDA graphs."""
-    return device.type == "cuda" and torch.cuda.is_available()
+def can_record(model: PolicyModel) -> bool:
+    """Whether steps of ``model`` can be CUDA graphs, as far as is known."""
+    there = model.device.type == "cuda" and torch.cuda.is_available()
+    return there and model not in _not_recorded

@@ -144,7 +144,7 @@ class Decoding:
         """Write the next token of each row, or the next ``AT_ONCE``."""
         if self.ahead is None and self._pays_to_record():
             left = [row.left for row in self.rows]
-            rows = InPlace(self.reading.parts[0], min(max(left), SPAN), left)
+            rows = InPlace(self.reading.parts.pop(), min(max(left), SPAN), left)
             self.ahead = Ahead(rows, self.tokens, self.rows[0].params, self.absent)
             self.slots = self.rows
         if self.ahead is not None:
@@ -160,7 +160,7 @@ class Decoding:
         steps = max(row.left for row in self.rows)
         alike = len({row.shape for row in self.rows}) == 1
         worth = steps >= RECORDED_STEPS and self.steady >= STEADY_STEPS and alike
-        return worth and can_record(self.device) and goes_in_place(self.model)
+        return worth and can_record(self.model) and goes_in_place(self.model)
 
     def _write_ahead(self, ahead: Ahead) -> None:
         going = {id(row) for row in self.rows}

@@ -4,7 +4,6 @@ one before, so that it can be recorded once and repeated (``ahead.py``).
 Shapes: R rows, T columns, of which each row has read a part, V vocabulary, D head size.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +51,10 @@ class FixedLayer(DynamicLayer):
 
 
 class InPlace:
-    """As ``Cached``, of which it takes over what was read, for ``room`` more tokens a row.
+    """As ``Cached``, of which it takes what was read, for ``room`` more tokens a row.
 
     Args:
+        rows: not to be used afterwards.
         left: how many tokens each row may still have; one that goes on behind them, for it has
             ended and others have not, stays at its last position.
 
@@ -71,10 +71,9 @@ class InPlace:
         self.at = torch.tensor([read], device=device)
         self.positions = rows.positions.clone()
         self.last = self.positions + torch.tensor(left, device=device)[:, None]
-        self.cache = copy.copy(rows.cache)
-        self.cache.layers = [
-            FixedLayer(layer, self.columns, self.at) for layer in rows.cache.layers
-        ]
+        self.cache = rows.cache
+        for i, layer in enumerate(self.cache.layers):  # of one alone there are two copies
+            self.cache.layers[i] = FixedLayer(layer, self.columns, self.at)
         dtype = self.cache.layers[0].values.dtype
         hidden = nn.functional.pad(rows.attention == 0, (0, room), value=True)
         self.hidden = torch.zeros(hidden.shape, dtype=dtype, device=device)
@@ -104,10 +103,9 @@ class InPlace:
         self.read += steps
 
     def released(self) -> Cached:
-        """The rows as they go on with tensors that grow."""
-        cache = copy.copy(self.cache)
-        cache.layers = [layer.grown(self.read) for layer in self.cache.layers]
-        return Cached(self.model, cache, (self.hidden[:, : self.read] == 0).long())
+        """The rows as they go on with tensors that grow; these are not to be used afterwards."""
+        self.cache.layers = [layer.grown(self.read) for layer in self.cache.layers]
+        return Cached(self.model, self.cache, (self.hidden[:, : self.read] == 0).long())
 
 
 def can_be_fixed(cache: Any) -> bool:

@@ -32,7 +32,7 @@ def test_rows_are_laid_out_as_the_policy_lays_them_out():
     positions = [torch.arange(a, len(t)) for a, t in zip(starts, texts, strict=True)]
     tokens = TokenBatch.collate(texts, positions, group_sizes=(2, 2))
     for packs in (False, True):
-        policy.packs = packs
+        policy.can_pack = packs
         layout, before = policy._lay_out(tokens, whole=False)
         ours, at, every = laid_out(groups, packs=packs, scored=True)
         assert ours.input_ids.shape == layout.input_ids.shape

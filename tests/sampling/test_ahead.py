@@ -35,7 +35,7 @@ def ahead(monkeypatch):
 
         for name, value in (("RECORDED_STEPS", 1), ("AT_ONCE", at_once), ("SPAN", span)):
             monkeypatch.setattr(decoding_module, name, value)
-        monkeypatch.setattr(decoding_module, "can_record", lambda device: True)
+        monkeypatch.setattr(decoding_module, "can_record", lambda model: True)
         monkeypatch.setattr(decoding_module.Ahead, "write", noted)
         return written
 
