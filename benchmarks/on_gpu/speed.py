@@ -201,7 +201,7 @@ def main() -> None:
             if size == "0.5B":
                 for name, part in (("dpo", offline), ("grpo", online)):
                     part = partial(part, bench, name, size, compiled=True)
-                    parts.run(f"{name}-{size}-compiled", part, seconds=75)
+                    parts.run(f"compiled-{name}-{size}", part, seconds=75)
                 parts.run("graph-decoding", partial(graphed, bench, size), seconds=45)
                 for recorded in (True, False):
                     part = partial(decoding, bench, size, recorded=recorded)
