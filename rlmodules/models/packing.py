@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlmodules.models.attention import PACKED
 from rlmodules.models.flash import HALF, has_flash
 from rlmodules.models.layout import Layout, flat_hidden, pack, pad
-from rlmodules.models.probing import comparable, largest_error
+from rlmodules.models.probing import comparable, largest_error, nudged
 
 SHARPNESS = {1.0: 1e-4, 32.0: 1e-3, 1024.0: 1e-3}
 """What attention scores are multiplied by -> relative error that rounding explains."""
@@ -112,21 +112,9 @@ def _obstacle(body: Any) -> str | None:
 
 
 def _moved_by_rounding(body: Any, layout: Layout, states: Tensor) -> float:
-    """How far hidden states move with the last bit of every embedding, relative to their norm; 0
-    where a model does not say which its embeddings are."""
-    try:
-        embeddings = body.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return 0.0
-
-    def next_number(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return torch.nextafter(output, torch.full_like(output, torch.inf))
-
-    hook = embeddings.register_forward_hook(next_number)
-    try:
-        return _error(flat_hidden(body, layout), layout, states, layout)
-    finally:
-        hook.remove()
+    """How far hidden states move with the last bit of every embedding, relative to their norm."""
+    with nudged(body) as known:
+        return _error(flat_hidden(body, layout), layout, states, layout) if known else 0.0
 
 
 def _error(packed: Tensor, here: Layout, alone: Tensor, there: Layout) -> float:

@@ -39,6 +39,27 @@ def largest_error(wrong: Tensor, right: Tensor, least: float = 1e-6) -> float:
 
 
 @contextlib.contextmanager
+def nudged(body: Any) -> Iterator[bool]:
+    """Every embedding is the next larger number within: what results move by then is what rounding
+    alone could explain. Whether it is so; not where a model does not say which its embeddings are.
+    """
+    try:
+        embeddings = body.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        yield False
+        return
+
+    def next_number(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return torch.nextafter(output, torch.full_like(output, torch.inf))
+
+    hook = embeddings.register_forward_hook(next_number)
+    try:
+        yield True
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
 def _float32(body: nn.Module) -> Iterator[None]:
     """Compute in float32, holding one layer's weights in it at a time."""
     narrow: dict[nn.Parameter, Tensor] = {}

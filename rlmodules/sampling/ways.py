@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from rlmodules.models.heads import backbone
 from rlmodules.models.modes import evaluating
-from rlmodules.models.probing import comparable, largest_error
+from rlmodules.models.probing import comparable, largest_error, nudged
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.sharding import units_of
 from rlmodules.sampling.in_place import InPlace
@@ -30,6 +30,10 @@ SLOW = {
     APART: "texts of different lengths are written one after the other",
     AFRESH: "each text is computed from its first token on again for each token",
 }
+EXCUSED = 4
+"""Times what the last bit of the embeddings moves may be rounding too."""
+_TEXTS = [torch.tensor([6, 2, 3, 8, 8, 5, 7, 4, 9, 3, 2]), torch.tensor([9, 5, 2, 8, 3])]
+"""What is read twice to see how much of it is rounding."""
 _found: WeakKeyDictionary[Any, tuple[str | None, Way]] = WeakKeyDictionary()
 _in_place: WeakKeyDictionary[Any, tuple[str | None, bool]] = WeakKeyDictionary()
 
@@ -72,7 +76,7 @@ def _right_in_place(model: PolicyModel, body: Any) -> bool:
                 error = _trial_in_place(_States(model))
             except Exception:  # whatever it is that an architecture does not take
                 return False
-        if not error < tolerance:
+        if not error < tolerance and not _is_rounding(model, body, sharpness, error):
             return False
     try:
         with evaluating(body):  # in the precision of now
@@ -132,9 +136,20 @@ def _fault(model: PolicyModel, body: Any, way: Way) -> str | None:
                 error = _trial(model, way)
             except Exception as failure:  # whatever it is that an architecture does not take
                 return f"{type(failure).__name__}: {str(failure)[:200]}"
-        if not error < tolerance:
+        if not error < tolerance and not _is_rounding(model, body, sharpness, error):
             return f"what it remembers is off by {error:.2g}"
     return None
+
+
+def _is_rounding(model: PolicyModel, body: Any, sharpness: float, error: float) -> bool:
+    """Whether so large an error is what rounding makes of scores as large as that: of 28 layers of
+    random weights the last bit of the embeddings does."""
+    if sharpness == 1:
+        return False
+    with comparable(body, sharpness):
+        right = model.last_states(_TEXTS)
+        with nudged(body) as known:
+            return known and error < EXCUSED * largest_error(model.last_states(_TEXTS), right)
 
 
 def _trial(model: PolicyModel, way: Way) -> float:

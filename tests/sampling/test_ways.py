@@ -169,3 +169,20 @@ def test_what_a_token_by_itself_does_otherwise_is_evened_out():
         written = policy.last_logits([torch.arange(3, 15)])
         assert_close(written, trained[:, -1])
     assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("errors", "moved", "fits"),
+    [
+        ([0.0, 0.5], 0.2, True),
+        ([0.0, 0.5], 0.1, False),
+        ([0.0, float("nan")], 0.2, False),
+        ([0.5], 1.0, False),  # where scores are as they are, nothing is excused
+    ],
+)
+def test_what_rounding_alone_could_explain_refuses_no_way(errors, moved, fits, monkeypatch):
+    model = PolicyModel(tiny_model()[0])
+    found = iter(errors)
+    monkeypatch.setattr(ways, "_trial", lambda *_: next(found))
+    monkeypatch.setattr(ways, "largest_error", lambda *_: moved)
+    assert (ways._fault(model, backbone(model.base_model), PADDED) is None) is fits
