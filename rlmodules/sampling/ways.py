@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from rlmodules.models.heads import backbone
 from rlmodules.models.modes import evaluating
-from rlmodules.models.probing import comparable, largest_error, nudged
+from rlmodules.models.probing import EXCUSED, comparable, largest_error, nudged
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.sharding import units_of
 from rlmodules.sampling.in_place import InPlace
@@ -30,8 +30,6 @@ SLOW = {
     APART: "texts of different lengths are written one after the other",
     AFRESH: "each text is computed from its first token on again for each token",
 }
-EXCUSED = 4
-"""Times what the last bit of the embeddings moves may be rounding too."""
 _TEXTS = [torch.tensor([6, 2, 3, 8, 8, 5, 7, 4, 9, 3, 2]), torch.tensor([9, 5, 2, 8, 3])]
 """What is read twice to see how much of it is rounding."""
 _found: WeakKeyDictionary[Any, tuple[str | None, Way]] = WeakKeyDictionary()
@@ -142,10 +140,8 @@ def _fault(model: PolicyModel, body: Any, way: Way) -> str | None:
 
 
 def _is_rounding(model: PolicyModel, body: Any, sharpness: float, error: float) -> bool:
-    """Whether so large an error is what rounding makes of scores as large as that: of 28 layers of
-    random weights the last bit of the embeddings does."""
-    if sharpness == 1:
-        return False
+    """Whether rounding alone can explain so large an error: with large scores the last bit of the
+    embeddings moves the states of 28 layers of random weights by a thousandth."""
     with comparable(body, sharpness):
         right = model.last_states(_TEXTS)
         with nudged(body) as known:

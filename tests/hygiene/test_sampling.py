@@ -3,6 +3,8 @@
 The tables are what is there, with its reason; a line more is a regression, a line less is welcome.
 """
 
+from dataclasses import replace
+
 import grpo_helpers
 import helpers
 import pytest
@@ -12,10 +14,12 @@ from card_run_helpers import rollout
 
 from datamodules.types import SamplingParams
 from rlmodules import GRPO, PPO
+from rlmodules.sampling import decoding as decoding_module
 from rlmodules.sampling.decoding import Decoding
 
 DECODING = "rlmodules/sampling/decoding.py"
 READING = "rlmodules/sampling/reading.py"
+AHEAD = "rlmodules/sampling/ahead.py"
 CHOOSE = "rlmodules/sampling/choose.py"
 EVALUATION = "rlmodules/algorithms/evaluation.py"
 LAYOUT = "rlmodules/models/layout.py"  # transformers looks whether positions are packed ones
@@ -51,6 +55,22 @@ def test_a_token_of_all_rows_is_one_copy_to_the_host(name, to_card, monkeypatch)
             rows.step()
             assert trace.waits == expected
             assert trace.of("to card") == {f"{DECODING}:_draw": 1}  # the uniform numbers
+
+
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_eight_tokens_written_ahead_are_one_copy_to_the_host(name, to_card, monkeypatch):
+    for known in ("can_record", "goes_in_place"):
+        monkeypatch.setattr(decoding_module, known, lambda model: True)
+    params = replace(PER_TOKEN[name][0], max_new_tokens=30)
+    with card(monkeypatch) as trace:
+        rows = decoding(to_card(lambda: PPO(helpers.config()), trace), params)
+        rows.step()  # what is asked of a model once
+        for _ in range(2):
+            trace.crossings.clear()
+            rows.step()
+            assert trace.waits == {f"{AHEAD}:write": 1}
+            assert trace.of("to card") == {f"{AHEAD}:write": 1}  # the uniform numbers
+    assert [len(row.response.tokens) for row in rows.rows] == [25] * 3
 
 
 def test_rows_that_leave_ask_once_more(to_card, monkeypatch):

@@ -23,7 +23,7 @@ def test_sharp_scores_are_compared_eagerly_on_both_sides(own, monkeypatch):
     monkeypatch.setattr(packing, "flat_hidden", watched)
     assert packing.takes_packed(body)
     eager, sharp = packing.PACKED["eager"], len(packing.SHARPNESS) - 1
-    assert seen == [own, *[packing.PACKED[own]] * 2, *["eager", "eager", eager, eager] * sharp]
+    assert seen == [own, own, *[packing.PACKED[own]] * 2, *["eager", "eager", eager, eager] * sharp]
     assert body.config._attn_implementation == own
 
 
@@ -47,3 +47,10 @@ def test_what_rounding_alone_could_explain_refuses_nothing(moved, monkeypatch, r
     monkeypatch.setattr(packing, "_moved_by_rounding", lambda *_: moved)
     assert packing.takes_packed(body) is bool(moved)
     assert body.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("moved", "fits"), [(2e-5, True), (1e-5, False)])
+def test_an_error_is_held_against_what_rounding_moves(moved, fits, monkeypatch, recwarn):
+    monkeypatch.setattr(packing, "_error", lambda *_: 2e-4)
+    monkeypatch.setattr(packing, "_moved_by_rounding", lambda *_: moved)
+    assert packing.takes_packed(backbone(tiny_model()[0])) is fits

@@ -1,6 +1,6 @@
-"""The estimate of what docs/gpu.md measured on an H200, beside it.
+"""The estimate of what docs/gpu.md measured on an H100, beside it.
 
-    PYTHONPATH=. python benchmarks/memory_h200.py
+    PYTHONPATH=. python benchmarks/memory_gpu.py
 
 The runs are those of `benchmarks/on_gpu/speed.py`: float32 weights under bf16-mixed. What torch
 counted there has no CUDA context in it, so ours has none here.
@@ -33,23 +33,15 @@ S = SIZES["full"]
 GIB = 2**30
 
 
-class Packed(Run):
-    """A run that packs its rows on a GPU too, as those did."""
-
-    packs = True
-
-
 MEASURED = {
-    ("PPO", "0.5B"): (16.8, Run),
-    ("GRPO", "0.5B"): (16.6, Run),
-    ("DPO", "0.5B"): (31.9, Run),
-    ("reward", "0.5B"): (26.5, Run),
-    ("PPO", "1.5B"): (43.3, Run),
-    ("DPO", "1.5B"): (61.3, Packed),
-    ("DPO", "1.5B", "padded"): (73.3, Run),
+    ("PPO", "0.5B"): 14.97,
+    ("GRPO", "0.5B"): 14.51,
+    ("DPO", "0.5B"): 21.01,
+    ("reward", "0.5B"): 15.81,
+    ("PPO", "1.5B"): 36.30,
+    ("DPO", "1.5B"): 48.94,
 }
-"""GiB, and how rows were laid out: those of 0.5B were padded there, for its random weights failed
-what is asked of a model before its rows are packed."""
+"""GiB."""
 
 
 def online(algorithm: str, name: str) -> tuple[Any, Any, Any]:
@@ -79,15 +71,15 @@ def main() -> None:
         "| | rows | measured, GiB | estimate, GiB | ratio | at the |\n|---|---|---:|---:|---:|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for (algorithm, size, *_), (measured, layout) in MEASURED.items():
+        for (algorithm, size), measured in MEASURED.items():
             name = str(config_folder(size, Path(folder)))
             made = online if algorithm in ("PPO", "GRPO") else offline
             kind, config, texts = made(algorithm, name)
-            run = layout(kind, config, ModelConfig(name=name), "bf16-mixed", "cuda", 1)
+            run = Run(kind, config, ModelConfig(name=name), "bf16-mixed", "cuda", 1)
             peak = Estimate(run, texts, base=0).peak
-            rows = "packed" if layout is Packed else "padded"
+            rows = "packed" if run.packs else "padded"
             found = peak.total / GIB
-            print(f"| {algorithm} {size} | {rows} | {measured} | {found:.1f} |"
+            print(f"| {algorithm} {size} | {rows} | {measured:.1f} | {found:.1f} |"
                   f" {found / measured:.2f} | {peak.name} |", flush=True)  # fmt: skip
 
 
