@@ -1,5 +1,8 @@
 """Direct Preference Optimization and its relatives (Rafailov et al. 2023, arXiv:2305.18290).
 
+CPO (Xu et al. 2024, arXiv:2401.08417) is ``reference_free`` with ``loss_type=[sigmoid,sft]``, SimPO
+(Meng et al. 2024, arXiv:2405.14734) with ``simpo``.
+
 A policy learns from pairs directly: its log-ratios to a frozen reference are rewards, and the loss
 asks the chosen response's to be the higher. We deviate in the computation only: what both sides of
 a pair begin with is computed once, no token is padding, and the loss of an optimizer step is the
@@ -31,7 +34,9 @@ from rlmodules.checks import meant, require
 from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.models import Reference
 
-READ_SMOOTHING = {"sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired"}
+READ_SMOOTHING = {
+    "sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired", "simpo",
+}  # fmt: skip
 
 
 @dataclass
@@ -48,6 +53,8 @@ class DPOConfig(PairConfig):
     """Weights of several losses; None weights each 1."""
     discopop_tau: float = 0.05
     """Temperature of ``discopop``'s gate."""
+    simpo_gamma: float = 0.5
+    """By how much ``simpo`` asks the chosen reward a token to be the higher."""
     precompute_ref_log_probs: bool = False
     """Evaluate the reference once, before training, and keep the result on disk."""
 
@@ -75,6 +82,15 @@ class DPOConfig(PairConfig):
             raise ValueError(
                 "algo.loss_type=exo_pair is infinite at algo.label_smoothing=0: try 0.001"
             )
+        if "simpo" in names and not self.reference_free:
+            raise ValueError(
+                "algo.loss_type=simpo is a loss without a reference: set algo.reference_free=true"
+            )
+        if "simpo" not in names and self.simpo_gamma != DPOConfig.simpo_gamma:
+            raise ValueError(
+                f"algo.simpo_gamma={self.simpo_gamma:g} has no effect on {names}: only simpo reads"
+                " it"
+            )
         if self.reference_free and self.precompute_ref_log_probs:
             raise ValueError(
                 "algo.precompute_ref_log_probs has nothing to compute with algo.reference_free"
@@ -97,7 +113,7 @@ class DPO(PairPolicy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         c = self.config
-        self.shape = DPOShape(c.beta, c.label_smoothing, c.discopop_tau)
+        self.shape = DPOShape(c.beta, c.label_smoothing, c.discopop_tau, c.simpo_gamma)
         self.reference = None if c.reference_free else Reference(self.policy)
         self.table = ReferenceTable() if c.precompute_ref_log_probs else None
         self._warned = False

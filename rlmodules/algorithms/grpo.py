@@ -27,6 +27,7 @@ from rlmodules.functional import (
     BASELINES,
     GRPO_LOSSES,
     LEVELS,
+    READ_DELTA,
     SCALES,
     group_advantages,
     grpo_loss,
@@ -62,8 +63,15 @@ class GRPOConfig(OnlineConfig):
     """The surrogate ignores gains from ratios below 1 - this."""
     epsilon_high: float | None = None
     """And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself."""
+    delta: float | None = None
+    """Largest ratio of a token with a negative advantage, above 1 + ``epsilon_high``; None sets no
+    bound."""
     loss_type: str = "dapo"
-    """How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo."""
+    """How tokens are averaged: grpo, dr_grpo, dapo, bnpo, luspo; or cispo, sapo."""
+    sapo_temperature_pos: float = 1.0
+    """How fast ``sapo``'s slope fades where advantages are positive."""
+    sapo_temperature_neg: float = 1.05
+    """And where they are negative, or 0."""
     importance_sampling_level: str = "token"
     """Ratios of tokens, or of whole responses (``sequence``). GSPO, ``algo=gspo``, averages by
     response too: ``loss_type=grpo``."""
@@ -107,6 +115,33 @@ class GRPOConfig(OnlineConfig):
                 f"algo.loss_type=cispo takes algo.epsilon_high={self.epsilon_high} as the largest"
                 " ratio itself: set it to 1 or more, 5 for example"
             )
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """
+        Raises:
+            ValueError: an option has no effect on the loss that was chosen, or contradicts it.
+        """
+        temperatures = ("sapo_temperature_pos", "sapo_temperature_neg")
+        require(self, temperatures, lambda x: x > 0, "positive")
+        if self.loss_type == "luspo" and self.importance_sampling_level != "sequence":
+            raise ValueError(
+                "algo.loss_type=luspo is a loss of whole responses: set"
+                " algo.importance_sampling_level=sequence"
+            )
+        fields = self.__dataclass_fields__
+        unread = {"delta"} if self.loss_type not in READ_DELTA else set()
+        unread |= set(temperatures) if self.loss_type != "sapo" else {"epsilon", "epsilon_high"}
+        for name in sorted(unread):
+            value = getattr(self, name)
+            if value != fields[name].default:
+                raise ValueError(
+                    f"algo.{name}={value:g} has no effect on algo.loss_type={self.loss_type}: leave"
+                    " it out"
+                )
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        above = lambda x: x is None or x > 1 + high  # noqa: E731
+        require(self, ("delta",), above, f"above 1 + epsilon_high = {1 + high:g}, or null")
 
     @property
     def judges_ends(self) -> str | None:
@@ -201,6 +236,9 @@ class GRPO(OnlineModule):
             loss_type=c.loss_type,
             epsilon=c.epsilon,
             epsilon_high=c.epsilon_high,
+            delta=c.delta,
+            sapo_temperature_pos=c.sapo_temperature_pos,
+            sapo_temperature_neg=c.sapo_temperature_neg,
             importance_sampling_level=c.importance_sampling_level,
             ref_logprobs_BA=batch.ref_logprobs,
             beta=c.beta,

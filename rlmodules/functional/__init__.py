@@ -12,6 +12,7 @@ from rlmodules.functional.grpo_losses import (
     BASELINES,
     GRPO_LOSSES,
     LEVELS,
+    READ_DELTA,
     SCALES,
     group_advantages,
     grpo_loss,

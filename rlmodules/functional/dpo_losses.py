@@ -54,6 +54,8 @@ class DPOShape:
     label_smoothing: float = 0.0
     """Probability that a label is wrong."""
     discopop_tau: float = 0.05
+    simpo_gamma: float = 0.5
+    """By how much the chosen reward a token is to be the higher."""
 
 
 def sigmoid(x: PairLogps, s: DPOShape) -> Tensor:
@@ -138,6 +140,12 @@ def discopop(x: PairLogps, s: DPOShape) -> Tensor:
     return -logsigmoid(logits) * (1 - gate) + (-logits).exp() * gate
 
 
+def simpo(x: PairLogps, s: DPOShape) -> Tensor:
+    """SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6): rewards a token, a margin apart; without a
+    reference, whose log-probabilities are then 0."""
+    return smoothed(s.beta * x.delta_per_token - s.simpo_gamma, s.label_smoothing)
+
+
 PAIR_LOSSES: dict[str, Callable[[PairLogps, DPOShape], Tensor]] = {
     fn.__name__: fn
     for fn in (
@@ -155,10 +163,12 @@ PAIR_LOSSES: dict[str, Callable[[PairLogps, DPOShape], Tensor]] = {
         apo_down,
         discopop,
         sigmoid_norm,
+        simpo,
     )
 }
 DPO_LOSSES = (*PAIR_LOSSES, "sft")
-"""Names as in TRL. ``sft`` is the negative log-likelihood of the chosen responses, a token."""
+"""Names as in TRL (``simpo`` is of its CPO). ``sft`` is the negative log-likelihood of the chosen
+responses, a token."""
 
 
 def dpo_loss(

@@ -13,7 +13,9 @@ from rlmodules.functional.policy_losses import Loss
 
 BASELINES = ("group", "leave_one_out", "batch")
 SCALES = ("group", "batch", "none")
-GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
+GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo")
+READ_DELTA = ("grpo", "dr_grpo", "dapo", "bnpo", "luspo")
+"""Losses whose ratios are clipped."""
 LEVELS = ("token", "sequence")
 LARGEST_LOG_RATIO = 80.0
 """exp of more is infinite in float32, and infinity times an advantage of 0 is NaN."""
@@ -91,6 +93,9 @@ def grpo_loss(
     loss_type: str = "dapo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    delta: float | None = None,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     importance_sampling_level: str = "token",
     ref_logprobs_BA: Tensor | None = None,
     beta: float = 0.0,
@@ -99,15 +104,19 @@ def grpo_loss(
 
     ``w = exp(logprob - old_logprob)`` of a token, or with ``sequence`` the geometric mean of the
     response's (GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7). A token's loss is
-    ``-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta * k3``, for ``cispo``
-    ``-min(w, epsilon_high).detach() A logprob`` (MiniMax 2025, arXiv:2506.13585, eq. 4).
+    ``-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta * k3``, in whose first ``w`` is
+    ``delta`` at most (INTELLECT-2, Prime Intellect 2025, arXiv:2505.07291), so that no bad response
+    moves without bound. ``cispo``: ``-min(w, epsilon_high).detach() A logprob`` (MiniMax 2025,
+    arXiv:2506.13585, eq. 4); ``sapo``: ``-4 / t sigmoid(t (w - 1)) A``, whose slope fades, with one
+    of two temperatures t by the sign of A (Qwen 2025, arXiv:2511.20347).
 
     ``loss_type`` says how tokens are averaged:
 
-    - ``grpo``: over each response, then over responses (arXiv:2402.03300, eq. 3);
+    - ``grpo``, ``sapo``: over each response, then over responses (arXiv:2402.03300, eq. 3);
     - ``bnpo``: over all tokens of this minibatch;
     - ``dapo``, ``cispo``: over all tokens of the optimizer step (Yu et al. 2025, arXiv:2503.14476);
-    - ``dr_grpo``: the sum over responses, divided by their number and ``max_new_tokens``.
+    - ``dr_grpo``: the sum over responses, divided by their number and ``max_new_tokens``;
+    - ``luspo``: the sum over each response, then the mean over responses (arXiv:2602.05261).
 
     Args:
         num_actions: the optimizer step's action count, for one rank and accumulated minibatch.
@@ -119,19 +128,16 @@ def grpo_loss(
     zeros = torch.zeros_like(logprobs_BA)
     advantages_BA = torch.where(mask_BA, advantages_BA, zeros)
     log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, zeros)
-    log_weight = log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
-    if importance_sampling_level == "sequence":
-        lengths = mask_BA.sum(1, keepdim=True).clamp(min=1)
-        log_weight = (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_ratio)
-    weight = log_weight.exp()
-    high = epsilon if epsilon_high is None else epsilon_high
-    if loss_type == "cispo":
-        clipped, is_clipped = weight.clamp(max=high).detach(), weight > high
-        per_token = -clipped * advantages_BA * torch.where(mask_BA, logprobs_BA, zeros)
+    log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
+    by_token = importance_sampling_level == "token"
+    weight = (log_ratio if by_token else _mean_over_responses(log_ratio, mask_BA)).exp()
+    if loss_type == "sapo":
+        per_token = _softened(weight, advantages_BA, sapo_temperature_pos, sapo_temperature_neg)
+        is_clipped = torch.zeros_like(mask_BA)
     else:
-        unclipped = weight * advantages_BA
-        clipped = weight.clamp(1 - epsilon, 1 + high) * advantages_BA
-        per_token, is_clipped = -torch.minimum(unclipped, clipped), clipped < unclipped
+        high = epsilon if epsilon_high is None else epsilon_high
+        logprobs = torch.where(mask_BA, logprobs_BA, zeros) if loss_type == "cispo" else None
+        per_token, is_clipped = _clipped(weight, advantages_BA, (epsilon, high, delta), logprobs)
     metrics = _ratio_metrics(weight, log_ratio, is_clipped, mask_BA)
     if ref_logprobs_BA is not None:
         held = torch.where(mask_BA, logprobs_BA, ref_logprobs_BA)
@@ -140,6 +146,37 @@ def grpo_loss(
         metrics["kl"] = masked_mean(divergence.detach(), mask_BA)
     per_token = torch.where(mask_BA, per_token, zeros)
     return _average(per_token, mask_BA, loss_type, num_actions, max_new_tokens), metrics
+
+
+def _mean_over_responses(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)
+    return (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_ratio)
+
+
+def _clipped(
+    weight: Tensor,
+    advantages: Tensor,
+    bounds: tuple[float, float, float | None],
+    logprobs: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each token, and whether it is clipped.
+
+    Args:
+        bounds: epsilon, epsilon_high and delta.
+        logprobs: weigh these, as CISPO does.
+    """
+    low, high, delta = bounds
+    if logprobs is not None:
+        return -weight.clamp(max=high).detach() * advantages * logprobs, weight > high
+    unclipped = (weight if delta is None else weight.clamp(max=delta)) * advantages
+    clipped = weight.clamp(1 - low, 1 + high) * advantages
+    return -torch.minimum(unclipped, clipped), clipped < unclipped
+
+
+def _softened(weight: Tensor, advantages: Tensor, positive: float, negative: float) -> Tensor:
+    """SAPO's loss of each token; its slope by the weight is -A where that is 1."""
+    t = torch.where(advantages > 0, positive, negative)
+    return -(t * (weight - 1)).sigmoid() * 4 / t * advantages
 
 
 @torch.no_grad()
@@ -156,7 +193,9 @@ def _ratio_metrics(
 def _average(
     per_token: Tensor, mask: Tensor, loss_type: str, num_actions: float, max_new_tokens: int
 ) -> Tensor:
-    if loss_type == "grpo":
+    if loss_type == "luspo":
+        return per_token.sum(1).mean()
+    if loss_type in ("grpo", "sapo"):
         return (per_token.sum(1) / mask.sum(1).clamp(min=1)).mean()
     if loss_type == "bnpo":
         return per_token.sum() / mask.sum().clamp(min=1)

@@ -30,12 +30,13 @@ TABLE: dict[str, dict[Effect, str]] = {
             optimizer.betas optimizer.eps optimizer.momentum optimizer.nesterov
             optimizer.ns_steps optimizer.adjust_lr_fn
             kl_penalty_coef kl_target kl_horizon early_stop_kl target_kl beta
-            clip_ratio value_clip epsilon epsilon_high sampler_is sampler_is_cap
+            clip_ratio value_clip epsilon epsilon_high delta sampler_is sampler_is_cap
             entropy_coef value_coef center_rewards_coefficient loss_weights
             eval_every precompute_ref_log_probs device""",
         R: """model_name max_length max_prompt_length max_new_tokens temperature top_p top_k
             optimizer.name
-            loss_type label_smoothing reference_free discopop_tau
+            loss_type label_smoothing reference_free discopop_tau simpo_gamma
+            sapo_temperature_pos sapo_temperature_neg
             gamma lam kl_estimator whiten_advantages missing_eos_penalty reward_clip
             kl_in_reward importance_sampling_level scale_rewards baseline
             mask_truncated_completions max_resamples

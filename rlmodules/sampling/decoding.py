@@ -128,9 +128,10 @@ class Decoding:
         asked = [self._row(p, seed) for p, seed in zip(params, seeds, strict=True)]
         different, which = _distinct(prompts)  # a prompt that several rows have is computed once
         joining = [asked[i] for rows in which for i in rows]
+        if self.rows:
+            self.steady = 0
         if self.ahead is not None:
             self._release()
-            self.steady = 0
         logits = self.reading.add(different, [len(rows) for rows in which])
         tokens, keep = self._draw(joining, logits)
         there = len(self.rows)

@@ -64,6 +64,7 @@ class DPOConfig(PairConfig):
     loss_type: Any = option('sigmoid', 'One of ``DPO_LOSSES``, or a list of them.')
     loss_weights: list[float] | None = option(None, 'Weights of several losses; None weights each 1.')
     discopop_tau: float = option(0.05, "Temperature of ``discopop``'s gate.")
+    simpo_gamma: float = option(0.5, 'By how much ``simpo`` asks the chosen reward a token to be the higher.')
     precompute_ref_log_probs: bool = option(False, 'Evaluate the reference once, before training, and keep the result on disk.')
 
 
@@ -98,7 +99,10 @@ class GRPOConfig(OnlineConfig):
     kl_in_reward: bool = option(False, "Take beta times the KL off a response's reward, instead of adding it to the loss.")
     epsilon: float = option(0.2, 'The surrogate ignores gains from ratios below 1 - this.')
     epsilon_high: float | None = option(None, 'And above 1 + this; None takes ``epsilon``. For ``cispo`` the largest ratio itself.')
-    loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo; or cispo.')
+    delta: float | None = option(None, 'Largest ratio of a token with a negative advantage, above 1 + ``epsilon_high``; None sets no bound.')
+    loss_type: str = option('dapo', 'How tokens are averaged: grpo, dr_grpo, dapo, bnpo, luspo; or cispo, sapo.')
+    sapo_temperature_pos: float = option(1.0, "How fast ``sapo``'s slope fades where advantages are positive.")
+    sapo_temperature_neg: float = option(1.05, 'And where they are negative, or 0.')
     importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``). GSPO, ``algo=gspo``, averages by response too: ``loss_type=grpo``.')
     scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
     baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")

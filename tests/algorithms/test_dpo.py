@@ -255,6 +255,8 @@ def test_falling_chosen_log_probabilities_are_warned_of():
         ({"label_smoothing": 0.5}, "algo.label_smoothing=0.5"),
         ({"beta": 0.0}, "algo.beta=0.0"),
         ({"reference_free": True, "precompute_ref_log_probs": True}, "nothing to compute"),
+        ({"loss_type": "simpo"}, "simpo is a loss without a reference: set algo.reference_free"),
+        ({"simpo_gamma": 1.0}, "simpo_gamma=1 has no effect"),
         ({"batch_size": 0}, "algo.batch_size=0"),
         ({"eval_every": 0}, "algo.eval_every=0"),
         ({"max_prompt_length": 512}, "max_prompt_length=512 must be positive and smaller"),

@@ -63,6 +63,24 @@ def test_an_impossible_setting_is_refused_by_name(wrong):
         config(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_type": "luspo"}, r"luspo.*set algo\.importance_sampling_level=sequence"),
+        ({"delta": 1.2}, r"delta=1\.2 must be above 1 \+ epsilon_high = 1\.2"),
+        ({"delta": 3.0} | CISPO, "delta=3 has no effect on algo.loss_type=cispo"),
+        ({"delta": 3.0, "loss_type": "sapo"}, "delta=3 has no effect"),
+        ({"epsilon": 0.1, "loss_type": "sapo"}, "epsilon=0.1 has no effect"),
+        ({"epsilon_high": 0.3, "loss_type": "sapo"}, "epsilon_high=0.3 has no effect"),
+        ({"sapo_temperature_neg": 2.0}, "sapo_temperature_neg=2 has no effect"),
+        ({"loss_type": "sapo", "sapo_temperature_pos": 0.0}, "sapo_temperature_pos=0.0 must be"),
+    ],
+)
+def test_options_that_a_loss_does_not_read_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
 @pytest.mark.parametrize("high", [None, 0.2])
 def test_cispo_needs_a_largest_ratio_and_says_what_to_set(high):
     with pytest.raises(ValueError, match=r"cispo.*algo\.epsilon_high.*1 or more"):

@@ -41,7 +41,7 @@ def test_the_episodes_of_a_group_share_their_prompt_in_each_minibatch():
         assert len(set().union(*prompts[4 * epoch : 4 * epoch + 4])) == 4
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "cispo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"])
 def test_one_step_is_the_same_however_its_minibatch_is_accumulated(loss_type):
     """One optimizer step over 8 episodes: as one minibatch, as 2, as 4, as 8 pieces."""
     results = []
@@ -53,6 +53,7 @@ def test_one_step_is_the_same_however_its_minibatch_is_accumulated(loss_type):
             max_grad_norm=1e9,
             loss_type=loss_type,
             epsilon_high=5.0 if loss_type == "cispo" else None,
+            importance_sampling_level="sequence" if loss_type == "luspo" else "token",
             beta=0.2,
         )
         module = GRPO(c)

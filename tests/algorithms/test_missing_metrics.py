@@ -14,6 +14,7 @@ from rlmodules import GRPO, PPO, PPOConfig, PPOTrainer
 from rlmodules.algorithms.means import Means
 from rlmodules.callbacks.report import existing
 from rlmodules.functional import (
+    GRPO_LOSSES,
     adapt_kl_coefficient,
     clipped_surrogate_loss,
     clipped_value_loss,
@@ -78,7 +79,7 @@ LOSSES = {
             ("logprobs", "old_logprobs", "advantages", "ref_logprobs"),
             {"loss_type": kind, "max_new_tokens": 3, "beta": 0.1, "epsilon_high": 2.0},
         )
-        for kind in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
+        for kind in GRPO_LOSSES
     },
 }
 

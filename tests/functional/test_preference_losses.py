@@ -43,6 +43,7 @@ TRL = {  # DPOTrainer._compute_loss of TRL 1.16.0 on these sums; smoothing 0.1 w
     "discopop": 0.6908847093582153,
     "sft": 0.9347142577171326,
     "sigmoid_norm": 0.6193615198135376,
+    "simpo": 0.8245789408683777,  # CPOTrainer.cpo_loss, of the policy's sums a token
 }
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
@@ -65,7 +66,17 @@ def loss_of(types, logps=None, smoothing=0.0, num_pairs=4.0, num_tokens=14.0):
 @pytest.mark.parametrize("name", DPO_LOSSES)
 def test_each_loss_has_trls_value(name):
     smoothing = 0.1 if name in SMOOTHED else 0.0
-    assert float(loss_of(name, smoothing=smoothing)) == pytest.approx(TRL[name], abs=1e-5)
+    free = {"ref_chosen": [0.0] * 4, "ref_rejected": [0.0] * 4} if name == "simpo" else {}
+    found = loss_of(name, pairs(**free), smoothing=smoothing)
+    assert float(found) == pytest.approx(TRL[name], abs=1e-5)
+
+
+def test_cpo_is_dpo_without_a_reference_and_sft_beside_it():
+    """CPOTrainer.cpo_loss of TRL 1.16.0, and its likelihood, a token."""
+    zeros = {"ref_chosen": [0.0] * 4, "ref_rejected": [0.0] * 4}
+    wanted = 0.5753371119499207 + 0.7 * TRL["sft"]
+    found = loss_of({"sigmoid": 1.0, "sft": 0.7}, pairs(**zeros))
+    assert float(found) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_several_losses_add_up_with_their_weights():

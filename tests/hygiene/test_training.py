@@ -63,6 +63,8 @@ ONLINE = {
         FORWARD | METRICS,
     ),
     "gspo": (grpo(importance_sampling_level="sequence"), FORWARD | METRICS),
+    "sapo": (grpo(loss_type="sapo"), FORWARD | METRICS),
+    "luspo": (grpo(loss_type="luspo", importance_sampling_level="sequence"), FORWARD | METRICS),
     "cispo": (grpo(loss_type="cispo", epsilon_high=5.0), FORWARD | METRICS),
 }
 
@@ -79,6 +81,7 @@ OFFLINE = {
     "dpo": (dpo(), FORWARD_OF_TWO),
     "dpo, several losses": (dpo(loss_type=["sigmoid", "sft"]), FORWARD_OF_TWO),
     "dpo, without a reference": (dpo(reference_free=True), FORWARD),
+    "simpo": (dpo(reference_free=True, loss_type="simpo"), FORWARD),
     "orpo": (lambda: ORPO(pairs_config(ORPOConfig)), FORWARD),
     "reward": (reward(RewardModel), FORWARD),
     "pairwise": (reward(PairwiseRewardModel), FORWARD),
