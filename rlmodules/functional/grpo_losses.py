@@ -105,10 +105,9 @@ def grpo_loss(
     ``w = exp(logprob - old_logprob)`` of a token, or with ``sequence`` the geometric mean of the
     response's (GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7). A token's loss is
     ``-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta * k3``, in whose first ``w`` is
-    ``delta`` at most (INTELLECT-2, Prime Intellect 2025, arXiv:2505.07291), so that no bad response
-    moves without bound. ``cispo``: ``-min(w, epsilon_high).detach() A logprob`` (MiniMax 2025,
-    arXiv:2506.13585, eq. 4); ``sapo``: ``-4 / t sigmoid(t (w - 1)) A``, whose slope fades, with one
-    of two temperatures t by the sign of A (Qwen 2025, arXiv:2511.20347).
+    ``delta`` at most (INTELLECT-2, Prime Intellect 2025, arXiv:2505.07291). ``cispo``:
+    ``-min(w, epsilon_high).detach() A logprob`` (MiniMax 2025, arXiv:2506.13585, eq. 4); ``sapo``:
+    ``-4 / t sigmoid(t (w - 1)) A``, t by the sign of A (Qwen 2025, arXiv:2511.20347).
 
     ``loss_type`` says how tokens are averaged:
 
@@ -127,17 +126,14 @@ def grpo_loss(
     """
     zeros = torch.zeros_like(logprobs_BA)
     advantages_BA = torch.where(mask_BA, advantages_BA, zeros)
-    log_ratio = torch.where(mask_BA, logprobs_BA - old_logprobs_BA, zeros)
-    log_ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO)
+    log_ratio = (logprobs_BA - old_logprobs_BA).clamp(max=LARGEST_LOG_RATIO)
+    log_ratio = torch.where(mask_BA, log_ratio, zeros)
     by_token = importance_sampling_level == "token"
     weight = (log_ratio if by_token else _mean_over_responses(log_ratio, mask_BA)).exp()
-    if loss_type == "sapo":
-        per_token = _softened(weight, advantages_BA, sapo_temperature_pos, sapo_temperature_neg)
-        is_clipped = torch.zeros_like(mask_BA)
-    else:
-        high = epsilon if epsilon_high is None else epsilon_high
-        logprobs = torch.where(mask_BA, logprobs_BA, zeros) if loss_type == "cispo" else None
-        per_token, is_clipped = _clipped(weight, advantages_BA, (epsilon, high, delta), logprobs)
+    bounds = epsilon, epsilon if epsilon_high is None else epsilon_high, delta
+    shape = loss_type, bounds, (sapo_temperature_pos, sapo_temperature_neg)
+    logprobs = torch.where(mask_BA, logprobs_BA, zeros)
+    per_token, is_clipped = _surrogate(weight, advantages_BA, logprobs, *shape)
     metrics = _ratio_metrics(weight, log_ratio, is_clipped, mask_BA)
     if ref_logprobs_BA is not None:
         held = torch.where(mask_BA, logprobs_BA, ref_logprobs_BA)
@@ -153,30 +149,30 @@ def _mean_over_responses(log_ratio: Tensor, mask: Tensor) -> Tensor:
     return (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_ratio)
 
 
-def _clipped(
+def _surrogate(
     weight: Tensor,
     advantages: Tensor,
+    logprobs: Tensor,
+    loss_type: str,
     bounds: tuple[float, float, float | None],
-    logprobs: Tensor | None,
+    temperatures: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Loss of each token, and whether it is clipped.
 
     Args:
         bounds: epsilon, epsilon_high and delta.
-        logprobs: weigh these, as CISPO does.
+        temperatures: of positive advantages, and of others.
     """
     low, high, delta = bounds
-    if logprobs is not None:
+    if loss_type == "cispo":
         return -weight.clamp(max=high).detach() * advantages * logprobs, weight > high
+    if loss_type == "sapo":
+        t = torch.where(advantages > 0, *temperatures)
+        softened = (t * (weight - 1)).sigmoid() * 4 / t  # of slope 1 where the weight is 1
+        return -softened * advantages, torch.zeros_like(weight, dtype=torch.bool)
     unclipped = (weight if delta is None else weight.clamp(max=delta)) * advantages
     clipped = weight.clamp(1 - low, 1 + high) * advantages
     return -torch.minimum(unclipped, clipped), clipped < unclipped
-
-
-def _softened(weight: Tensor, advantages: Tensor, positive: float, negative: float) -> Tensor:
-    """SAPO's loss of each token; its slope by the weight is -A where that is 1."""
-    t = torch.where(advantages > 0, positive, negative)
-    return -(t * (weight - 1)).sigmoid() * 4 / t * advantages
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """How a model is asked whether it takes packed rows, and what attention must not do on a card."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -34,6 +36,7 @@ def test_no_attention_is_planned_anew_for_each_shape():
 @pytest.mark.parametrize("card", [False, True])
 def test_rows_are_packed_where_there_is_no_card(card, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    monkeypatch.setattr(packing, "has_flash", lambda: False)
     policy = DPO(DPOConfig(model_name="random:tiny", device="cpu")).policy
     judge = RewardModel(RewardModelConfig(model_name="random:tiny", device="cpu"))
     assert policy.packs is judge.packs is not card
@@ -54,3 +57,26 @@ def test_an_error_is_held_against_what_rounding_moves(moved, fits, monkeypatch, 
     monkeypatch.setattr(packing, "_error", lambda *_: 2e-4)
     monkeypatch.setattr(packing, "_moved_by_rounding", lambda *_: moved)
     assert packing.takes_packed(backbone(tiny_model()[0])) is fits
+
+
+@pytest.mark.parametrize(
+    ("device", "flash", "half", "pays"),
+    [
+        ("cpu", False, False, True),
+        ("cuda", True, True, True),
+        ("cuda", True, False, False),  # our own loop over pieces would launch too much
+        ("cuda", False, True, False),
+    ],
+)
+def test_rows_are_packed_on_a_card_where_flash_attention_takes_them(
+    device, flash, half, pays, monkeypatch
+):
+    monkeypatch.setattr(packing, "has_flash", lambda: flash)
+    dtype = torch.bfloat16 if half else torch.float32
+    weight = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    body = SimpleNamespace(parameters=lambda: iter([weight]))
+    assert packing.packing_pays(body) is pays
+    weight.dtype = torch.float32
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: half)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    assert packing.packing_pays(body) is pays
