@@ -69,12 +69,13 @@ def test_experts_are_adapted_exactly(tmp_path, name):
     trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in n and g is not None and g.abs().sum() > 0 for n, g in trained.items())
     assert any("experts" in n for n in trained)
-    assert_close(logits(merge_adapters(copy.deepcopy(model))), said, rtol=0, atol=1e-5)
+    merged = logits(merge_adapters(copy.deepcopy(model)))
+    assert_close(merged, said, rtol=0, atol=5e-5)  # another order of sums; adapters move 0.01
     for folder, merge in ((tmp_path / "merged", True), (tmp_path / "adapter", False)):
         save_language_model(model, tiny_tokenizer(), folder, merge=merge)
     assert_close(logits(model), said, rtol=0, atol=0)  # the model itself is not merged
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    assert_close(logits(whole), said, rtol=0, atol=1e-5)
+    assert_close(logits(whole), said, rtol=0, atol=5e-5)
     again = PeftModel.from_pretrained(build(name), tmp_path / "adapter").eval()
     assert_close(logits(again), said, rtol=0, atol=1e-6)
 
