@@ -1,6 +1,7 @@
 """Packed rows, and their attention by its definition alone."""
 
 import torch
+from torch.testing import assert_close
 
 ROWS = {
     "one": ((5, 0),),
@@ -45,3 +46,13 @@ def dense(q, k, v, row, *, scaling, softcap=None, sliding_window=None):
         scores = (scores / softcap).tanh() * softcap
     scores = scores.masked_fill(~sights(row, sliding_window), float("-inf"))
     return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def check_same(ours, out, theirs, wanted):
+    """Results, and the gradients of what they were computed from, are alike."""
+    assert_close(out, wanted)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7))
+    (out * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_close(mine.grad, other.grad)

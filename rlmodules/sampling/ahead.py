@@ -66,9 +66,7 @@ class Ahead:
         steps = len(uniform)
         self.uniform[:steps].copy_(torch.tensor(uniform))
         self.count.zero_()
-        if (
-            self.stamp != self._stamp()
-        ):  # weights were stepped, which what is recorded has copies of
+        if self.stamp != self._stamp():  # weights were stepped; what is recorded reads copies
             self.weights, self.stamp, self.repeat = Rounded(self.model), self._stamp(), None
         for _ in range(steps):
             if self.repeat is None:

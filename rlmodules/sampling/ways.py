@@ -8,8 +8,8 @@ Shapes: R rows, H hidden size.
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,7 @@ from rlmodules.models.sharding import units_of
 from rlmodules.sampling.in_place import InPlace
 from rlmodules.sampling.reading import AFRESH, APART, MERGED, PADDED, Cached, Reading, Way
 
+T = TypeVar("T")
 SHARPNESS = {1.0: 1e-4, 32.0: 1e-3}
 """What attention scores are multiplied by -> relative error that rounding explains."""
 SLOW = {
@@ -41,23 +42,28 @@ def way_of(model: PolicyModel) -> Way:
 
     Warns, with the reason, of a slow one.
     """
-    body = backbone(model.base_model)
-    attention = getattr(body.config, "_attn_implementation", None)
-    known = _found.get(model.base_model)
-    if known is None or known[0] != attention:
-        known = _found[model.base_model] = attention, _first_right(model, body)
-    return known[1]
+    return _once(_found, model, lambda body: _first_right(model, body))
 
 
 def goes_in_place(model: PolicyModel) -> bool:
     """Whether steps that write into places made before (``in_place.py``) read what others do; the
     model is asked once, and left as it is."""
+
+    def right(body: Any) -> bool:
+        return _is_plain(model) and way_of(model) == PADDED and _right_in_place(model, body)
+
+    return _once(_in_place, model, right)
+
+
+def _once(
+    found: WeakKeyDictionary[Any, tuple[str | None, T]], model: PolicyModel, ask: Callable[[Any], T]
+) -> T:
+    """What ``ask`` says of a model's body; asked anew where its attention is another."""
     body = backbone(model.base_model)
     attention = getattr(body.config, "_attn_implementation", None)
-    known = _in_place.get(model.base_model)
+    known = found.get(model.base_model)
     if known is None or known[0] != attention:
-        right = _is_plain(model) and way_of(model) == PADDED and _right_in_place(model, body)
-        known = _in_place[model.base_model] = attention, right
+        known = found[model.base_model] = attention, ask(body)
     return known[1]
 
 
@@ -68,17 +74,12 @@ def _is_plain(model: PolicyModel) -> bool:
 
 
 def _right_in_place(model: PolicyModel, body: Any) -> bool:
-    for sharpness, tolerance in SHARPNESS.items():
-        with comparable(body, sharpness):
-            try:
-                error = _trial_in_place(_States(model))
-            except Exception:  # whatever it is that an architecture does not take
-                return False
-        if not error < tolerance and not _is_rounding(model, body, sharpness, error):
-            return False
+    states = _States(model)
+    if _wrong(model, body, lambda: _trial_in_place(states)) is not None:
+        return False
     try:
         with evaluating(body):  # in the precision of now
-            _trial_in_place(_States(model))
+            _trial_in_place(states)
     except Exception:
         return False
     return True
@@ -128,10 +129,15 @@ def _first_right(model: PolicyModel, body: Any) -> Way:
 
 def _fault(model: PolicyModel, body: Any, way: Way) -> str | None:
     """What is wrong with ``way``, if anything."""
+    return _wrong(model, body, lambda: _trial(model, way))
+
+
+def _wrong(model: PolicyModel, body: Any, trial: Callable[[], float]) -> str | None:
+    """Why the error that ``trial`` gives is more than rounding, if it is."""
     for sharpness, tolerance in SHARPNESS.items():
         with comparable(body, sharpness):
             try:
-                error = _trial(model, way)
+                error = trial()
             except Exception as failure:  # whatever it is that an architecture does not take
                 return f"{type(failure).__name__}: {str(failure)[:200]}"
         if not error < tolerance and not _is_rounding(model, body, sharpness, error):

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from segment_helpers import ROWS, dense, inputs
-from torch.testing import assert_close
+from segment_helpers import ROWS, check_same, dense, inputs
 
 from rlmodules.models import attention, flash
 from rlmodules.models.attention import segment_attention
@@ -70,12 +69,7 @@ def test_packed_attention_is_dense_attention_and_so_are_its_gradients(row, windo
     ours, theirs = inputs(row), inputs(row)
     out, _ = segment_attention(None, *ours, None, unpacked=None, segments=encoded(row), **options)
     wanted = dense(*theirs, row, **options)
-    assert_close(out, wanted)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7))
-    (out * weights).sum().backward()
-    (wanted * weights).sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert_close(mine.grad, other.grad)
+    check_same(ours, out, theirs, wanted)
 
 
 def test_the_operator_is_what_torch_expects_of_one():

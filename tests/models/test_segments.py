@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from segment_helpers import ROWS, dense, inputs
+from segment_helpers import ROWS, check_same, dense, inputs
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -53,12 +53,7 @@ def compare(row, options, most, at_once, monkeypatch, value_size):
         None, *ours, None, unpacked=none_unpacked, segments=encoded(row), **options
     )
     wanted = dense(*theirs, row, **options)
-    assert_close(out, wanted)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7))
-    (out * weights).sum().backward()
-    (wanted * weights).sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert_close(mine.grad, other.grad)
+    check_same(ours, out, theirs, wanted)
 
 
 def test_every_token_asks_once_and_padding_is_bounded():
