@@ -82,44 +82,27 @@ TRL_REFERENCE = tensor(
 )
 
 
+def check_same(expected, batch, loss_type, level, beta, **options):
+    """Loss and norm of its gradient; with a reference where there is a beta."""
+    reference = {"ref_logprobs_BA": TRL_REFERENCE, "beta": beta} if beta else {}
+    options |= {"level": level, "num_actions": 14 / 2} | reference
+    loss, gradient, _ = loss_and_gradient(batch, loss_type, **options)
+    assert (loss.item(), gradient.norm().item()) == pytest.approx(expected, rel=0, abs=2e-6)
+
+
 @pytest.mark.parametrize("case", TRL, ids=str)
 def test_loss_and_gradient_are_those_of_trl(case):
-    loss_type, level, beta, high = case
-    loss, gradient, _ = loss_and_gradient(
-        TRL_BATCH,
-        loss_type,
-        level=level,
-        num_actions=14 / 2,
-        epsilon_high=high,
-        ref_logprobs_BA=TRL_REFERENCE if beta else None,
-        beta=beta,
-    )
-    assert (loss.item(), gradient.norm().item()) == pytest.approx(TRL[case], rel=0, abs=2e-6)
+    *which, high = case
+    check_same(TRL[case], TRL_BATCH, *which, epsilon_high=high)
 
 
 @pytest.mark.parametrize("case", TRL_OPTIONS, ids=str)
 def test_relatives_are_those_of_trl_too(case):
-    loss_type, level, beta, options = case
-    loss, gradient, _ = loss_and_gradient(
-        TRL_BATCH,
-        loss_type,
-        level=level,
-        num_actions=14 / 2,
-        ref_logprobs_BA=TRL_REFERENCE if beta else None,
-        beta=beta,
-        **dict(options),
-    )
-    assert (loss.item(), gradient.norm().item()) == pytest.approx(
-        TRL_OPTIONS[case], rel=0, abs=2e-6
-    )
+    *which, options = case
+    check_same(TRL_OPTIONS[case], TRL_BATCH, *which, **dict(options))
 
 
 @pytest.mark.parametrize("case", TRL_DELTA, ids=str)
 def test_two_sided_clipping_is_that_of_trl(case):
-    loss_type, level = case
     batch = TRL_BATCH | {"advantages_BA": -TRL_BATCH["advantages_BA"]}
-    options = {"ref_logprobs_BA": TRL_REFERENCE, "beta": 0.1, "delta": 1.3}
-    loss, gradient, _ = loss_and_gradient(
-        batch, loss_type, level=level, num_actions=14 / 2, **options
-    )
-    assert (loss.item(), gradient.norm().item()) == pytest.approx(TRL_DELTA[case], rel=0, abs=2e-6)
+    check_same(TRL_DELTA[case], batch, *case, 0.1, delta=1.3)
