@@ -133,11 +133,11 @@ class GRPOConfig(OnlineConfig):
         unread = {"delta"} if self.loss_type not in READ_DELTA else set()
         unread |= set(temperatures) if self.loss_type != "sapo" else {"epsilon", "epsilon_high"}
         for name in sorted(unread):
-            value = getattr(self, name)
-            if value != fields[name].default:
+            value, default = getattr(self, name), fields[name].default
+            if value != default:
                 raise ValueError(
-                    f"algo.{name}={value:g} has no effect on algo.loss_type={self.loss_type}: leave"
-                    " it out"
+                    f"algo.{name}={value:g} has no effect on algo.loss_type={self.loss_type}: set"
+                    f" it to {'null' if default is None else default}, or choose another loss"
                 )
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         above = lambda x: x is None or x > 1 + high  # noqa: E731
