@@ -12,10 +12,12 @@ Shapes: N chosen positions, H hidden size, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlmodules.functional.recomputed import RecomputedLogprobs
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Size that one chunk of float32 logits may have: 64 MiB are 341 rows of a 49k vocabulary; a GPU
@@ -57,6 +59,17 @@ class Projection:
         return logits
 
 
+class TokenStats(NamedTuple):
+    """What a distribution says of a token that was chosen, for N of them."""
+
+    logprobs: Tensor
+    """[N], of the token, in nats; float32."""
+    entropy: Tensor | None
+    """[N], of the distribution, in nats; float32."""
+    is_top: Tensor
+    """[N], whether no token was likelier; bool."""
+
+
 def token_logprobs(
     hidden_NH: Tensor,
     projection: Projection,
@@ -66,7 +79,7 @@ def token_logprobs(
     with_entropy: bool = True,
     entropy_grad: bool = True,
     chunk_bytes: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> TokenStats:
     """Log-probability of ``tokens_N`` and entropy of ``softmax(logits / temperature)``, in nats.
 
     Args:
@@ -76,7 +89,7 @@ def token_logprobs(
         chunk_bytes: size of a chunk of float32 logits; default: ``CHUNK_BYTES``.
 
     Returns:
-        ``(logprobs_N, entropy_N)`` in float32, differentiable in hidden states, weight and bias.
+        Log-probabilities and entropies are differentiable in hidden states, weight and bias.
     """
     weight, bias = projection.weight, projection.bias
     device = hidden_NH.device.type
@@ -95,34 +108,15 @@ def token_logprobs(
             slope = projection.scale / temperature
             block = max(1, min(rows, _of(BLOCK_BYTES, device) // (4 * weight.shape[0])))
             rows = rows // block * block
-            logprobs, entropy = _KeptLogprobs.apply(*inputs, slope, wanted, (rows, block))
+            logprobs, entropy, is_top = _KeptLogprobs.apply(*inputs, slope, wanted, (rows, block))
         else:
             shape = (projection.scale, projection.softcap, temperature)
-            logprobs, entropy = _TokenLogprobs.apply(*inputs, shape, wanted, rows)
-    return logprobs, entropy if with_entropy else None
+            logprobs, entropy, is_top = RecomputedLogprobs.apply(*inputs, shape, wanted, rows)
+    return TokenStats(logprobs, entropy if with_entropy else None, is_top)
 
 
 def _of(sizes: dict[str, int], device: str) -> int:
     return sizes.get(device, sizes["cuda"])
-
-
-def _softmax_parts(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits less their row's maximum, their exponentials, the maximum, the exponentials' sum.
-
-    Each pass over [n, V] counts: on a CPU they cost as much as the matrix product.
-    """
-    scale, softcap, temperature = shape
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    if softcap is not None:
-        logits.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
-    elif scale != temperature:
-        logits.mul_(scale / temperature)
-    top = logits.amax(-1, keepdim=True)
-    shifted = logits.sub_(top)
-    exps = shifted.exp()
-    return shifted, exps, top, exps.sum(-1, keepdim=True)
 
 
 class _KeptLogprobs(torch.autograd.Function):
@@ -139,10 +133,10 @@ class _KeptLogprobs(torch.autograd.Function):
         slope: float,
         wanted: tuple[bool, bool],
         sizes: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with_entropy, entropy_grad = wanted
         logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
-        entropy = torch.zeros_like(logprobs)
+        entropy, is_top = torch.zeros_like(logprobs), torch.empty_like(logprobs, dtype=torch.bool)
         needed = any(ctx.needs_input_grad)
         kept = weight.new_empty(len(tokens), weight.shape[0]) if needed else None
         rows, block = sizes
@@ -152,7 +146,7 @@ class _KeptLogprobs(torch.autograd.Function):
             at = slice(start, min(start + block, len(tokens)))
             chosen = tokens[at, None]
             some = logits[start % rows : start % rows + block]
-            logprobs[at], said, probs = _chosen(some, chosen, slope, with_entropy)
+            logprobs[at], said, probs, is_top[at] = _chosen(some, chosen, slope, with_entropy)
             if said is not None:
                 entropy[at] = said
             if kept is not None:
@@ -161,12 +155,11 @@ class _KeptLogprobs(torch.autograd.Function):
                 kept[at] = probs
         ctx.save_for_backward(hidden, weight, kept, *((tokens, entropy) if entropy_grad else ()))
         ctx.slope, ctx.block = slope, block
-        if not entropy_grad:
-            ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(is_top, *(() if entropy_grad else (entropy,)))
+        return logprobs, entropy, is_top
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor, _: Any) -> tuple:
         hidden, weight, kept = ctx.saved_tensors[:3]
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         gain = (-ctx.slope * grad)[:, None]
@@ -184,9 +177,9 @@ class _KeptLogprobs(torch.autograd.Function):
 
 def _chosen(
     logits: Tensor, chosen: Tensor, slope: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Of ``softmax(slope * logits)``: log-probabilities of what was chosen, entropies,
-    probabilities."""
+    probabilities, whether the chosen are the likeliest."""
     shifted = logits.float()
     if slope != 1.0:
         shifted.mul_(slope)
@@ -197,7 +190,7 @@ def _chosen(
     log_total, entropy = total.squeeze(1).log(), None
     if with_entropy:
         entropy = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
-    return picked - log_total, entropy, exps.div_(total)
+    return picked - log_total, entropy, exps.div_(total), picked == 0
 
 
 def _errors(
@@ -214,80 +207,3 @@ def _errors(
         error = torch.addcmul(offset, p.clamp(min=tiny).log_(), factor).mul_(p)
         errors[chunk] = error.scatter_add_(1, tokens[chunk, None], -gain)
     return errors
-
-
-class _TokenLogprobs(torch.autograd.Function):
-    """``d logp(y) / d logits = onehot(y) - p``; ``d entropy / d logits = -p (log p + entropy)``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tokens: Tensor,
-        shape: tuple,
-        wanted: tuple[bool, bool],
-        rows: int,
-    ) -> tuple[Tensor, Tensor]:
-        with_entropy, entropy_grad = wanted
-        logprobs = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
-        entropy = torch.zeros_like(logprobs)
-        parts = None
-        for start in range(0, len(tokens), rows):
-            chunk = slice(start, start + rows)
-            parts = shifted, exps, _, total = _softmax_parts(hidden[chunk], weight, bias, shape)
-            log_total = total.squeeze(1).log()
-            chosen = shifted.gather(1, tokens[chunk, None]).squeeze(1)
-            logprobs[chunk] = chosen - log_total
-            if with_entropy:
-                entropy[chunk] = log_total - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
-        one_chunk = len(tokens) <= rows and any(ctx.needs_input_grad)
-        kept = parts if one_chunk and parts is not None else ()
-        ctx.save_for_backward(hidden, weight, bias, tokens, entropy, *kept)
-        ctx.shape, ctx.rows, ctx.entropy_grad = shape, rows, entropy_grad
-        if not entropy_grad:
-            ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple:
-        hidden, weight, bias, tokens, entropy, *kept = ctx.saved_tensors
-        scale, softcap, temperature = ctx.shape
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = grad_bias = None
-        # Through temperature and scale; a soft cap's own slope comes below.
-        slope = scale / temperature
-        grad_logprobs, grad_entropy = grad_logprobs * slope, grad_entropy * slope
-        for start in range(0, len(tokens), ctx.rows):
-            chunk = slice(start, start + ctx.rows)
-            parts = kept or _softmax_parts(hidden[chunk], weight, bias, ctx.shape)
-            shifted, exps, top, total = parts
-            gain = grad_logprobs[chunk, None]
-            if ctx.entropy_grad:
-                # -p (gain + grad_H (log p + H)), as exps * (offset + factor * shifted)
-                factor = -grad_entropy[chunk, None] / total
-                offset = factor * (entropy[chunk, None] - total.log()) - gain / total
-                grad = torch.addcmul(offset, shifted, factor).mul_(exps)
-            else:
-                grad = exps * (-gain / total)
-            grad.scatter_add_(1, tokens[chunk, None], gain)
-            if softcap is not None:
-                capped = (shifted + top).mul_(temperature / softcap)
-                grad.mul_(1 - capped.square_())
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight
-            if need_weight:
-                part = grad.T @ hidden[chunk]
-                # Several chunks add up in float32: bf16 would swallow the small ones.
-                grad_weight = part if len(tokens) <= ctx.rows else _add(grad_weight, part)
-            if need_bias:
-                grad_bias = _add(grad_bias, grad.sum(0))
-        cast = lambda g: None if g is None else g.to(weight.dtype)  # noqa: E731
-        return grad_hidden, cast(grad_weight), cast(grad_bias), None, None, None, None
-
-
-def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    return part.float() if total is None else total.add_(part)

@@ -185,7 +185,7 @@ def _logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     tokens = torch.zeros(len(states), dtype=torch.long)
     wanted = {"with_entropy": entropy, "entropy_grad": entropy_grad}
-    return token_logprobs(states, parts.projection(model), tokens, **wanted)
+    return token_logprobs(states, parts.projection(model), tokens, **wanted)[:2]
 
 
 def _trained_states(parts: Parts, live: LiveBytes, layout: Layout) -> Tensor:

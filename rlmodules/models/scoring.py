@@ -51,6 +51,8 @@ class TokenScores:
     """[N], of the distribution that it was predicted by; None unless asked for."""
     values: Tensor | None
     """[N], the critic's, before each token; None unless asked for."""
+    is_top: Tensor
+    """[N], whether no token was likelier."""
     logits: list[Tensor] | None
     """[T_i, V] of each sequence on the CPU, at t what follows token t; None unless asked for."""
 
@@ -165,7 +167,7 @@ class PolicyModel(nn.Module):
         if self.packs:
             pairs = torch.stack([before, targets])
             (at, targets), which = torch.unique(pairs, dim=1, return_inverse=True)
-        logprobs, entropy = token_logprobs(
+        found = token_logprobs(
             states[at],
             self._projection,
             targets,
@@ -174,8 +176,9 @@ class PolicyModel(nn.Module):
             entropy_grad=entropy_grad,
         )
         return TokenScores(
-            logprobs=logprobs[which],
-            entropy=None if entropy is None else entropy[which],
+            logprobs=found.logprobs[which],
+            entropy=None if found.entropy is None else found.entropy[which],
+            is_top=found.is_top[which],
             values=self._critic(states[before]) if with_values else None,
             logits=self._logits(states, layout) if with_logits else None,
         )

@@ -53,7 +53,7 @@ def plain(hidden, weight, bias, tokens, **shape):
 
 def ours(hidden, weight, bias, tokens, *, scale=1.0, softcap=None, biased=None, **options):
     projection = Projection(weight, bias, scale, softcap)
-    return token_logprobs(hidden, projection, tokens, **options)
+    return token_logprobs(hidden, projection, tokens, **options)[:2]
 
 
 def gradients(function, inputs, *, logprob=1.0, entropy=1.0, trained=(0, 1, 2), **options):
@@ -86,9 +86,23 @@ def gradients(function, inputs, *, logprob=1.0, entropy=1.0, trained=(0, 1, 2), 
 def test_two_token_vocabulary_matches_numbers_worked_by_hand(temperature, logprobs, entropy):
     projection = Projection(torch.tensor([[0.0], [math.log(3)]]))
     hidden, tokens = torch.ones(2, 1), torch.tensor([0, 1])
-    got, got_entropy = token_logprobs(hidden, projection, tokens, temperature=temperature)
+    got, got_entropy, _ = token_logprobs(hidden, projection, tokens, temperature=temperature)
     assert_close(got, torch.tensor(logprobs), **EXACT)
     assert_close(got_entropy, torch.tensor([entropy, entropy]), **EXACT)
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 400])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_whether_no_token_is_likelier(chunk_bytes, softcap):
+    """As argmax says, through kept probabilities (no soft cap) and through recomputed ones."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 8), torch.randn(11, 8)
+    projection = Projection(weight, softcap=softcap)
+    top = projection.logits(hidden).argmax(-1)
+    tokens = torch.where(torch.arange(40) % 2 == 0, top, torch.randint(11, (40,)))
+    found = token_logprobs(hidden, projection, tokens, chunk_bytes=chunk_bytes)
+    assert found.is_top.dtype == torch.bool and not found.is_top.requires_grad
+    assert torch.equal(found.is_top, top == tokens) and 20 <= found.is_top.sum() < 40
 
 
 def test_projection_adds_bias_then_scales_then_caps():
