@@ -240,11 +240,15 @@ class Policy(Protocol):
         """Switch to training or, with False, to inference, as ``nn.Module`` does."""
 
 
-class PreferenceLearner(Protocol):
-    """What ``PreferenceDataModule`` asks of ``trainer.lightning_module``."""
+class TextLearner(Protocol):
+    """What an ``ExampleDataModule`` asks of ``trainer.lightning_module``."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def learns_from(self) -> str:
+        """Which kind of rows: ``preferences`` or ``demonstrations``."""
+
     @property
     def closes_texts(self) -> bool:
         """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
@@ -260,15 +264,31 @@ def as_policy(module: object) -> Policy:
     return cast(Policy, module)
 
 
-def as_preference_learner(module: object) -> PreferenceLearner:
+LEARNERS = {
+    "preferences": "pairs or scores, as algo=dpo, orpo and reward",
+    "demonstrations": "demonstrations, as algo=sft",
+}
+"""Kind of rows -> which algorithms learn from them."""
+
+
+def as_text_learner(module: object, kind: str) -> TextLearner:
     """``module``, known to have all that is asked of one.
 
+    Args:
+        kind: of the rows.
+
     Raises:
-        ValueError: it lacks something.
+        ValueError: it lacks something, or learns from other rows.
     """
-    remedy = "data=preferences takes one that learns from texts, as algo=dpo, orpo and reward"
-    _require_members(module, PreferenceLearner, remedy)
-    return cast(PreferenceLearner, module)
+    remedy = f"data={kind} takes one that learns from {LEARNERS[kind]}"
+    _require_members(module, TextLearner, remedy)
+    learner = cast(TextLearner, module)
+    if learner.learns_from != kind:
+        raise ValueError(
+            f"the algorithm {type(module).__name__} learns from {learner.learns_from}: {remedy}, or"
+            f" leave data= out"
+        )
+    return learner
 
 
 def _require_members(module: object, protocol: type, remedy: str) -> None:

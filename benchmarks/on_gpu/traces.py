@@ -182,6 +182,6 @@ def _dpo_loss(bench: Bench, module: DPO) -> Callable[[], torch.Tensor]:
     rows = pairs(s["pairs"], s["pair_prompt"], s["shortest"], s["longest"])
     columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
     every = PreferenceDataset(*columns, module.tokenizer, 1024, 512)
-    totals = {"num_pairs": float(len(rows)), "num_response_tokens": 1.0}
+    totals = {"num_examples": float(len(rows)), "num_response_tokens": 1.0}
     batch = PreferenceBatch(every.examples, torch.arange(len(rows)), totals, "train")
     return lambda: module.losses(batch)[0]

@@ -1,101 +1,42 @@
 """PreferenceDataModule: a file of preferences -> batches for DPO, ORPO and reward models."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
-import lightning as L
-import torch
-
-from datamodules.checks import require_seed, require_whole
-from datamodules.preferences.dataset import ExampleDataset
-from datamodules.preferences.inspection import inspect_preferences
+from datamodules.checks import require_whole
+from datamodules.examples.datamodule import ExampleDataModule
+from datamodules.preferences.dataset import PreferenceRows
+from datamodules.preferences.inspection import inspect_preferences, samples_of
 from datamodules.preferences.reading import read_items
-from datamodules.preferences.streams import HeldOutExamples, TrainExamples
-from datamodules.template_options import set_template_defaults
-from datamodules.text.columns import TEXT, Cells, Reading, check_columns, require_columns
+from datamodules.text.columns import Cells, Reading
 from datamodules.text.encoding import Limits
-from datamodules.text.held_out import how_many, source_of
-from datamodules.text.inspection import Inspection
-from datamodules.text.tables import read_rows, require_dataset
-from datamodules.types import as_preference_learner
-
-AT_MOST = 256
-"""Held-out rows, where no number was asked for."""
+from datamodules.text.inspection import Inspection, Sample
+from datamodules.types import TextLearner
 
 
-class PreferenceDataModule(L.LightningDataModule):
+class PreferenceDataModule(ExampleDataModule):
     """Pairs (or, with ``objectives``, scored responses), read, checked and tokenized once.
 
-    The algorithm is ``trainer.lightning_module``, a ``datamodules.types.PreferenceLearner``.
+    The formats of rows are those of ``datamodules.preferences.rows``.
 
     Args:
-        path: see ``read_rows`` and ``datamodules.preferences.rows`` for files and formats.
-        columns: what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column
-            that is not meant.
-        eval_path: held-out rows; without it the data set's own test split, or else a tenth of the
-            training rows, with their prompts.
-        eval_size: held-out rows; 0 evaluates nothing, null takes at most 256.
-        train_dataset, eval_dataset: already tokenized, instead of a path.
         objectives: columns that hold scores; rows then have ``prompt`` and ``response``.
-        chat_template_kwargs: what the chat template reads beside the conversation, such as
-            ``{"enable_thinking": False}``; written into the template, so that an exported model
-            has it too (``set_template_defaults``). A column of that name says it for single rows.
-        split, eval_split, name: of folders and Hugging Face datasets, see ``read_rows``; default
-            ``train`` and ``test``. The name of a configuration is of both paths.
-        on_error: ``raise``, or ``skip`` rows that cannot be learned from.
         max_length, max_prompt_length: see ``Limits``.
-        batch_size: examples a backward pass, over all processes.
-        gradient_accumulation_steps: backward passes an optimizer step, as the Trainer is told.
-        eval_batch_size: examples evaluated at once, over all processes.
-        seed: of the order of examples and of the split.
-
-    Attributes:
-        readings: what was read of each file, by the option that names it.
+        options: see ``ExampleDataModule``.
     """
 
-    trainer: L.Trainer
+    kind: ClassVar = "preferences"
 
     def __init__(
         self,
         path: str | None = None,
         *,
-        columns: Mapping[str, str | None] | None = None,
-        eval_path: str | None = None,
-        eval_size: int | None = None,
-        train_dataset: ExampleDataset | None = None,
-        eval_dataset: ExampleDataset | None = None,
         objectives: Sequence[str] | None = None,
-        split: str | None = None,
-        eval_split: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        on_error: str = "raise",
         max_length: int = 512,
         max_prompt_length: int = 256,
-        batch_size: int = 8,
-        gradient_accumulation_steps: int = 1,
-        eval_batch_size: int = 8,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if (path is None) == (train_dataset is None):
-            raise ValueError("give either data.path (a file) or a train_dataset, not both")
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        sizes |= {"gradient_accumulation_steps": gradient_accumulation_steps}
-        require_whole("data", 1, **sizes)
-        if eval_size is not None:
-            require_whole("data", 0, eval_size=eval_size)
-        require_seed("data.seed", seed)
-        self.path, self.eval_path, self.eval_size = path, eval_path, eval_size
-        require_dataset("data.split", split, path)
-        require_dataset("data.eval_split", eval_split, eval_path or path)
-        require_dataset("data.name", name, path, eval_path)
-        self.split, self.eval_split, self.name = split, eval_split, name
-        check_columns(columns)
-        self.columns = columns
-        self.readings: dict[str, Reading] = {}
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        super().__init__(path, **options)
         self.objectives = list(objectives) if objectives else None
         require_whole("data", 2, max_length=max_length)
         require_whole("data", 1, max_prompt_length=max_prompt_length)
@@ -103,108 +44,28 @@ class PreferenceDataModule(L.LightningDataModule):
             self.limits = Limits(max_length, max_prompt_length)
         except ValueError as error:
             raise ValueError(f"data.{error}") from None
-        self.chat_template_kwargs, self.on_error = chat_template_kwargs, on_error
-        self.batch_size, self.accumulate = batch_size, gradient_accumulation_steps
-        self.eval_batch_size, self.seed = eval_batch_size, seed
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read, check and tokenize, once.
-
-        Raises:
-            ValueError: the algorithm is no ``PreferenceLearner``, or rows cannot be learned from.
-        """
-        learner = as_preference_learner(self.trainer.lightning_module)
-        given = self.chat_template_kwargs
-        set_template_defaults(learner.tokenizer, given, "data.chat_template_kwargs")
-        train, held_out = self.train_dataset, self.eval_dataset
-        said = "drawn from them"
-        if train is None:
-            assert self.path is not None  # __init__ has seen to it
-            train = self._load(self.path, self.split, "data.path")
-        if self.eval_size != 0 and held_out is None:
-            paths = (self.path, self.split, self.eval_path, self.eval_split)
-            if (source := source_of(*paths, self.name)) is not None:
-                said = source.said
-                held_out = self._load(source.path, source.split, source.option, held_out=True)
-                size = AT_MOST if self.eval_size is None else self.eval_size
-                held_out = held_out.subset(range(len(held_out))[:size])
-            elif self.train_dataset is None:
-                train, held_out = self._draw(train)
-        if self.train_dataset is None and self.trainer.is_global_zero:
-            print(self._counts(train, held_out, said), flush=True)
-        self.train_dataset, self.eval_dataset = train, held_out
-
-    def _draw(self, train: ExampleDataset) -> tuple[ExampleDataset, ExampleDataset | None]:
-        """Training rows without some of them, and these."""
-        wanted = how_many(len(train), self.eval_size, min(AT_MOST, len(train) // 10))
-        rows, held_out_rows = split_prompts(train, wanted, self.seed)
-        if self.eval_size is not None and len(held_out_rows) != self.eval_size:
-            raise ValueError(
-                f"data.eval_size={self.eval_size}: rows of one prompt are held out together, which"
-                f" makes {len(held_out_rows)} here: ask for these, or leave it out for a tenth"
-            )
-        if not held_out_rows:
-            return train, None
-        left = train.subset(rows)
-        left.problems = train.problems
-        return left, train.subset(held_out_rows)
-
-    def inspection(self) -> Inspection:
-        """What there is to see in the rows, once they are read."""
-        assert self.train_dataset is not None, "setup comes first"
-        scored = self.objectives is not None
-        return inspect_preferences(self.train_dataset, self.eval_dataset, scored=scored)
-
-    def findings(self) -> list[str]:
-        """What is suspicious in the rows."""
-        return self.inspection().findings
-
-    def contents(self) -> dict[str, dict[str, str]]:
-        """What was read, once it is, for runs to be told apart by."""
-        sets = {"data.rows": self.train_dataset, "data.rows.held_out": self.eval_dataset}
-        return {
-            name: {"shown": f"{self.path or len(rows)}", "digest": rows_digest(rows)}
-            for name, rows in sets.items()
-            if rows is not None
-        }
-
-    def train_dataloader(self) -> TrainExamples:
-        assert self.train_dataset is not None, "setup comes first"
-        return TrainExamples(
-            self.train_dataset, self.trainer, self.batch_size, self.accumulate, self.seed
-        )
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps."""
-        return len(self.train_dataloader()) // self.accumulate
+    def numbers(self) -> Collection[str]:
+        return self.objectives or ()
 
-    def val_dataloader(self) -> HeldOutExamples | list[Any]:
-        if self.eval_dataset is None:
-            return []
-        return HeldOutExamples(self.eval_dataset, self.trainer, self.eval_batch_size)
+    @property
+    def sides(self) -> int:
+        return 1 if self.objectives else 2
 
-    def _load(
-        self, path: str, split: str | None, option: str, held_out: bool = False
-    ) -> ExampleDataset:
-        learner = as_preference_learner(self.trainer.lightning_module)
-        reading = self.readings["data.eval_path" if held_out else option] = Reading(path)
-        problems: list[str] = []
-        text = TEXT | {name for name in (self.columns or {}).values() if name is not None}
-        text -= {*(self.objectives or ())}
-        rows = []
-        for where, row in read_rows(
-            path, split, problems.append, option, name=self.name, text=text
-        ):
-            try:
-                rows.append((where, Cells(row, self.columns)))
-            except ValueError as error:
-                problems.append(f"{where}: {error}")
-        if not rows and not problems:
-            raise ValueError(f"{option}={path!r} holds no rows")
-        items = read_items(rows, self.objectives, problems, reading)
-        require_columns(self.columns, reading)
-        dataset = ExampleDataset(
+    @property
+    def unit(self) -> str:
+        return "scored responses" if self.objectives else "pairs"
+
+    def read(
+        self, rows: Sequence[tuple[str, Cells]], problems: list[str], reading: Reading
+    ) -> list[tuple[str, Any]]:
+        return read_items(rows, self.objectives, problems, reading)
+
+    def made_of(
+        self, items: Sequence[tuple[str, Any]], learner: TextLearner, problems: Sequence[str]
+    ) -> PreferenceRows:
+        return PreferenceRows(
             items,
             learner.tokenizer,
             self.limits,
@@ -212,46 +73,11 @@ class PreferenceDataModule(L.LightningDataModule):
             on_error=self.on_error,
             problems=problems,
         )
-        reading.skipped, reading.places = dataset.problems, dataset.places
-        reading.rows = len(dataset) + len(dataset.problems)
-        return dataset
 
-    def _counts(self, train: ExampleDataset, held_out: ExampleDataset | None, said: str) -> str:
-        unit = "scored responses" if self.objectives else "pairs"
-        skipped = len(train.problems) + (len(held_out.problems) if held_out else 0)
-        tokens = sum(map(train.num_tokens, range(len(train))))
-        mean = tokens / len(train) / len(train[0].sequences)
-        line = (
-            f"{len(train)} {unit} to train on ({mean:.0f} tokens a text),"
-            f" {len(held_out) if held_out else 0} held out"
-            + (f" ({said})" if held_out else "")
-            + (f", {skipped} skipped" if skipped else "")
-        )
-        return "\n".join([line, *(text for r in self.readings.values() if (text := str(r)))])
+    def inspection(self) -> Inspection:
+        assert self.train_dataset is not None, "setup comes first"
+        scored = self.objectives is not None
+        return inspect_preferences(self.train_dataset, self.eval_dataset, scored=scored)
 
-
-def rows_digest(dataset: ExampleDataset) -> str:
-    """Changes with any row, whatever the tokenizer makes of it."""
-    state = hashlib.sha256()
-    for item in dataset.items:
-        state.update(repr(item).encode(errors="surrogatepass"))
-    return state.hexdigest()[:32]
-
-
-def split_prompts(dataset: ExampleDataset, wanted: int, seed: int) -> tuple[list[int], list[int]]:
-    """Training rows and held-out ones: ``wanted`` of these if that can be, no prompt in both."""
-    groups: dict[str, list[int]] = {}
-    for row, item in enumerate(dataset.items):
-        key = repr(item.prompt.content) if item.prompt.content else str(row)
-        groups.setdefault(key, []).append(row)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(groups), generator=generator).tolist()
-    shuffled = [list(groups.values())[i] for i in order]
-    held_out: list[int] = []
-    for group in shuffled:
-        if len(held_out) + len(group) <= wanted:
-            held_out += group
-    if wanted and not held_out and len(shuffled) > 1:  # every prompt has more rows than that
-        smallest = min(shuffled, key=len)
-        held_out = smallest if len(smallest) <= max(wanted, AT_MOST) else []
-    return sorted(set(range(len(dataset))) - set(held_out)), sorted(held_out)
+    def samples(self, wanted: int) -> list[Sample]:
+        return samples_of(self.train_dataset, wanted)

@@ -6,10 +6,19 @@ characters. Each side is plain text, a list of messages, or one message.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from datamodules.examples.responses import (
+    answer_in,
+    explicit_prompt,
+    require_answer,
+    response_in,
+    shared_by,
+    shown,
+    with_prompt,
+)
 from datamodules.text.columns import PROMPTS, Cells, texts_of
 from datamodules.text.layouts import (
     CONVERSATIONS,
@@ -17,14 +26,8 @@ from datamodules.text.layouts import (
     content_of,
     framed,
     makes_conversations,
-    prompt_of,
-    with_system,
 )
-from datamodules.text.messages import Message
 from datamodules.text.prompts import Content, Prompt
-
-RESPONSES = ("response", "completion", "output")
-"""Where a scored response stands."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,14 @@ def as_pair(row: Any, *, chat: bool = False) -> Pair:
             not be read; a response is empty, or both sides say the same.
     """
     cells = row if isinstance(row, Cells) else Cells(row)
-    sides = [_side(cells, name) for name in ("chosen", "rejected")]
+    sides = [response_in(cells, name) for name in ("chosen", "rejected")]
     if isinstance(sides[0], str) != isinstance(sides[1], str):
         raise ValueError("'chosen' and 'rejected' must both be text, or both be messages")
     if sides[0] == sides[1]:
         raise ValueError("'chosen' and 'rejected' are equal, so there is nothing to prefer")
     margin = _number(cells.require("margin"), "margin") if "margin" in cells else None
     whole = _whole_conversation(cells, sides)
-    prompt = None if whole else _explicit(cells, chat=chat, text=isinstance(sides[0], str))
+    prompt = None if whole else explicit_prompt(cells, chat=chat, text=isinstance(sides[0], str))
     said, explicit = [*texts_of(sides)], prompt is not None
     if prompt is None:
         if not whole:
@@ -85,11 +88,11 @@ def as_pair(row: Any, *, chat: bool = False) -> Pair:
         prompt = _framed(prompt, cells)
     else:
         said += texts_of(prompt.content)
-        prompt, chosen, rejected = _with_prompt(prompt, *sides)
+        prompt, chosen, rejected = with_prompt(prompt, *sides)
     if isinstance(prompt.content, list) and not any(t.strip() for t in texts_of(prompt.content)):
         raise ValueError("the prompt says nothing")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        _require_answer(side, name, prompt)
+        require_answer(side, name, prompt)
     told = explicit or isinstance(prompt.content, list)  # a text may begin alike by chance
     cells.refuse_left([*said, *whole], whole=told and bool(prompt.content))
     return Pair(prompt, chosen, rejected, margin, implicit=not explicit)
@@ -103,11 +106,7 @@ def as_scored(row: Any, objectives: Sequence[str], *, chat: bool = False) -> Sco
             response is empty, or no objective has a score.
     """
     cells = row if isinstance(row, Cells) else Cells(row)
-    given = _explicit(cells, chat=chat, text=True)
-    if given is None:
-        cells.require("prompt")
-        given = Prompt("")
-    response = _side(cells, *RESPONSES)
+    given, prompt, response = answer_in(cells, chat=chat)
     for name in objectives:
         if name not in cells:
             raise ValueError(
@@ -117,8 +116,6 @@ def as_scored(row: Any, objectives: Sequence[str], *, chat: bool = False) -> Sco
     targets = tuple(_number(cells.require(name), name) for name in objectives)
     if all(target is None for target in targets):
         raise ValueError(f"no objective has a score ({', '.join(objectives)})")
-    prompt, response, _ = _with_prompt(given, response, response)
-    _require_answer(response, "response", prompt)
     cells.refuse_left([*texts_of(given.content), *texts_of(response)], whole=True)
     return Scored(prompt, response, targets)
 
@@ -132,7 +129,7 @@ def split_common(chosen: Content, rejected: Content) -> tuple[Prompt, Content, C
     Raises:
         ValueError: conversations that begin with different messages.
     """
-    shared = _shared(chosen, rejected)
+    shared = shared_by(chosen, rejected)
     if isinstance(chosen, str):
         if shared == min(len(chosen), len(rejected)):
             shared = max(shared - 1, 0)
@@ -140,31 +137,10 @@ def split_common(chosen: Content, rejected: Content) -> tuple[Prompt, Content, C
             shared -= 1
     elif not shared and chosen and rejected:
         raise ValueError(
-            f"'chosen' begins with {_shown(chosen[0])} and 'rejected' with {_shown(rejected[0])}:"
+            f"'chosen' begins with {shown(chosen[0])} and 'rejected' with {shown(rejected[0])}:"
             " they have no prompt in common, so give it in a column 'prompt'"
         )
     return Prompt(chosen[:shared]), chosen[shared:], rejected[shared:]
-
-
-def _side(cells: Cells, *names: str) -> Content:
-    value = cells.require(*names)
-    one = isinstance(value, Mapping) and ("role" in value or "from" in value)
-    return content_of([value] if one else value, names[0])
-
-
-def _explicit(cells: Cells, *, chat: bool, text: bool) -> Prompt | None:
-    """The prompt of a column; of texts it may be given as an empty one."""
-    prompt = prompt_of(cells, chat=chat)
-    if prompt is None and text and isinstance(cells.row.get(cells.names.get("prompt", "")), str):
-        return Prompt(cells.require("prompt"))
-    if prompt is not None and prompt.content and isinstance(prompt.content, list):
-        column = next((c for c in CONVERSATIONS if cells.names.get(c) in cells.used), None)
-        if column is not None and prompt.content[-1]["role"] == "assistant":
-            raise ValueError(
-                f"{cells.names[column]!r} ends with an answer beside those that are compared: leave"
-                " it out, or call the column 'prompt' if they continue it"
-            )
-    return prompt
 
 
 def _require_no_gap(cells: Cells, sides: Sequence[Content]) -> None:
@@ -203,75 +179,6 @@ def _framed(prompt: Prompt, cells: Cells) -> Prompt:
             " own, and here the prompt is what both texts begin with: give it in a column 'prompt'"
         )
     return framed(prompt.content, cells)
-
-
-def _with_prompt(
-    prompt: Prompt, chosen: Content, rejected: Content
-) -> tuple[Prompt, Content, Content]:
-    """Prompt and responses in one form: a conversation as soon as one of them is messages."""
-    if isinstance(prompt.content, str) and isinstance(chosen, str):
-        return prompt, chosen, rejected
-    start = _messages(prompt.content, "user")
-    sides = [_messages(side, "assistant") for side in (chosen, rejected)]
-    system = start[0] if start and start[0]["role"] == "system" else None
-    asked = start[1:] if system else start
-    # Some data sets repeat the prompt in both sides, perhaps after a system message.
-    shared = _shared(*sides)
-    for end in range(len(asked), shared + 1):
-        if asked and sides[0][end - len(asked) : end] == asked:
-            begun = sides[0][:end]
-            start = with_system(begun, system["content"]) if system else begun
-            return replace(prompt, content=start), sides[0][end:], sides[1][end:]
-    for repeated in (start, asked):
-        sides = [s[len(repeated) :] if repeated and _begins(s, repeated) else s for s in sides]
-    return replace(prompt, content=start), sides[0], sides[1]
-
-
-def _begins(side: list[Message], messages: list[Message]) -> bool:
-    return side[: len(messages)] == messages
-
-
-def _shared(chosen: Content, rejected: Content) -> int:
-    """How many characters or messages both begin with."""
-    for shared, (a, b) in enumerate(zip(chosen, rejected, strict=False)):
-        if a != b:
-            return shared
-    return min(len(chosen), len(rejected))
-
-
-def _messages(content: Content, role: str) -> list[Message]:
-    if not isinstance(content, str):
-        return content
-    return [{"role": role, "content": content}] if content else []
-
-
-def _require_answer(side: Content, name: str, prompt: Prompt) -> None:
-    """
-    Raises:
-        ValueError: it says nothing, or begins with what it answers.
-    """
-    if not any(text.strip() for text in texts_of(side)):
-        raise ValueError(f"the {name} response is empty")
-    if isinstance(side, str) or side[0]["role"] not in ("user", "system", "developer"):
-        return
-    asked = prompt.content[-1] if prompt.content else None
-    why = "which is not the prompt"
-    if isinstance(asked, dict) and _squeezed(asked) == _squeezed(side[0]):
-        why = f"which differs from the prompt {_shown(asked)} by spaces or line ends alone"
-    raise ValueError(
-        f"{name!r} begins with {_shown(side[0])}, {why}: it would be trained as if the model had"
-        " said it. Make the two alike, or leave the prompt out of one of them"
-    )
-
-
-def _squeezed(message: Message) -> str:
-    return "".join(str(message.get("content")).split())
-
-
-def _shown(message: Message | str) -> str:
-    if isinstance(message, str):
-        return repr(message)
-    return f"{message['role']}: {str(message.get('content'))[:40]!r}"
 
 
 def _number(value: Any, name: str) -> float | None:

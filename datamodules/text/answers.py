@@ -57,9 +57,9 @@ def answered(
         whole = _with_own_thoughts(tokenizer, write, asked, answer[-1])
     if whole.startswith(start) or not before:
         return start, whole
-    unthought = _THOUGHTS.sub("", start)
-    if whole.startswith(unthought) and unthought != start:
-        return unthought, whole
+    bare = unthought(start)
+    if whole.startswith(bare) and bare != start:
+        return bare, whole
     head, _ = _around(write, before)
     lead = _lead(start, head)
     if lead is None or not whole.startswith(head):
@@ -69,6 +69,11 @@ def answered(
             f" {whole[:200]!r} begins. Give prompt, chosen and rejected as plain text instead"
         )
     return start, start + lead + whole[len(head) :]
+
+
+def unthought(start: str) -> str:
+    """A generation prompt without the thoughts that it opens or rules out."""
+    return _THOUGHTS.sub("", start)
 
 
 def _around(
@@ -108,4 +113,4 @@ def _with_own_thoughts(
     said = with_thoughts(answer, tags).lstrip()
     said = said.removeprefix(opens).lstrip("\n")
     (message,) = disarmed(tokenizer, [{"role": "assistant", "content": said}])
-    return f"{_THOUGHTS.sub('', head)}{opens}\n{message['content']}{tail}"
+    return f"{unthought(head)}{opens}\n{message['content']}{tail}"

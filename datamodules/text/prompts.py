@@ -87,11 +87,6 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, marked: b
     """
     if isinstance(prompt.content, str):
         return prompt.content
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "the prompts are conversations, but the tokenizer has no chat template:"
-            " use an instruction-tuned model or plain text prompts"
-        )
     if is_continued(prompt) and not prompt.content[-1].get("content"):
         raise ValueError(
             "the prompt ends in an assistant's message without text, which cannot be continued:"
@@ -109,7 +104,16 @@ def render_prompt(
     **options: Any,
 ) -> str:
     """``messages`` as the chat template writes them with the tools and the options of the prompt's
-    row, special tokens in them marked."""
+    row, special tokens in them marked.
+
+    Raises:
+        ValueError: there is no chat template, or it refuses them.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the rows are conversations, but the tokenizer has no chat template:"
+            " use an instruction-tuned model or plain text"
+        )
     own = prompt.metadata.get("chat_template_kwargs") or {}
     require_variables(tokenizer, own, "chat_template_kwargs")
     chat, tools = disarmed(tokenizer, messages), disarmed_tools(tokenizer, prompt.tools)

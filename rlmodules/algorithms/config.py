@@ -121,16 +121,14 @@ class OnlineConfig(TrainingConfig):
 
 @dataclass
 class OfflineConfig(TrainingConfig):
-    """Settings of algorithms that learn from a fixed set of preferences."""
+    """Settings of algorithms that learn from a fixed set of texts."""
 
     batch_size: int = 8
-    """Pairs (or scored responses) a backward pass, over all processes."""
+    """Examples (pairs, scored responses, demonstrations) a backward pass, over all processes."""
     num_epochs: int = 1
     """Passes over the data."""
     max_length: int = 512
     """Most tokens of prompt and response; the response is cut on the right."""
-    max_prompt_length: int = 256
-    """Most tokens of the prompt; it is cut on the left."""
     eval_every: int = 100
     """Optimizer steps between evaluations on held-out data; the end is always one."""
     save_every: int = 500
@@ -141,6 +139,18 @@ class OfflineConfig(TrainingConfig):
         super().__post_init__()
         at_least_1 = ("batch_size", "num_epochs", "eval_every", "save_every")
         require(self, at_least_1, lambda x: x >= 1, "at least 1")
+        require(self, ("max_length",), lambda x: x >= 2, "2 or more")
+
+
+@dataclass
+class PreferenceConfig(OfflineConfig):
+    """Settings of algorithms that learn from preferences."""
+
+    max_prompt_length: int = 256
+    """Most tokens of the prompt; it is cut on the left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             Limits(self.max_length, self.max_prompt_length)
         except ValueError as error:

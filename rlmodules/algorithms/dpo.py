@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from datamodules.preferences.dataset import PreferenceBatch
-from rlmodules.algorithms.pair_policy import (
+from datamodules.examples.dataset import ExampleBatch
+from rlmodules.algorithms.reference_table import ReferenceTable
+from rlmodules.algorithms.text_policy import (
     PairConfig,
-    PairPolicy,
+    TextPolicy,
     pair_lengths,
     pair_sums,
     response_logprobs,
     starts_of,
 )
-from rlmodules.algorithms.reference_table import ReferenceTable
 from rlmodules.checks import meant, require
 from rlmodules.functional import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.models import Reference
@@ -104,8 +104,8 @@ class DPOConfig(PairConfig):
         return dict(zip(names, self.loss_weights or [1.0] * len(names), strict=True))
 
 
-class DPO(PairPolicy):
-    """DPO over any causal language model; arguments as of ``PairPolicy``."""
+class DPO(TextPolicy):
+    """DPO over any causal language model; arguments as of ``TextPolicy``."""
 
     config_class = DPOConfig
     config: DPOConfig
@@ -118,19 +118,19 @@ class DPO(PairPolicy):
         self.table = ReferenceTable() if c.precompute_ref_log_probs else None
         self._warned = False
 
-    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: ExampleBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         responses = response_logprobs(self.policy, batch, starts_of(batch))
         sums, lengths = pair_sums(responses), pair_lengths(responses)
         return dpo_loss(
             logps=PairLogps(*sums.T, *self.reference_sums(batch).T, *lengths.T),
             loss_types=self.config.weight_of_loss,
             shape=self.shape,
-            num_pairs=batch.totals["num_pairs"],
+            num_pairs=batch.totals["num_examples"],
             num_tokens=batch.totals["num_response_tokens"],
         )
 
     @torch.no_grad()
-    def reference_sums(self, batch: PreferenceBatch) -> Tensor:
+    def reference_sums(self, batch: ExampleBatch[Any]) -> Tensor:
         """[B, 2], the reference's log-probabilities of chosen and rejected responses."""
         if self.reference is None:
             return torch.zeros(len(batch), 2, device=self.device)
@@ -138,7 +138,7 @@ class DPO(PairPolicy):
             return self.table.rows(batch).to(self.device)
         return self._computed_sums(batch)
 
-    def _computed_sums(self, batch: PreferenceBatch) -> Tensor:
+    def _computed_sums(self, batch: ExampleBatch[Any]) -> Tensor:
         assert self.reference is not None  # or nobody asks
         with self.reference.of(self.policy) as reference:
             return pair_sums(response_logprobs(reference, batch, starts_of(batch)))
@@ -164,7 +164,7 @@ class DPO(PairPolicy):
         if self.table is None or self.reference is None or not self.table.missing(data):
             return
 
-        def compute(batch: PreferenceBatch) -> Tensor:
+        def compute(batch: ExampleBatch[Any]) -> Tensor:
             with self.inference():
                 return self._computed_sums(batch)
 

@@ -1,16 +1,16 @@
-"""What algorithms that learn from a fixed set of preferences share: steps, schedule, held-out data.
+"""What algorithms that learn from a fixed set of texts share: steps, schedule, held-out data.
 
 An algorithm adds ``losses(batch) -> (loss, metrics)``, which training and evaluation both call.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.examples.dataset import ExampleBatch
 from datamodules.positions import Positions
-from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.algorithms.config import OfflineConfig
 from rlmodules.algorithms.means import Means, Stopwatch
@@ -30,7 +30,7 @@ def require_room(positions: Positions, max_length: int, option: str = "algo.max_
 
 
 class OfflineModule(AlgorithmModule):
-    """A model that learns from ``PreferenceBatch``es.
+    """A model that learns from ``ExampleBatch``es.
 
     Args:
         tokenizer: of the model.
@@ -39,6 +39,8 @@ class OfflineModule(AlgorithmModule):
     config: OfflineConfig
     counted = ("examples", "tokens")
     needs_schedule = True  # its steps are when metrics are logged
+    learns_from: ClassVar[str] = "preferences"
+    """Which kind of rows (``datamodules.types.LEARNERS``)."""
     closes_texts = True
     """Whether responses end with the end token (``datamodules.text.encoding.encode``)."""
 
@@ -52,18 +54,18 @@ class OfflineModule(AlgorithmModule):
 
     # --------------------------------------------------- what an algorithm says
 
-    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, divided by ``batch.totals``, and metrics, means over the batch."""
         raise NotImplementedError
 
-    def elements(self, batch: PreferenceBatch) -> dict[str, int]:
+    def elements(self, batch: Any) -> dict[str, int]:
         """How many elements a metric of ``losses`` is the mean of, where they are not the examples:
         means over several batches count each alike."""
         return {}
 
     # -------------------------------------------------------------- training
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ExampleBatch[Any], batch_idx: int) -> Tensor:
         loss, metrics = self.losses(batch)
         self._note(self.train_metrics, "train", batch, metrics | {"loss": loss.detach()})
         self._window[0] += len(batch)
@@ -71,10 +73,10 @@ class OfflineModule(AlgorithmModule):
         return loss
 
     def _note(
-        self, means: Means, stage: str, batch: PreferenceBatch, metrics: dict[str, Tensor]
+        self, means: Means, stage: str, batch: ExampleBatch[Any], metrics: dict[str, Tensor]
     ) -> None:
         """Add a batch; its loss is a share of a total's, of which the mean is to be the whole."""
-        share = len(batch) / batch.totals["num_pairs"]
+        share = len(batch) / batch.totals["num_examples"]
         metrics = metrics | {"loss": metrics["loss"] / share}
         counts = self.elements(batch)
         for name, value in metrics.items():
@@ -126,7 +128,7 @@ class OfflineModule(AlgorithmModule):
 
     # -------------------------------------------------------------- held out
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ExampleBatch[Any], batch_idx: int) -> None:
         if len(batch):
             loss, metrics = self.losses(batch)
             self._note(self._val, "val", batch, metrics | {"loss": loss})

@@ -5,13 +5,14 @@ one loss without a reference model.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from datamodules.preferences.dataset import PreferenceBatch
-from rlmodules.algorithms.pair_policy import (
+from datamodules.examples.dataset import ExampleBatch
+from rlmodules.algorithms.text_policy import (
     PairConfig,
-    PairPolicy,
+    TextPolicy,
     pair_lengths,
     pair_sums,
     response_logprobs,
@@ -28,13 +29,13 @@ class ORPOConfig(PairConfig):
     """
 
 
-class ORPO(PairPolicy):
-    """ORPO over any causal language model; arguments as of ``PairPolicy``."""
+class ORPO(TextPolicy):
+    """ORPO over any causal language model; arguments as of ``TextPolicy``."""
 
     config_class = ORPOConfig
     config: ORPOConfig
 
-    def losses(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: ExampleBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         starts = starts_of(batch)
         # The likelihood is of chosen texts from their second token on, prompts included.
         begin = [1 if i % 2 == 0 else start for i, start in enumerate(starts)]
@@ -49,6 +50,6 @@ class ORPO(PairPolicy):
             rejected_lengths_B=lengths[:, 1],
             chosen_text_logps_B=pair_sums(texts)[:, 0],
             beta=self.config.beta,
-            num_pairs=batch.totals["num_pairs"],
+            num_pairs=batch.totals["num_examples"],
             num_tokens=batch.totals["num_text_tokens"],
         )

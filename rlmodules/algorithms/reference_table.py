@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch
-from datamodules.preferences.streams import collate
+from datamodules.examples.dataset import ExampleBatch, ExampleDataset
+from datamodules.examples.streams import collate
 from datamodules.text.cache import cached, digest, load_cached
 from rlmodules.models.adapters import weights_in_use
 
@@ -19,14 +19,14 @@ class ReferenceTable:
 
     def __init__(self) -> None:
         self.tables: dict[str, Tensor] = {}
-        self._of: dict[str, ExampleDataset] = {}
+        self._of: dict[str, ExampleDataset[Any]] = {}
         self._weights = ""
 
-    def rows(self, batch: PreferenceBatch) -> Tensor:
+    def rows(self, batch: ExampleBatch[Any]) -> Tensor:
         """[B, 2] of a batch."""
         return self.tables[batch.split][batch.rows]
 
-    def missing(self, datamodule: Any) -> dict[str, ExampleDataset]:
+    def missing(self, datamodule: Any) -> dict[str, ExampleDataset[Any]]:
         """Sets of ``datamodule`` that have no table yet."""
         sets = {"train": datamodule.train_dataset, "val": datamodule.eval_dataset}
         return {
@@ -41,7 +41,7 @@ class ReferenceTable:
         self,
         trainer: Any,
         model: nn.Module,
-        compute: Callable[[PreferenceBatch], Tensor],
+        compute: Callable[[ExampleBatch[Any]], Tensor],
         batch_size: int,
     ) -> None:
         """Make what is missing; the processes share the work.
@@ -68,7 +68,7 @@ class ReferenceTable:
                 cached("reference", key, partial(dict, logps=table))
 
     def _compute(
-        self, trainer: Any, dataset: ExampleDataset, compute: Callable, batch_size: int
+        self, trainer: Any, dataset: ExampleDataset[Any], compute: Callable, batch_size: int
     ) -> Tensor:
         order = sorted(range(len(dataset)), key=dataset.num_tokens)
         mine = order[trainer.global_rank :: trainer.world_size]

@@ -5,9 +5,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from datamodules.examples.dataset import ExampleBatch
+from datamodules.examples.streams import collate
 from datamodules.experience import Experience, Minibatch
-from datamodules.preferences.dataset import PreferenceBatch
-from datamodules.preferences.streams import collate
 from rlmodules.memory.longest import Episodes, Examples
 
 
@@ -22,7 +22,7 @@ def longest_batch(trainer: L.Trainer, module: Any, texts: Episodes | Examples) -
     return _of_episodes(trainer, module, texts)
 
 
-def _of_examples(trainer: L.Trainer, module: Any, texts: Examples) -> PreferenceBatch:
+def _of_examples(trainer: L.Trainer, module: Any, texts: Examples) -> ExampleBatch[Any]:
     """The heaviest batch of the first epochs."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
     packs = getattr(module, "policy", module).packs

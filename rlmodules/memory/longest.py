@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from datamodules.preferences.dataset import Example, ExampleDataset
-from datamodules.preferences.streams import optimizer_steps
+from datamodules.examples.dataset import Example, ExampleDataset
+from datamodules.examples.streams import optimizer_steps
 from datamodules.seeding import derive_seed
 from rlmodules.algorithms.evaluation import EVALUATION_TOKENS
 from rlmodules.memory.texts import Group, size
@@ -133,7 +134,7 @@ class Examples:
         return max(batches, key=lambda groups: size(groups, packs), default=[])
 
 
-def groups_of(dataset: ExampleDataset | None, *, reads_prompts: bool) -> list[Group]:
+def groups_of(dataset: ExampleDataset[Any] | None, *, reads_prompts: bool) -> list[Group]:
     """Lengths of each example.
 
     Args:
@@ -144,8 +145,8 @@ def groups_of(dataset: ExampleDataset | None, *, reads_prompts: bool) -> list[Gr
 
 def _group(example: Example, reads_prompts: bool) -> Group:
     lengths = tuple(len(sequence) for sequence in example.sequences)
-    start = max(example.prompt_length, 1)
-    starts = (1 if reads_prompts else start, *(start for _ in lengths[1:]))
+    starts = example.starts
+    starts = (1, *starts[1:]) if reads_prompts else starts
     return Group(shared_prefix(example.sequences), lengths, starts)
 
 

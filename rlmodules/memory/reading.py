@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from datamodules import PreferenceDataModule, RolloutDataModule
+from datamodules import RolloutDataModule
 from datamodules.environments.text import TextGenerationEnv
+from datamodules.examples.datamodule import ExampleDataModule
 from datamodules.rollouts.lengths import prompt_lengths
 from rlmodules.memory.longest import Episodes, Examples, groups_of, longest_first, of_limits
 from rlmodules.memory.run import Run
@@ -24,7 +25,7 @@ def texts_of(run: Run, data: Any, prompt_length: int | None = None) -> Episodes 
         prompt_length: tokens of every prompt, instead; other texts are then as long as the limits
             allow.
     """
-    if isinstance(data, PreferenceDataModule):
+    if isinstance(data, ExampleDataModule):
         return _examples(run, data, prompt_length)
     assert isinstance(data, RolloutDataModule), "there are no others"
     return _episodes(run, data, prompt_length)
@@ -39,6 +40,7 @@ def set_up(run: Run, data: Any) -> None:
     computing = {"act", "evaluate", "experience", "sum_over_ranks", "train", "whole"}
     learner = SimpleNamespace(
         tokenizer=load_tokenizer(run.model),
+        learns_from=getattr(run.algorithm, "learns_from", None),
         closes_texts=getattr(run.algorithm, "closes_texts", True),
         base_model=SimpleNamespace(config=None),
         fits=lambda observation, env: True,
@@ -52,7 +54,7 @@ def set_up(run: Run, data: Any) -> None:
     data.setup()
 
 
-def _examples(run: Run, data: PreferenceDataModule, prompt_length: int | None) -> Examples:
+def _examples(run: Run, data: ExampleDataModule, prompt_length: int | None) -> Examples:
     c = run.config
     common = {"accumulate": c.gradient_accumulation_steps, "seed": data.seed,
               "epochs": c.num_epochs, "eval_batch_size": data.eval_batch_size}  # fmt: skip
@@ -62,8 +64,7 @@ def _examples(run: Run, data: PreferenceDataModule, prompt_length: int | None) -
             for dataset in (data.train_dataset, data.eval_dataset)
         )
         return Examples(train, held_out=held_out, exact=True, **common)
-    sides = 1 if data.objectives else 2
-    one = of_limits(c.max_length, prompt_length, sides, reads_prompts=run.reads_prompts)
+    one = of_limits(c.max_length, prompt_length, data.sides, reads_prompts=run.reads_prompts)
     held_out = [] if data.eval_size == 0 else [one] * data.eval_batch_size
     return Examples([one], held_out=held_out, exact=False, **common)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from rlmodules.algorithms.config import OfflineConfig
+from rlmodules.algorithms.config import PreferenceConfig
 from rlmodules.checks import require, require_known
 from rlmodules.models import LoraConfig, ModelConfig
 
@@ -10,7 +10,7 @@ POOLING = ("last", "mean", "cls")
 
 
 @dataclass
-class RewardModelConfig(OfflineConfig):
+class RewardModelConfig(PreferenceConfig):
     """Settings of reward models; the Python API and the schema of ``algo=reward`` alike."""
 
     model_name: str = "bert-base-uncased"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.preferences.dataset import Example, PreferenceBatch, response_lengths
+from datamodules.preferences.dataset import Preference, PreferenceBatch, response_lengths
 from rlmodules.checks import require
 from rlmodules.functional import multi_objective_loss
 from rlmodules.models.modes import evaluating
@@ -174,7 +174,7 @@ class MultiObjectiveRewardModel(RewardModel):
         named = zip(self.objectives, losses, mask.any(0), strict=True)
         return loss, {f"{name}_loss": own for name, own, trained in named if trained}
 
-    def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def judge(self, examples: Sequence[Preference]) -> dict[str, Tensor]:
         """``scores`` and ``targets`` [N, K] and ``lengths`` [N, 1], on the CPU."""
         found = []
         with evaluating(self), self.inference():
@@ -191,7 +191,7 @@ class MultiObjectiveRewardModel(RewardModel):
         rewards = self.scores(self.pooled(self.lay_out(batch)))
         targets = batch.targets.to(rewards.device)
         mask = ~targets.isnan()
-        loss, errors = self._loss(rewards, targets, mask, batch.totals["num_pairs"])
+        loss, errors = self._loss(rewards, targets, mask, batch.totals["num_examples"])
         seen = self.elements(batch)
         metrics = zip((f"mse_{name}" for name in self.objectives), errors.detach(), strict=True)
         return loss, {name: error for name, error in metrics if seen[name]}

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.positions import Positions, positions_of
-from datamodules.preferences.dataset import Example, PreferenceBatch, response_lengths
+from datamodules.preferences.dataset import Preference, PreferenceBatch, response_lengths
 from datamodules.preferences.rows import Content
 from datamodules.text.encoding import Limits, encode_texts
 from rlmodules.algorithms.offline import OfflineModule, require_room
@@ -233,10 +233,10 @@ class RewardModel(OfflineModule):
             margin_B=batch.margins.to(chosen.device),
             label_smoothing=self.config.label_smoothing,
             center_rewards_coefficient=self.config.center_rewards_coefficient,
-            num_pairs=batch.totals["num_pairs"],
+            num_pairs=batch.totals["num_examples"],
         )
 
-    def judge(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def judge(self, examples: Sequence[Preference]) -> dict[str, Tensor]:
         """What the model says of held-out ``examples``, on the CPU.
 
         Returns:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from datamodules import PreferenceDataModule, RolloutDataModule
+from datamodules import RolloutDataModule
 from datamodules.checks import require_whole
-from datamodules.preferences.inspection import samples_of
+from datamodules.examples.datamodule import ExampleDataModule
 from datamodules.rollouts.episodes import act_out, score
 from datamodules.rollouts.inspection import prompt_of, sample_of
 from datamodules.seeding import derive_seed
@@ -52,7 +52,7 @@ def inspect(
 ) -> str:
     """Print what the run of these settings reads, and what it makes of it.
 
-    Of pairs the tokenizer alone is loaded; an environment plays ``episodes``, for which the policy
+    Of files the tokenizer alone is loaded; an environment plays ``episodes``, for which the policy
     is. Nothing is trained.
 
     Args:
@@ -67,8 +67,8 @@ def inspect(
     require_whole("task", 0, rows=rows, episodes=episodes)
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise ValueError(f"out={out!r}: there is no folder {str(Path(out).absolute().parent)!r}")
-    if isinstance(data, PreferenceDataModule):
-        found, tokenizer = _preferences(data, settings, rows)
+    if isinstance(data, ExampleDataModule):
+        found, tokenizer = _examples(data, settings, rows)
     else:
         found, tokenizer = _episodes(make_module, data, trainer, settings, rows, episodes)
     tables = list(_numbers(data, found))
@@ -92,17 +92,21 @@ def inspect(
     return f"Written: {out}"
 
 
-def _preferences(
-    data: PreferenceDataModule, settings: Mapping[str, Any], rows: int
+def _examples(
+    data: ExampleDataModule, settings: Mapping[str, Any], rows: int
 ) -> tuple[Inspection, PreTrainedTokenizerBase]:
     algorithm = get_class(settings["module"])
     tokenizer = load_tokenizer(ModelConfig.of(settings["model"], "", given=True))
-    learner = SimpleNamespace(tokenizer=tokenizer, closes_texts=algorithm.closes_texts)
+    learner = SimpleNamespace(
+        tokenizer=tokenizer,
+        learns_from=algorithm.learns_from,
+        closes_texts=algorithm.closes_texts,
+    )
     data.trainer = SimpleNamespace(lightning_module=learner, is_global_zero=True)
     data.on_error = "skip"  # so that all of them are seen
     data.setup()
     found = data.inspection()
-    found.samples = samples_of(data.train_dataset, rows)
+    found.samples = data.samples(rows)
     return found, tokenizer
 
 

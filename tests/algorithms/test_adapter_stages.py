@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from datamodules.preferences.streams import collate
+from datamodules.examples.streams import collate
 from rlmodules import (
     DPO,
     GRPO,

@@ -8,9 +8,9 @@ import torch
 from pair_helpers import data, dataset, fit
 from torch.testing import assert_close
 
-from datamodules.preferences.streams import collate
+from datamodules.examples.streams import collate
 from rlmodules import DPO, ORPO, DPOConfig, LoraConfig, ModelConfig, ORPOConfig
-from rlmodules.algorithms.pair_policy import pair_sums, response_logprobs, starts_of
+from rlmodules.algorithms.text_policy import pair_sums, response_logprobs, starts_of
 from rlmodules.functional import PairLogps
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}

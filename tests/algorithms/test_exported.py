@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules import DPO, DPOConfig, LoraConfig, ModelConfig, RewardModel, RewardModelConfig
-from rlmodules.algorithms.pair_policy import pair_sums, response_logprobs, starts_of
+from rlmodules.algorithms.text_policy import pair_sums, response_logprobs, starts_of
 from rlmodules.models import PolicyModel
 
 

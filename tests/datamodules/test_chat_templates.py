@@ -313,9 +313,11 @@ def test_data_modules_write_template_options_into_the_policys_template(tmp_path)
     path.write_text(json.dumps(row) + "\n")
     options = {"enable_thinking": False}
     data = PreferenceDataModule(str(path), eval_size=0, chat_template_kwargs=options)
-    learner = SimpleNamespace(tokenizer=tokenizer_of("qwen3"), closes_texts=True)
+    learner = SimpleNamespace(
+        tokenizer=tokenizer_of("qwen3"), learns_from="preferences", closes_texts=True
+    )
     data.trainer = SimpleNamespace(lightning_module=learner, is_global_zero=False)
-    with patch("datamodules.preferences.datamodule.as_preference_learner", lambda m: m):
+    with patch("datamodules.examples.datamodule.as_text_learner", lambda m, kind: m):
         data.setup()
     example = data.train_dataset[0]
     assert learner.tokenizer.decode(example.sequences[0][: example.prompt_length]) == OFF

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules import Observation, PreferenceDataModule, RolloutDataModule, Trajectory
-from datamodules.types import Rollout, action_rewards, as_policy, as_preference_learner, sequence_of
+from datamodules.types import Rollout, action_rewards, as_policy, as_text_learner, sequence_of
 from rlmodules import DPO, PPO, DPOConfig, PPOConfig
 from rlmodules.models.embedded import tiny_tokenizer
 
@@ -77,22 +77,34 @@ def test_an_empty_rollout_has_nothing_to_say():
 
 # ------------------------------------------------------------- what data modules ask of a module
 
+LEARNER = {"tokenizer": TOKENIZER, "closes_texts": False, "learns_from": "preferences"}
+
 
 def test_an_online_algorithm_is_a_policy_and_one_that_reads_pairs_is_a_learner():
     ppo, dpo = PPO(PPOConfig(model_name="random:tiny")), DPO(DPOConfig(model_name="random:tiny"))
-    assert as_policy(ppo) is ppo and as_preference_learner(dpo) is dpo
+    assert as_policy(ppo) is ppo and as_text_learner(dpo, "preferences") is dpo
     with pytest.raises(ValueError, match=r"DPO has no act, evaluate, .*data=rollouts .*algo=ppo"):
         as_policy(dpo)
-    with pytest.raises(ValueError, match=r"PPO has no closes_texts: data=preferences .*algo=dpo"):
-        as_preference_learner(ppo)
+    with pytest.raises(
+        ValueError, match=r"PPO has no closes_texts, learns_from: data=preferences .*algo=dpo"
+    ):
+        as_text_learner(ppo, "preferences")
 
 
 @pytest.mark.parametrize(
     ("data", "members", "missing"),
     [
         (RolloutDataModule(lambda tokenizer: None), {"tokenizer": TOKENIZER}, "act, base_model"),
-        (PreferenceDataModule("pairs.jsonl"), {"tokenizer": TOKENIZER}, "closes_texts:"),
-        (PreferenceDataModule("x.jsonl"), {"tokenizer": None, "closes_texts": False}, "tokenizer:"),
+        (
+            PreferenceDataModule("pairs.jsonl"),
+            {"tokenizer": TOKENIZER},
+            "closes_texts, learns_from:",
+        ),
+        (
+            PreferenceDataModule("x.jsonl"),
+            {"tokenizer": None, "closes_texts": False, "learns_from": "preferences"},
+            "tokenizer:",
+        ),
     ],
 )
 def test_data_that_the_algorithm_cannot_use_is_refused_before_it_is_read(data, members, missing):

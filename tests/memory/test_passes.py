@@ -8,8 +8,8 @@ from helpers import config as ppo_config
 from pair_helpers import dataset
 from transformers import LlamaConfig
 
+from datamodules.examples.streams import collate
 from datamodules.experience import Experience
-from datamodules.preferences.streams import collate
 from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
 from rlmodules.memory.depth import Deep
 from rlmodules.memory.live import LiveBytes

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from datamodules.preferences.streams import collate
+from datamodules.examples.streams import collate
 from rlmodules import DPO, DPOConfig
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.longest import groups_of

@@ -2,8 +2,8 @@
 
 import torch
 
+from datamodules.examples.streams import optimizer_steps
 from datamodules.experience import TokenBatch
-from datamodules.preferences.streams import optimizer_steps
 from datamodules.seeding import derive_seed
 from rlmodules.memory.longest import Episodes, Examples
 from rlmodules.memory.texts import Group, laid_out, size, width

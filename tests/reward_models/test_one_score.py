@@ -19,7 +19,7 @@ from transformers import (
 
 from datamodules import PreferenceDataset, rewards
 from datamodules.ends import note_model_ends
-from datamodules.preferences.streams import collate
+from datamodules.examples.streams import collate
 from datamodules.rewards.judges import as_judge
 from rlmodules import MultiObjectiveRewardModel, PairwiseRewardModel, RewardModel, RewardModelConfig
 from rlmodules.models.embedded import tiny_tokenizer

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from datamodules import rewards
-from datamodules.preferences.streams import collate
+from datamodules.examples.streams import collate
 from rlmodules import (
     LoraConfig,
     ModelConfig,

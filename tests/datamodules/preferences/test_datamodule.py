@@ -33,7 +33,9 @@ def write(tmp_path):
 
 def made(path=None, *, closes: bool = True, zero: bool = True, tokenizer=None, **options):
     """A data module that was set up."""
-    module = SimpleNamespace(tokenizer=tokenizer or tiny_tokenizer(), closes_texts=closes)
+    module = SimpleNamespace(
+        tokenizer=tokenizer or tiny_tokenizer(), learns_from="preferences", closes_texts=closes
+    )
     data = PreferenceDataModule(path, **options)
     data.trainer = SimpleNamespace(
         lightning_module=module,

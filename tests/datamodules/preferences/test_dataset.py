@@ -1,4 +1,4 @@
-"""PreferenceDataset and ExampleDataset: what is learned from, what is refused, what is cached."""
+"""PreferenceDataset and PreferenceRows: what is learned from, what is refused, what is cached."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch, PreferenceDataset
+from datamodules.preferences.dataset import PreferenceBatch, PreferenceDataset, PreferenceRows
 from datamodules.preferences.rows import as_pair, as_scored
 from datamodules.text.encoding import Limits
 from rlmodules.models.embedded import tiny_tokenizer
@@ -94,7 +94,7 @@ def test_totals_count_what_losses_divide_by(tokenizer):
     made = PreferenceDataset(["Hi", ""], [" yes", "b"], [" no", "cd"], tokenizer)
     # " yes<eos>" are 5 tokens after a prompt; of "b<eos>" the first has nothing before it.
     totals = made.totals([0, 1])
-    assert (totals["num_pairs"], totals["num_response_tokens"]) == (2.0, 5.0 + 1.0)
+    assert (totals["num_examples"], totals["num_response_tokens"]) == (2.0, 5.0 + 1.0)
     assert totals["num_text_tokens"] == 6.0 + 1.0
 
 
@@ -104,7 +104,7 @@ def test_scored_responses_hold_nan_where_a_score_is_missing(tokenizer):
         {"prompt": "p", "response": "longer", "a": float("nan"), "b": 1},
     ]
     scored = [(f"row {i}", as_scored(row, ["a", "b"])) for i, row in enumerate(rows)]
-    made = ExampleDataset(scored, tokenizer, Limits(9, 4), close=False, on_error="raise")
+    made = PreferenceRows(scored, tokenizer, Limits(9, 4), close=False, on_error="raise")
     assert texts(tokenizer, made) == [("p", "r"), ("p", "longer")]
     assert made[0].targets[0] == 0.25 and math.isnan(made[0].targets[1])
     assert math.isnan(made[1].targets[0]) and made[1].targets[1] == 1
@@ -198,7 +198,7 @@ def test_an_opening_token_does_not_make_a_response_of_an_empty_one():
     )
     scored = [("row 1", as_scored({"prompt": "", "response": "abc", "h": 1}, ["h"]))]
     with pytest.raises(ValueError, match=r"row 1.*empty"):  # "<bos> <eos>" is left
-        ExampleDataset(scored, tokenizer, Limits(2, 1), close=True, on_error="skip")
+        PreferenceRows(scored, tokenizer, Limits(2, 1), close=True, on_error="skip")
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -210,7 +210,7 @@ def test_nothing_to_learn_from_is_always_an_error(tokenizer, on_error):
         with pytest.raises(ValueError, match="no rows"):
             PreferenceDataset(prompts, [], [], tokenizer, on_error=on_error)
     with pytest.raises(ValueError, match="no rows"):
-        ExampleDataset([], tokenizer, Limits(), close=True, on_error=on_error)
+        PreferenceRows([], tokenizer, Limits(), close=True, on_error=on_error)
 
 
 def test_lists_of_different_lengths_are_refused_by_name(tokenizer):
@@ -243,7 +243,7 @@ def test_places_and_problems_given_are_kept(tokenizer):
     pairs = [(where, as_pair(row)) for where, row in rows]
     options = {"close": True, "problems": ["f, line 1: not JSON"]}
     with pytest.raises(ValueError, match=r"f, line 1: not JSON\n(.|\n)*f, line 3: .*equal"):
-        ExampleDataset(pairs, tokenizer, Limits(3, 2), on_error="raise", **options)
+        PreferenceRows(pairs, tokenizer, Limits(3, 2), on_error="raise", **options)
     with pytest.warns(UserWarning, match="2 of 3"):
-        made = ExampleDataset(pairs, tokenizer, Limits(3, 2), on_error="skip", **options)
+        made = PreferenceRows(pairs, tokenizer, Limits(3, 2), on_error="skip", **options)
     assert len(made) == 1 and len(made.problems) == 2

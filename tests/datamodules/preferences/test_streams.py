@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from datamodules.examples.streams import HeldOutExamples, TrainExamples, optimizer_steps
 from datamodules.preferences.dataset import PreferenceDataset
-from datamodules.preferences.streams import HeldOutExamples, TrainExamples, optimizer_steps
 
 
 def trainer(world: int = 1, rank: int = 0, epoch: int = 0):
@@ -162,7 +162,7 @@ def test_totals_are_those_of_the_step_divided_by_its_parts(pairs, world):
         examples = [example for batch in step for example in batch.examples]
         responses = [len(e.sequences[0]) - e.prompt_length for e in examples]
         expected = {
-            "num_pairs": len(examples),
+            "num_examples": len(examples),
             "num_response_tokens": sum(responses),
             "num_text_tokens": sum(len(e.sequences[0]) - 1 for e in examples),
         }
@@ -215,4 +215,4 @@ def test_evaluation_sees_every_pair_once_over_all_processes(pairs, world):
     assert sorted(seen) == list(range(25))
     for batch in itertools.chain(*batches):
         assert batch.split == "val" and batch.rows.dtype == torch.int64
-        assert batch.totals["num_pairs"] == 25  # of all: the batches' losses add up
+        assert batch.totals["num_examples"] == 25  # of all: the batches' losses add up

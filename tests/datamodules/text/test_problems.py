@@ -42,7 +42,9 @@ def test_lines_stand_below_what_announces_them():
 def preferences(on_error, path, row, **options):
     path.write_text("".join(json.dumps(row) + "\n" for _ in range(COUNT)) + json.dumps(GOOD))
     data = PreferenceDataModule(str(path), on_error=on_error, eval_size=0, **options)
-    module = SimpleNamespace(tokenizer=tiny_tokenizer(), closes_texts=True)
+    module = SimpleNamespace(
+        tokenizer=tiny_tokenizer(), learns_from="preferences", closes_texts=True
+    )
     data.trainer = SimpleNamespace(
         lightning_module=module, is_global_zero=True, world_size=1, global_rank=0, current_epoch=0
     )

@@ -1,4 +1,7 @@
-"""A language model that learns from pairs: what DPO and ORPO share."""
+"""A language model that learns from texts: what SFT, DPO and ORPO share.
+
+And of the last two, which learn from pairs: settings, and log-probabilities of responses.
+"""
 
 import math
 import warnings
@@ -12,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.ends import end_ids
+from datamodules.examples.dataset import ExampleBatch
 from datamodules.experience import TokenBatch
-from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules.algorithms.base import AlgorithmModule
-from rlmodules.algorithms.config import OfflineConfig
+from rlmodules.algorithms.config import PreferenceConfig
 from rlmodules.algorithms.offline import OfflineModule, require_room
 from rlmodules.algorithms.policy import load_policy, policy_from_export
 from rlmodules.checks import require
@@ -24,7 +27,7 @@ from rlmodules.models.saving import save_language_model
 
 
 @dataclass
-class PairConfig(OfflineConfig):
+class PairConfig(PreferenceConfig):
     """Settings of language models that learn from pairs."""
 
     learning_rate: float = 1e-6
@@ -40,7 +43,7 @@ class PairConfig(OfflineConfig):
         require(self, ("beta",), lambda x: x >= 0, "0 or more")
 
 
-class PairPolicy(OfflineModule):
+class TextPolicy(OfflineModule):
     """A causal language model and its tokenizer.
 
     Args:
@@ -48,13 +51,13 @@ class PairPolicy(OfflineModule):
         model_config, model, tokenizer: see ``load_policy``.
     """
 
-    config_class: ClassVar[type[PairConfig]]
-    config: PairConfig
+    config_class: ClassVar[type[Any]]
+    config: Any
     saved_as: ClassVar = {"policy.base_model.": "base_model."}
 
     def __init__(
         self,
-        config: PairConfig | dict[str, Any],
+        config: Any | dict[str, Any],
         model_config: ModelConfig | dict[str, Any] | None = None,
         *,
         model: nn.Module | None = None,
@@ -100,7 +103,7 @@ class PairPolicy(OfflineModule):
 
 
 def response_logprobs(
-    policy: PolicyModel, batch: PreferenceBatch, starts: Sequence[int]
+    policy: PolicyModel, batch: ExampleBatch[Any], starts: Sequence[int]
 ) -> list[Tensor]:
     """For each sequence the log-probabilities of its tokens from ``starts`` on, [T_i - start].
 
@@ -113,7 +116,7 @@ def response_logprobs(
     return list(policy.score(tokens).logprobs.split([len(at) for at in positions]))
 
 
-def starts_of(batch: PreferenceBatch) -> list[int]:
+def starts_of(batch: ExampleBatch[Any]) -> list[int]:
     """First token of each side's response; nothing predicts the first token of a text."""
     return [max(length, 1) for length in batch.prompt_lengths for _ in range(2)]
 

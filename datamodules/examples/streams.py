@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from datamodules.preferences.dataset import ExampleDataset, PreferenceBatch
+from datamodules.examples.dataset import ExampleBatch, ExampleDataset
 from datamodules.seeding import derive_seed, seed_all
 
 MEGABATCH = 8
@@ -73,7 +73,7 @@ class TrainExamples:
 
     def __init__(
         self,
-        dataset: ExampleDataset,
+        dataset: ExampleDataset[Any],
         trainer: L.Trainer,
         batch_size: int,
         accumulate: int,
@@ -98,7 +98,7 @@ class TrainExamples:
         seed, world = derive_seed(self.seed, epoch), self.trainer.world_size
         return optimizer_steps(self.lengths, self.batch_size, self.accumulate, seed, world)
 
-    def __iter__(self) -> Iterator[PreferenceBatch]:
+    def __iter__(self) -> Iterator[ExampleBatch[Any]]:
         if self._resumed != self.trainer.current_epoch:
             self.position = 0
         self._resumed = None
@@ -130,7 +130,7 @@ class HeldOutExamples:
         batch_size: examples at once, over all processes.
     """
 
-    def __init__(self, dataset: ExampleDataset, trainer: L.Trainer, batch_size: int) -> None:
+    def __init__(self, dataset: ExampleDataset[Any], trainer: L.Trainer, batch_size: int) -> None:
         self.dataset, self.trainer, self.batch_size = dataset, trainer, batch_size
         self.order = sorted(range(len(dataset)), key=dataset.num_tokens)
         self.totals = dataset.totals(self.order)  # so that batches' losses add up to that of all
@@ -138,7 +138,7 @@ class HeldOutExamples:
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
-    def __iter__(self) -> Iterator[PreferenceBatch]:
+    def __iter__(self) -> Iterator[ExampleBatch[Any]]:
         for start in range(0, len(self.order), self.batch_size):
             rows = self.order[start : start + self.batch_size]
             mine = rows[self.trainer.global_rank :: self.trainer.world_size]
@@ -146,9 +146,9 @@ class HeldOutExamples:
 
 
 def collate(
-    dataset: ExampleDataset, rows: Sequence[int], totals: dict[str, float], split: str
-) -> PreferenceBatch:
-    """The examples at ``rows`` as a batch; arguments as of ``PreferenceBatch``."""
-    return PreferenceBatch(
+    dataset: ExampleDataset[Any], rows: Sequence[int], totals: dict[str, float], split: str
+) -> ExampleBatch[Any]:
+    """The examples at ``rows`` as a batch; arguments as of ``ExampleBatch``."""
+    return dataset.batch_class(
         [dataset[r] for r in rows], torch.tensor(rows, dtype=torch.long), totals, split
     )
