@@ -1,7 +1,8 @@
-"""`compare_trl.py dpo` and `reward`: training on preference pairs side by side with TRL 1.16.0.
+"""`compare_trl.py dpo`, `reward`, `sft`: training on pairs side by side with TRL 1.16.0.
 
 Both sides train the same checkpoint (bfloat16 weights, all of them) on the same set of pairs, one
-optimizer step a batch. A row holds, besides side, version, notes and peak_gib: seconds and losses
+optimizer step a batch; SFT trains on the chosen side alone. A row holds, besides side, version,
+notes and peak_gib: seconds and losses
 (one a timed optimizer step); pairs_per_step; tokens_per_pair, the mean of the tokens of prompt and
 chosen together with those of prompt and rejected, without padding; and of each timed step
 - tokens: such tokens of its pairs,
@@ -35,8 +36,8 @@ from side_by_side import (
 
 TRL_VERSION = "1.16.0"
 TRAINING_PAIRS = HERE.parent / "datamodules" / "assets" / "preferences_train.jsonl"
-LEARNING_RATES = {"dpo": 1e-5, "reward": 2e-5}
-"""As in our `conf/algo`."""
+LEARNING_RATES = {"dpo": 1e-5, "reward": 2e-5, "sft": 2e-5}
+"""As in our `conf/algo`, or TRL's default."""
 
 
 def pairs_per_second(row: Row) -> float:

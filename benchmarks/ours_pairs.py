@@ -1,4 +1,4 @@
-"""Our side of `compare_trl.py dpo` and `reward`: the work of `peers/trl_pairs.py`, by our API.
+"""Our side of `compare_trl.py dpo`, `reward`, `sft`: the work of `peers/trl_pairs.py`, by our API.
 
 The Trainer's options are those of our `conf/trainer/default.yaml` and
 `conf/algo/base/preferences.yaml`; checkpoints, reports and loggers are left out, as on TRL's side.
@@ -22,12 +22,18 @@ import torch
 from ours_mode import bare_trainer, enter_mode, model_config
 from side_by_side import add_mode
 
-from datamodules import PreferenceDataModule, PreferenceDataset
-from datamodules.preferences.dataset import Example, PreferenceBatch
-from rlmodules import DPO, DPOConfig, RewardModel, RewardModelConfig
+from datamodules import (
+    DemonstrationDataModule,
+    DemonstrationDataset,
+    PreferenceDataModule,
+    PreferenceDataset,
+)
+from datamodules.demonstrations.dataset import Demonstrated
+from datamodules.examples.dataset import Example, ExampleBatch, ExampleDataset
+from rlmodules import DPO, SFT, DPOConfig, RewardModel, RewardModelConfig, SFTConfig
 from rlmodules.models.layout import shared_prefix
 
-PRECISION = {"dpo": "bf16-true", "reward": "32-true"}
+PRECISION = {"dpo": "bf16-true", "reward": "32-true", "sft": "bf16-true"}
 """`32-true` leaves every type as it was loaded: a bfloat16 model under a float32 head."""
 
 
@@ -47,7 +53,7 @@ class StepClock(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: PreferenceBatch,
+        batch: ExampleBatch[Any],
         batch_idx: int,
     ) -> None:
         self.losses.append(outputs["loss"].item())
@@ -72,28 +78,39 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(args: argparse.Namespace) -> DPO | RewardModel:
+def build(args: argparse.Namespace) -> DPO | RewardModel | SFT:
     settings = {
         "model_name": args.model,
         "learning_rate": args.learning_rate,
         "batch_size": args.batch,
         "gradient_accumulation_steps": 1,
         "max_length": args.max_length,
-        "max_prompt_length": args.max_length - 1,  # TRL has no limit of its own for prompts
         "lr_scheduler_type": "constant",
         "device": "cpu",
         "seed": args.seed,
     }
+    if args.task == "sft":
+        return SFT(SFTConfig(**settings), model_config(args))
+    settings["max_prompt_length"] = args.max_length - 1  # TRL has no limit of its own for prompts
     if args.task == "dpo":
         return DPO(DPOConfig(**settings), model_config(args))
     plain = {"dropout_prob": 0.0, "center_rewards_coefficient": 0.0}
     return RewardModel(RewardModelConfig(**settings, **plain), model_config(args))
 
 
-def dataset(path: Path, module: DPO | RewardModel) -> PreferenceDataset:
+def dataset(path: Path, module: DPO | RewardModel | SFT) -> ExampleDataset[Any]:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    prompts, chosen, rejected = (
+        [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")
+    )
+    if isinstance(module, SFT):
+        return DemonstrationDataset(
+            chosen, module.tokenizer, module.config.max_length, prompts=prompts
+        )
     return PreferenceDataset(
-        *([row[name] for row in rows] for name in ("prompt", "chosen", "rejected")),
+        prompts,
+        chosen,
+        rejected,
         module.tokenizer,
         module.config.max_length,
         module.config.max_prompt_length,
@@ -102,17 +119,21 @@ def dataset(path: Path, module: DPO | RewardModel) -> PreferenceDataset:
 
 
 def tokens(example: Example) -> int:
-    """Of prompt and chosen together, and of prompt and rejected."""
+    """Of prompt and chosen together, and, where there is one, of prompt and rejected."""
     return sum(map(len, example.sequences))
 
 
 def computed_tokens(example: Example) -> int:
     """Of a packed pair: what both sides begin with is there once."""
+    if isinstance(example, Demonstrated):
+        return tokens(example)
     return tokens(example) - shared_prefix(example.sequences)
 
 
 def predictions(example: Example) -> int:
     """Positions of a pair that reach the vocabulary; common ones once."""
+    if isinstance(example, Demonstrated):
+        return len(example.learned)
     first = max(example.prompt_length, 1)
     common = max(shared_prefix(example.sequences), first)
     return common - first + sum(len(sequence) - common for sequence in example.sequences)
@@ -123,11 +144,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     L.seed_everything(args.seed, verbose=False)
     mode, module, clock = enter_mode(args), build(args), StepClock()
     c = module.config
-    data = PreferenceDataModule(
-        train_dataset=dataset(args.pairs, module),
+    made = dataset(args.pairs, module)
+    data_class = DemonstrationDataModule if args.task == "sft" else PreferenceDataModule
+    data = data_class(
+        train_dataset=made,
         eval_size=0,
-        max_length=c.max_length,
-        max_prompt_length=c.max_prompt_length,
         batch_size=c.batch_size,
         gradient_accumulation_steps=c.gradient_accumulation_steps,
         seed=c.seed,
@@ -137,8 +158,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not getattr(module, "policy", module).packs:
         raise RuntimeError("the model is not packed: computed_tokens would be wrong")
     timed = clock.examples[args.warmup :]
-    is_dpo = args.task == "dpo"
-    every = data.train_dataset.examples
+    predicts = args.task != "reward"
+    every = made.examples
     return {
         "side": "ours",
         "version": "0.1.0",
@@ -148,7 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_pair": sum(map(tokens, every)) / len(every),
         "tokens": [sum(map(tokens, step)) for step in timed],
         "computed_tokens": [sum(map(computed_tokens, step)) for step in timed],
-        "predictions": [sum(map(predictions, step)) if is_dpo else 0 for step in timed],
+        "predictions": [sum(map(predictions, step)) if predicts else 0 for step in timed],
         "peak_gib": peak_gib(),
         "notes": [
             f"{next(module.base_model.parameters()).dtype} weights, packed,"
@@ -158,7 +179,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             " computed: shared prefixes once, no padding; pairs sorted by length within a few"
             " batches, batches in random order",
         ]
-        + ([] if is_dpo else ["texts without an end token (TRL adds one); float32 head"]),
+        + ([] if predicts else ["texts without an end token (TRL adds one); float32 head"]),
     }
 
 

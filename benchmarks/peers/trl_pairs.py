@@ -1,5 +1,5 @@
-"""TRL's side of the comparisons on preference pairs: TRL 1.16.0's `DPOTrainer` or `RewardTrainer`,
-run as its users run them, and timed.
+"""TRL's side of the comparisons on preference pairs: TRL 1.16.0's `DPOTrainer`, `RewardTrainer` or
+(on their chosen side) `SFTTrainer`, run as its users run them, and timed.
 
 Runs in TRL's own environment (`compare_trl.py` builds it) and imports nothing of ours. Standard
 output is one JSON line; whatever TRL prints goes to standard error.
@@ -35,9 +35,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-KINDS = {"dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}
+KINDS = {
+    "dpo": (DPOConfig, DPOTrainer),
+    "reward": (RewardConfig, RewardTrainer),
+    "sft": (SFTConfig, SFTTrainer),
+}
 
 
 class Clock(TrainerCallback):
@@ -63,6 +67,7 @@ class Clock(TrainerCallback):
             self.tokens.append(int(inputs["attention_mask"].sum()))
             self.computed.append(inputs["input_ids"].numel())
             answers = inputs.get("completion_mask")  # the fused head projects no other position
+            answers = inputs["labels"] >= 0 if "labels" in inputs else answers
             self.predictions.append(0 if answers is None else int(answers[:, 1:].sum()))
             loss = training_step(model, inputs, *args, **kwargs)
             self.losses.append(loss.item())
@@ -88,11 +93,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(path: Path) -> Dataset:
-    return Dataset.from_list([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+def read(path: Path, task: str) -> Dataset:
+    """The pairs, or for SFT the chosen side of each."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if task == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    return Dataset.from_list(rows)
 
 
-def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrainer:
+def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrainer | SFTTrainer:
     """TRL's trainer with the settings that the module's docstring explains."""
     config_class, trainer_class = KINDS[args.task]
     config = config_class(
@@ -120,7 +129,7 @@ def build(args: argparse.Namespace, output_dir: str) -> DPOTrainer | RewardTrain
     return trainer_class(
         model=args.model,
         args=config,
-        train_dataset=read(args.pairs),
+        train_dataset=read(args.pairs, args.task),
     )
 
 
