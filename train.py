@@ -17,7 +17,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_original_cwd, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from datamodules.atomic import explained, remove_leftovers, unwritten, write_text
 from datamodules.checks import require_seed
@@ -52,18 +52,25 @@ def check_groups(cfg: DictConfig) -> None:
     require_device(cfg.algo.device)
     if missing := list(left_open(OmegaConf.to_container(cfg))):
         raise ValueError(f"what was chosen leaves open: {', '.join(missing)}")
+    try:
+        OmegaConf.to_container(cfg.data, resolve=True)
+    except InterpolationKeyError as error:
+        raise ValueError(
+            f"{cfg.module} is of other data than {cfg.data.get('_target_')}, whose options are set"
+            f" by the algorithm's ({str(error).splitlines()[0]}): leave data= out, algo= chooses it"
+        ) from error
     if cfg.data.get("env") is None:
         for group in ("env", "reward", "sampler"):
             if cfg[group]:
                 raise ValueError(
-                    f"{cfg.module} learns from preferences and has no use for {group}=: leave it"
-                    " out"
+                    f"{cfg.module} learns from texts of a file and has no use for {group}=: leave"
+                    " it out"
                 )
         return
     if "_target_" not in cfg.env:  # a size or an experiment may say something all the same
         raise ValueError(
             f"{cfg.module} learns from its own episodes and needs an environment: env=text or"
-            " env=math, for example (algo=dpo and algo=reward learn from pairs)"
+            " env=math, for example (algo=sft, dpo and reward learn from a file)"
         )
     env = OmegaConf.to_container(cfg.env)
     takes_reward = "${reward}" in env.values()

@@ -1,5 +1,7 @@
 """The public names of ``datamodules``: read by type checkers and by its lazy ``__init__``."""
 
+from .demonstrations.datamodule import DemonstrationDataModule as DemonstrationDataModule
+from .demonstrations.dataset import DemonstrationDataset as DemonstrationDataset
 from .environments import CodeGenerationEnv as CodeGenerationEnv
 from .environments import Environment as Environment
 from .environments import MathEnv as MathEnv

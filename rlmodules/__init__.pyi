@@ -9,6 +9,8 @@ from .algorithms.orpo import ORPOConfig as ORPOConfig
 from .algorithms.ppo import PPO as PPO
 from .algorithms.ppo import AdaptiveKLController as AdaptiveKLController
 from .algorithms.ppo import PPOConfig as PPOConfig
+from .algorithms.sft import SFT as SFT
+from .algorithms.sft import SFTConfig as SFTConfig
 from .forward_backward import AsyncTrainingClient as AsyncTrainingClient
 from .forward_backward import ForwardBackwardPipeline as ForwardBackwardPipeline
 from .models import LoraConfig as LoraConfig
@@ -29,3 +31,4 @@ from .trainers import GRPOTrainer as GRPOTrainer
 from .trainers import ORPOTrainer as ORPOTrainer
 from .trainers import PPOTrainer as PPOTrainer
 from .trainers import RewardModelTrainer as RewardModelTrainer
+from .trainers import SFTTrainer as SFTTrainer

@@ -46,6 +46,8 @@ class Facade:
     report: Report | None = None
     """Of the last run."""
     reward_fn: Reward | None = None
+    report_class: ClassVar[type[PreferenceReport]] = PreferenceReport
+    """Of a run that learns from a fixed set of texts."""
 
     def __init__(
         self, module: AlgorithmModule, output_dir: str | Path | None, options: dict[str, Any]
@@ -86,7 +88,7 @@ class Facade:
             save = {"every_n_epochs": c.save_every}
             evaluate = {"check_val_every_n_epoch": c.eval_every}
         else:
-            report, bar = PreferenceReport(self.output_dir), StepBar
+            report, bar = self.report_class(self.output_dir), StepBar
             save = {"every_n_train_steps": c.save_every}
             interval = c.eval_every * accumulate  # Lightning counts batches
             evaluate = {"check_val_every_n_epoch": None, "val_check_interval": interval}

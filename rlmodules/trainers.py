@@ -8,15 +8,25 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from datamodules import Environment, PreferenceDataModule, PreferenceDataset, RolloutDataModule
+from datamodules import (
+    DemonstrationDataModule,
+    Environment,
+    PreferenceDataModule,
+    PreferenceDataset,
+    RolloutDataModule,
+)
 from datamodules.environments.text import TextGenerationEnv
-from rlmodules.algorithms.config import OnlineConfig
-from rlmodules.algorithms.dpo import DPO, DPOConfig
+from datamodules.examples.datamodule import ExampleDataModule
+from datamodules.examples.dataset import ExampleDataset
+from rlmodules.algorithms.config import OfflineConfig, OnlineConfig
+from rlmodules.algorithms.dpo import DPO
 from rlmodules.algorithms.grpo import GRPO
 from rlmodules.algorithms.offline import OfflineModule
 from rlmodules.algorithms.online import OnlineModule
-from rlmodules.algorithms.orpo import ORPO, ORPOConfig
+from rlmodules.algorithms.orpo import ORPO
 from rlmodules.algorithms.ppo import PPO
+from rlmodules.algorithms.sft import SFT
+from rlmodules.callbacks import DemonstrationReport
 from rlmodules.checks import device_options
 from rlmodules.facade import Facade, Metrics
 from rlmodules.models import ModelConfig
@@ -131,20 +141,21 @@ class GRPOTrainer(OnlineTrainer):
     sizes = (*OnlineTrainer.sizes, "num_generations", "max_resamples")
 
 
-def _pairs(train: PreferenceDataset, held_out: PreferenceDataset | None, size: int) -> dict:
-    """Options of ``PreferenceDataModule``."""
+def _examples(train: ExampleDataset[Any], held_out: ExampleDataset[Any] | None, size: int) -> dict:
+    """Options of an ``ExampleDataModule``."""
     options = {"train_dataset": train, "eval_dataset": held_out}
     return options | {"eval_size": len(held_out or ()), "batch_size": size}
 
 
-class DPOTrainer(Facade):
-    """DPO on a ``PreferenceDataset``; arguments as of ``OnlineTrainer``."""
+class TextTrainer(Facade):
+    """A language model on a data set that was tokenized; arguments as of ``OnlineTrainer``."""
 
-    module_class: ClassVar[type[OfflineModule]] = DPO
+    module_class: ClassVar[type[OfflineModule]]
+    data_class: ClassVar[type[ExampleDataModule]]
 
     def __init__(
         self,
-        config: DPOConfig | ORPOConfig,
+        config: OfflineConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         model: nn.Module | None = None,
@@ -158,31 +169,44 @@ class DPOTrainer(Facade):
 
     def train(
         self,
-        dataset: PreferenceDataset,
-        eval_dataset: PreferenceDataset | None = None,
+        dataset: ExampleDataset[Any],
+        eval_dataset: ExampleDataset[Any] | None = None,
         ckpt_path: str | Path | None = None,
         resume_allow: Sequence[str] = (),
     ) -> Metrics:
         """Train, and return every metric as the list of its values by optimizer step.
 
         Args:
-            eval_dataset: held-out pairs for ``val/...``; none by default.
+            eval_dataset: held-out examples for ``val/...``; none by default.
             ckpt_path: continue from this checkpoint.
             resume_allow: options that may change there although the result is then of neither run.
         """
         c = self.config
-        data = _pairs(dataset, eval_dataset, c.batch_size)
-        return self.fit(PreferenceDataModule, c.num_epochs, ckpt_path, resume_allow, **data)
+        data = _examples(dataset, eval_dataset, c.batch_size)
+        return self.fit(self.data_class, c.num_epochs, ckpt_path, resume_allow, **data)
 
     def save_model(self, path: str | Path, merge: bool | None = None) -> None:
         """Write the trained model and its tokenizer in Hugging Face format."""
         self.export(path, merge)
 
 
-class ORPOTrainer(DPOTrainer):
-    """ORPO on a ``PreferenceDataset``; arguments as of ``OnlineTrainer``."""
+class DPOTrainer(TextTrainer):
+    """DPO on a ``PreferenceDataset``; ``config`` is a ``DPOConfig``."""
 
-    module_class = ORPO
+    module_class, data_class = DPO, PreferenceDataModule
+
+
+class ORPOTrainer(TextTrainer):
+    """ORPO on a ``PreferenceDataset``; ``config`` is an ``ORPOConfig``."""
+
+    module_class, data_class = ORPO, PreferenceDataModule
+
+
+class SFTTrainer(TextTrainer):
+    """SFT on a ``DemonstrationDataset``; ``config`` is an ``SFTConfig``."""
+
+    module_class, data_class = SFT, DemonstrationDataModule
+    report_class = DemonstrationReport
 
 
 class RewardModelTrainer(Facade):
@@ -243,7 +267,7 @@ class RewardModelTrainer(Facade):
         if eval_chosen_texts is not None:
             prompts = [""] * len(eval_chosen_texts)
             held_out = pairs(prompts, eval_chosen_texts, eval_rejected_texts)
-        data = _pairs(train, held_out, batch_size)
+        data = _examples(train, held_out, batch_size)
         return self.fit(PreferenceDataModule, num_epochs, ckpt_path, resume_allow, **data)
 
     def save_model(self, path: str | Path) -> None:

@@ -17,12 +17,25 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from datamodules import (
+    DemonstrationDataModule,
+    DemonstrationDataset,
     PreferenceDataModule,
     PreferenceDataset,
     RolloutDataModule,
     TextGenerationEnv,
 )
-from rlmodules import DPO, GRPO, ORPO, PPO, DPOConfig, GRPOConfig, ORPOConfig, PPOConfig
+from rlmodules import (
+    DPO,
+    GRPO,
+    ORPO,
+    PPO,
+    SFT,
+    DPOConfig,
+    GRPOConfig,
+    ORPOConfig,
+    PPOConfig,
+    SFTConfig,
+)
 from rlmodules.callbacks import (
     AtomicCheckpointIO,
     ExportModel,
@@ -51,6 +64,7 @@ RUNS = {
     "ppo_warmup": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 1, "value_warmup_iterations": 1}),
     "ppo_stop": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 3, "early_stop_kl": 1e-7}),
     "grpo": (GRPO, GRPOConfig, ONLINE | {"num_generations": 2, "beta": 0.1}),
+    "sft": (SFT, SFTConfig, {k: v for k, v in PAIRS.items() if k != "max_prompt_length"}),
     "dpo": (DPO, DPOConfig, PAIRS),
     "dpo_table": (DPO, DPOConfig, PAIRS | {"precompute_ref_log_probs": True}),
     "orpo": (ORPO, ORPOConfig, PAIRS),
@@ -128,6 +142,20 @@ def pair_data(c):
     )  # fmt: skip
 
 
+def demonstrated_data(c):
+    texts = [f" {'e' * (SHORT if i % 2 else LONG)} is it" for i in range(8)]
+    data, held_out = (
+        DemonstrationDataset(
+            texts[:count], tiny_tokenizer(), 512, prompts=[f"Name {i}" for i in range(count)]
+        )
+        for count in (8, 3)
+    )
+    return DemonstrationDataModule(
+        train_dataset=data, eval_dataset=held_out, batch_size=c.batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps, seed=c.seed,
+    )  # fmt: skip
+
+
 def scored_data(c, folder):
     """Some scores are missing, so that processes hold different numbers of them."""
     for split, count in (("train", 8), ("eval", 3)):
@@ -169,6 +197,7 @@ def run(name, strategy, processes, folder, going_on_from=None, **options):
     else:
         scored = hasattr(c, "objectives")
         data = scored_data(c, folder) if scored else pair_data(c)
+        data = demonstrated_data(c) if kind is SFT else data
         report = PreferenceReport(folder)
         every = c.eval_every * c.gradient_accumulation_steps
         evaluate = {"check_val_every_n_epoch": None, "val_check_interval": every}

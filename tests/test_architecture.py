@@ -20,7 +20,8 @@ TEMPLATES = f"{D}.templates {D}.template_options {D}.kept"
 TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {TEMPLATES} {D}.positions"
 BASE = f"{R}.functional {R}.checks {R}.quantization {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.optimizers {R}.sampling"
-DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {D}.preferences"
+TEXTS = f"{D}.examples {D}.preferences {D}.demonstrations"
+DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {TEXTS}"
 PARTS = (
     f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {R}.trackers"
     f" {R}.trainer_options {DATA}"
@@ -47,7 +48,9 @@ MAY_IMPORT = {
     f"{D}.environments": f"{TYPES} {D}.text {D}.rewards {D}.sandbox {D}.guard {D}.seeding",
     f"{D}.rollouts": f"{TYPES} {D}.atomic {D}.text {D}.rewards {D}.environments {D}.guard"
     f" {D}.seeding {D}.processes",
-    f"{D}.preferences": f"{TYPES} {D}.text {D}.guard {D}.seeding",
+    f"{D}.examples": f"{TYPES} {D}.text {D}.seeding",
+    f"{D}.preferences": f"{TYPES} {D}.text {D}.examples",
+    f"{D}.demonstrations": f"{TYPES} {D}.text {D}.examples {D}.preferences",
     f"{R}.__init__": f"{R}.checks",
     f"{R}.checks": "",
     f"{R}.functional": "",
@@ -61,7 +64,7 @@ MAY_IMPORT = {
     f"{R}.inside_vllm": "",  # it runs in vLLM's environment, which has nothing of ours
     f"{R}.strategies": f"{R}.models {R}.resuming",
     f"{R}.algorithms": f"{LEARNERS} {R}.strategies {R}.callbacks {R}.resuming {R}.trackers {D}.text"
-    f" {D}.preferences {D}.processes",
+    f" {TEXTS} {D}.processes",
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
@@ -83,7 +86,7 @@ MAY_IMPORT = {
     f"{R}.trainer_options": f"{R}.checks",
     f"{R}.command": "",  # it runs train.py, by its path
 }
-ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo")}
+ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo", "sft")}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""
 NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", "forward_backward")}
 COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", f"{R}.running", "train"}

@@ -37,6 +37,8 @@ NEEDS = {  # what the user must give besides
     "task=collect_preferences": ["out=pairs.jsonl"],
     "task=compare": ["runs=[outputs]"],
     "data=preferences": ["algo=dpo"],
+    "data=demonstrations": ["algo=sft"],
+    "callbacks=demonstrations": ["algo=sft"],
     "callbacks=preferences": ["algo=dpo"],
     "callbacks=reward": ["algo=reward"],
     "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
@@ -95,7 +97,9 @@ def test_every_part_instantiates(option, tmp_path):
     module = module_of(cfg)
     assert module.config.seed == cfg.seed
     online = option.split("=")[1] in ONLINE or not option.startswith("algo")
-    kind = datamodules.RolloutDataModule if online else datamodules.PreferenceDataModule
+    kinds = {"algo=sft": datamodules.DemonstrationDataModule}
+    offline = kinds.get(option, datamodules.PreferenceDataModule)
+    kind = datamodules.RolloutDataModule if online else offline
     assert isinstance(instantiate(cfg.data), kind)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]

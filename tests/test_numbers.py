@@ -11,7 +11,13 @@ import pytest
 from hydra.utils import get_object
 from report_helpers import make_run
 
-from datamodules import PreferenceDataModule, RolloutDataModule, TextGenerationEnv, rewards
+from datamodules import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    RolloutDataModule,
+    TextGenerationEnv,
+    rewards,
+)
 from datamodules.checks import require_seed, require_types
 from datamodules.rollouts.collector import PreferenceCollector
 from rlmodules import GRPOConfig, LoraConfig, PPOConfig, RewardModelConfig
@@ -33,7 +39,7 @@ FROM_0 = {
     "top_k", "gamma", "lam", "max_resamples", "center_rewards_coefficient", "warmup_steps",
     "warmup_ratio", "label_smoothing", "dropout_prob", "lora_dropout", "dropout", "r", "seed",
     "eval_size", "num_held_out", "demonstrations", "tool_bonus", "error_penalty", "heldout",
-    "missing_eos_penalty", "min_gap", "retries", "rows", "episodes",
+    "missing_eos_penalty", "min_gap", "retries", "rows", "episodes", "eval_samples",
 }  # fmt: skip
 """Fields that 0 is right for: it switches something off, or is one of a range."""
 
@@ -91,6 +97,7 @@ def maker(group, name, target, folder):
         "estimate": partial(estimate, None, None, None, {}),
         "rollouts": partial(RolloutDataModule, TextGenerationEnv, prompts=["a"]),
         "preferences": partial(PreferenceDataModule, "a.jsonl"),
+        "demonstrations": partial(DemonstrationDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,
         "inspect": inspected,
         "vllm": partial(VLLM, sys.executable),

@@ -76,6 +76,8 @@ def test_multi_objective_says_how_each_objective_does(tmp_path, command):
         (["algo=dpo", "data.path=nowhere.jsonl"], "data.path='nowhere.jsonl'"),
         (["algo=dpo", "algo.loss_type=sigmod"], "algo.loss_type=['sigmod']"),
         (["algo=dpo", "reward=length"], "has no use for reward="),
+        (["algo=sft", "data=preferences"], "rlmodules.SFT is of other data than"),
+        (["algo=dpo", "data=demonstrations"], "rlmodules.DPO is of other data than"),
         (["algo=reward", "data.path=bad.jsonl"], "bad.jsonl, line 2: not JSON"),
         (["algo=dpo", "data.path=empty.jsonl"], "data.path='empty.jsonl' holds no rows"),
     ],

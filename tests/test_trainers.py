@@ -27,6 +27,7 @@ from rlmodules import (
     RewardModel,
     RewardModelConfig,
     RewardModelTrainer,
+    SFTTrainer,
     schemas,
 )
 from rlmodules.callbacks import DataCheck, RunRecord, SaveLast
@@ -228,7 +229,8 @@ def test_long_texts_are_cut_and_lists_of_other_lengths_refused(tmp_path):
 
 # ------------------------------------------------------------------ as train.py does
 
-FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "dpo": DPOTrainer, "orpo": ORPOTrainer}
+FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "dpo": DPOTrainer, "orpo": ORPOTrainer,
+           "sft": SFTTrainer}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACADES)

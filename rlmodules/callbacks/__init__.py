@@ -2,6 +2,7 @@
 
 from rlmodules.callbacks.best import SaveBest
 from rlmodules.callbacks.data_check import DataCheck
+from rlmodules.callbacks.demonstration_report import DemonstrationReport
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
 from rlmodules.callbacks.optimized import OptimizedMetric

@@ -1,5 +1,6 @@
 """Plots of a run, as PNG files. matplotlib is imported where it draws: it is slow to load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,16 @@ def _line(ax: Any, rows: list[dict[str, float]], key: str | None, *style: str, *
 
 
 def plot_steps(
-    history: list[dict[str, float]], evaluations: list[dict[str, float]], path: Path
+    history: list[dict[str, float]],
+    evaluations: list[dict[str, float]],
+    path: Path,
+    metrics: Sequence[str] = ("loss", "accuracy", "margin"),
 ) -> None:
-    """Loss, accuracy and margin, or the error of each objective, of training and held-out data by
-    optimizer step."""
+    """Those of ``metrics`` that there are, and the error of each objective, of training and
+    held-out data by optimizer step."""
     objectives = sorted({key[6:] for row in history for key in row if key.startswith("train/mse_")})
     names = [
-        name
-        for name in ("loss", "accuracy", "margin", *objectives)
-        if any(f"train/{name}" in row for row in history)
+        name for name in (*metrics, *objectives) if any(f"train/{name}" in row for row in history)
     ]
     figure, axes = panels(len(names))
     for name, ax in zip(names, axes, strict=True):
@@ -66,7 +68,7 @@ def plot_steps(
         if held_out:
             values = [row[f"val/{name}"] for row in held_out]
             ax.plot([row["step"] for row in held_out], values, "o-", label="held out")
-        ax.set(title=name, xlabel="optimizer step")
+        ax.set(title=name.replace("_", " "), xlabel="optimizer step")
     finish(figure, path)
 
 

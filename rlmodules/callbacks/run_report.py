@@ -1,18 +1,16 @@
 """The report of an online run: reward, KL and repetition, samples before and after."""
 
-import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from rlmodules.callbacks.plots import plot_iterations
 from rlmodules.callbacks.position import is_whole_epoch
 from rlmodules.callbacks.report import Report, mean_of, plain_metrics
-from rlmodules.callbacks.samples import SampleTable
+from rlmodules.callbacks.samples import plain, print_samples
 from rlmodules.functional.statistics import mcnemar_p
 
 
@@ -93,20 +91,7 @@ class RunReport(Report):
                 f" ({solved['solved_after'] / n:.1%}); exact McNemar test, two-sided:"
                 f" p = {solved['mcnemar_p']:.2g}"
             )
-        self._print_samples(console, trainer)
-
-    def _print_samples(self, console: Console, trainer: L.Trainer) -> None:
-        samples = next((c for c in trainer.callbacks if isinstance(c, SampleTable)), None)
-        if samples is None or not samples.before:
-            return
-        table = Table(title="What it writes", title_justify="left", show_lines=True)
-        for column in ("prompt", "before", "after"):
-            table.add_column(column, overflow="fold")
-        pairs = list(zip(samples.before, samples.latest, strict=False))
-        first = {old["prompt"]: (old, new) for old, new in reversed(pairs)}  # of several attempts
-        for old, new in list(first.values())[::-1][:3]:
-            table.add_row(_plain(old["prompt"]), *map(_sample, (old, new)))
-        console.print(table)
+        print_samples(console, trainer, _sample)
 
     def plot(self, path: Path) -> None:
         plot_iterations(self.history, self.before, path)
@@ -119,13 +104,8 @@ class RunReport(Report):
         self._solved, self._evaluated = state_dict["solved"], state_dict["evaluated"]
 
 
-def _plain(text: str) -> Text:
-    """What a model wrote is neither markup nor control codes to the terminal."""
-    return Text("".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
-
-
 def _sample(row: dict[str, Any]) -> Text:
-    return _plain(row["response"]).append(f"\nreward {_number(row['reward'], 2)}", style="dim")
+    return plain(row["response"]).append(f"\nreward {_number(row['reward'], 2)}", style="dim")
 
 
 def _number(value: float | None, places: int) -> str:

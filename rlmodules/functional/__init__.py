@@ -33,3 +33,4 @@ from rlmodules.functional.preference_losses import (
     orpo_loss,
     pair_metrics,
 )
+from rlmodules.functional.text_losses import SFT_LOSSES, sft_loss

@@ -11,6 +11,7 @@ from rlmodules.algorithms.dpo import DPO
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.orpo import ORPO
 from rlmodules.algorithms.ppo import PPO
+from rlmodules.algorithms.sft import SFT
 from rlmodules.memory.live import HALF
 from rlmodules.memory.paper import Paper, give_sizes, on_paper
 from rlmodules.memory.parts import Parts
@@ -118,7 +119,9 @@ class Run:
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether the loss reads chosen texts from their second token on."""
+        """Whether the loss reads (chosen) texts from their second token on."""
+        if issubclass(self.algorithm, SFT):
+            return self.config.completion_only_loss is False
         return issubclass(self.algorithm, ORPO)
 
     @property

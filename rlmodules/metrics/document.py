@@ -9,6 +9,7 @@ from rlmodules.metrics.of_episodes import OF_EPISODES
 from rlmodules.metrics.of_evaluations import OF_EVALUATIONS
 from rlmodules.metrics.of_pairs import OF_PAIRS
 from rlmodules.metrics.of_speed import OF_SPEED
+from rlmodules.metrics.of_texts import OF_TEXTS
 from rlmodules.metrics.of_updates import OF_UPDATES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -39,6 +40,7 @@ SECTIONS = (
     ),
     ("Updates on episodes", "Means over an iteration's updates.", OF_UPDATES),
     ("Held-out episodes", "Sampled as in training, from prompts that are kept.", OF_EVALUATIONS),
+    ("Texts", "SFT, and what all that learn from a fixed set have in common.", OF_TEXTS),
     ("Preferences", "DPO, ORPO and reward models, in training and held out.", OF_PAIRS),
     ("Optimizer, time and axes", "Of every algorithm.", OF_SPEED),
 )

@@ -7,7 +7,9 @@ ONLINE = ("PPO", "GRPO")
 PAIR_POLICIES = ("DPO", "ORPO")
 PAIR_JUDGES = ("RewardModel", "PairwiseRewardModel")
 PAIRS = (*PAIR_POLICIES, *PAIR_JUDGES)
-OFFLINE = (*PAIRS, "MultiObjectiveRewardModel")
+ON_PREFERENCES = (*PAIRS, "MultiObjectiveRewardModel")
+ON_DEMONSTRATIONS = ("SFT",)
+OFFLINE = (*ON_DEMONSTRATIONS, *ON_PREFERENCES)
 EVERY = (*ONLINE, *OFFLINE)
 """Algorithms, by the names of their modules: gspo, rloo and reinforce_plus_plus are GRPO's."""
 

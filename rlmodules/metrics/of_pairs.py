@@ -1,13 +1,7 @@
-"""Metrics of algorithms that learn from a fixed set of preferences; each in training and held out.
+"""Metrics of algorithms that learn from preferences; each in training and held out."""
 
-Below ``val/`` stands the mean over all held-out pairs, below ``train/`` that of one optimizer step.
-"""
-
-from dataclasses import replace
-
-from rlmodules.metrics.metric import DOWN, OFFLINE, PAIR_POLICIES, PAIRS, UP, Metric
-
-HELD_OUT = "at each evaluation, where pairs are held out (data.eval_size)"
+from rlmodules.metrics.metric import DOWN, PAIR_POLICIES, PAIRS, UP, Metric
+from rlmodules.metrics.of_texts import held_out
 
 _IN_TRAINING = (
     Metric(
@@ -86,17 +80,6 @@ _IN_TRAINING = (
         better=UP,
     ),
     Metric(
-        "train/nll",
-        "Negative log-likelihood of chosen responses, a mean over tokens and responses.",
-        "nats a token",
-        ("ORPO",),
-        healthy="falling",
-        otherwise="Rising: algo.beta weighs the preference too much, or algo.learning_rate is too"
-        " high.",
-        trl="nll_loss, over prompts too",
-        better=DOWN,
-    ),
-    Metric(
         "train/log_odds",
         "Log of the odds of chosen over those of rejected responses, a token.",
         "nats",
@@ -120,33 +103,4 @@ _IN_TRAINING = (
 )
 
 
-def _held_out(metric: Metric) -> Metric:
-    swap = lambda text: text.replace("train/", "val/")  # noqa: E731
-    return replace(
-        metric,
-        name=swap(metric.name),
-        what=f"Held out: {metric.what[0].lower()}{swap(metric.what[1:])}",
-        when=HELD_OUT,
-        healthy=swap(metric.healthy),
-        otherwise=swap(metric.otherwise),
-        trl=f"eval_{metric.trl}" if metric.trl else "",
-        examples=tuple(map(swap, metric.examples)),
-    )
-
-
-OF_PAIRS = (
-    *_IN_TRAINING,
-    Metric(
-        "val/loss",
-        "The loss on all held-out pairs (or scored responses).",
-        "",
-        OFFLINE,
-        when=HELD_OUT,
-        healthy="falling, or lowest near the end",
-        otherwise="Rising while train/loss falls: overfitting; fewer epochs, a lower"
-        " algo.learning_rate, or more pairs. checkpoints/best.ckpt is that of the lowest.",
-        trl="eval_loss",
-        better=DOWN,
-    ),
-    *map(_held_out, _IN_TRAINING),
-)
+OF_PAIRS = (*_IN_TRAINING, *map(held_out, _IN_TRAINING))

@@ -71,7 +71,8 @@ OF_SPEED = (
     ),
     Metric(
         "time/examples_per_s",
-        "Pairs (or scored responses) that were trained on a second, over all processes.",
+        "Examples (pairs, scored responses, demonstrations) that were trained on a second, over all"
+        " processes.",
         "1/s",
         OFFLINE,
         trl="train_samples_per_second, of the whole run",
@@ -101,7 +102,8 @@ OF_SPEED = (
     ),
     Metric(
         "examples",
-        "Axis: pairs (or scored responses) trained on so far, over all processes.",
+        "Axis: examples (pairs, scored responses, demonstrations) trained on so far, over all"
+        " processes.",
         "examples",
         OFFLINE,
     ),

@@ -10,12 +10,14 @@ from rlmodules.metrics.of_episodes import OF_EPISODES
 from rlmodules.metrics.of_evaluations import OF_EVALUATIONS
 from rlmodules.metrics.of_pairs import OF_PAIRS
 from rlmodules.metrics.of_speed import OF_SPEED
+from rlmodules.metrics.of_texts import OF_TEXTS
 from rlmodules.metrics.of_updates import OF_UPDATES
 
 TABLE: tuple[Metric, ...] = (
     *OF_EPISODES,
     *OF_UPDATES,
     *OF_EVALUATIONS,
+    *OF_TEXTS,
     *OF_PAIRS,
     *OF_SPEED,
 )

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -139,11 +140,12 @@ class Run:
         return finite(self.progress.metrics.get(metric)) if self.progress else None
 
     def samples(self) -> dict[int, list[dict[str, str]]]:
-        """What the model wrote at each evaluation, by iteration."""
+        """What the model wrote at each evaluation, by iteration or optimizer step."""
         found = {}
-        for path in sorted((self.folder / SAMPLES).glob("iteration-*.csv")):
-            with path.open(newline="", encoding="utf-8") as file:
-                found[int(path.stem.removeprefix("iteration-"))] = list(csv.DictReader(file))
+        for path in sorted((self.folder / SAMPLES).glob("*.csv")):
+            if place := re.fullmatch(r"(?:iteration|step)-(\d+)", path.stem):
+                with path.open(newline="", encoding="utf-8") as file:
+                    found[int(place[1])] = list(csv.DictReader(file))
         return found
 
     @property

@@ -23,7 +23,7 @@ OPTIONS_AROUND = (
 """What stands around a run: none of it makes another one."""
 TABLE: dict[str, dict[Effect, str]] = {
     "algo": {
-        N: "save_every",
+        N: "save_every eval_samples",
         L: "num_iterations num_epochs",
         A: """learning_rate value_learning_rate weight_decay max_grad_norm
             lr_scheduler_type warmup_ratio warmup_steps value_warmup_iterations
@@ -40,6 +40,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             gamma lam kl_estimator whiten_advantages missing_eos_penalty reward_clip
             kl_in_reward importance_sampling_level scale_rewards baseline
             mask_truncated_completions max_resamples
+            completion_only_loss assistant_only_loss
             num_labels pooling_strategy dropout_prob objectives objective_weights
             use_lora lora_rank lora_alpha lora_dropout""",
         O: """seed batch_size mini_batch_size gradient_accumulation_steps ppo_epochs
@@ -54,7 +55,7 @@ TABLE: dict[str, dict[Effect, str]] = {
         N: "path prompts split name columns on_error eval_path eval_prompts eval_split",
         A: "eval_size eval_generations eval_batch_size rows.held_out",
         R: """env prompt_column chat chat_template_kwargs objectives max_length max_prompt_length
-            max_resamples""",
+            max_resamples completion_only_loss assistant_only_loss""",
         O: """rows batch_size mini_batch_size epochs num_generations seed
             gradient_accumulation_steps""",
     },
@@ -118,7 +119,10 @@ BEFORE: dict[str, Any] = {
 """What runs did that are older than an option."""
 NEVER = ("algo.optimizer.name",)
 """What not even ``resume.allow`` changes: a checkpoint holds the state of the one it names."""
-OF_ALGORITHM = {("GRPO", "algo.num_epochs"): O}  # passes over an iteration's episodes
+OF_ALGORITHM = {
+    ("GRPO", "algo.num_epochs"): O,  # passes over an iteration's episodes
+    ("SFT", "algo.max_new_tokens"): N,  # of samples that are looked at
+}
 
 
 def names() -> Iterator[tuple[str, Effect]]:

@@ -68,6 +68,9 @@ SOURCES: dict[str, dict[str, Source]] = {
             (*WINDOW, "path", "max_length", "max_prompt_length"),
             unchecked=("objectives",),
         ),
+        "demonstrations": Source(
+            "datamodules.DemonstrationDataModule", (*WINDOW, "path", "max_length")
+        ),
     },
     "env": {
         "text": Source("datamodules.TextGenerationEnv", ("reward_fn",)),

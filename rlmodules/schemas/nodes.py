@@ -41,16 +41,20 @@ class TrainingConfig:
 @dataclass
 class OfflineConfig(TrainingConfig):
     lr_scheduler_type: str = option('linear', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
-    batch_size: int = option(8, 'Pairs (or scored responses) a backward pass, over all processes.')
+    batch_size: int = option(8, 'Examples (pairs, scored responses, demonstrations) a backward pass, over all processes.')
     num_epochs: int = option(1, 'Passes over the data.')
     max_length: int = option(512, 'Most tokens of prompt and response; the response is cut on the right.')
-    max_prompt_length: int = option(256, 'Most tokens of the prompt; it is cut on the left.')
     eval_every: int = option(100, 'Optimizer steps between evaluations on held-out data; the end is always one.')
     save_every: int = option(500, 'Optimizer steps between checkpoints; the end is always one.')
 
 
 @dataclass
-class PairConfig(OfflineConfig):
+class PreferenceConfig(OfflineConfig):
+    max_prompt_length: int = option(256, 'Most tokens of the prompt; it is cut on the left.')
+
+
+@dataclass
+class PairConfig(PreferenceConfig):
     learning_rate: float = option(1e-06, 'Of the optimizer, at its peak.')
     gradient_accumulation_steps: int = option(2, 'Backward passes an optimizer step.')
     beta: float = option(0.1, 'DPO: how strongly the policy is held to the reference; rewards are beta times log-ratios.')
@@ -111,7 +115,7 @@ class GRPOConfig(OnlineConfig):
 
 
 @dataclass
-class RewardModelConfig(OfflineConfig):
+class RewardModelConfig(PreferenceConfig):
     model_name: str = option('bert-base-uncased', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
     learning_rate: float = option(0.0001, 'Of the optimizer, at its peak.')
     num_labels: int = option(1, 'Scores a text; pairs need exactly 1.')
@@ -160,6 +164,18 @@ class PPOConfig(OnlineConfig):
     reward_clip: float | None = option(None, 'Rewards are clipped to ± this; the logged reward is not.')
     early_stop_kl: float | None = option(None, "Skip the rest of an iteration's updates once KL(old || new) of one of them exceeds this.")
     target_kl: float | None = option(None, 'The former name of ``early_stop_kl``.')
+
+
+@dataclass
+class SFTConfig(OfflineConfig):
+    learning_rate: float = option(2e-05, 'Of the optimizer, at its peak.')
+    max_length: int = option(1024, 'Most tokens of a text; it is cut on the right.')
+    loss_type: str = option('nll', 'nll, or dft: each token weighted by its probability.')
+    completion_only_loss: bool | None = option(None, 'Learn completions alone, or with false their prompts too; null: completions where rows have a prompt apart, else all of a text.')
+    assistant_only_loss: bool = option(False, 'Of conversations, learn what the assistant says.')
+    warmup_ratio: float = option(0.1, 'Share of the optimizer steps in which the learning rate rises to its peak.')
+    eval_samples: int = option(0, 'Held-out prompts that are answered at each evaluation, greedily, to be looked at.')
+    max_new_tokens: int = option(64, 'Longest such answer, in tokens.')
 
 
 @dataclass
@@ -218,17 +234,39 @@ class DataRollouts:
 class DataPreferences:
     _target_: str = option('datamodules.PreferenceDataModule', '')
     path: str = option(MISSING, 'a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .ndjson, .csv, .tsv or .parquet file, or one of these with .gz; a folder of such files, or one that ``save_to_disk`` wrote; the id of a Hugging Face dataset; or ``package:NAME`` for a file that this project carries.')
+    objectives: Any = option(None, 'columns that hold scores; rows then have ``prompt`` and ``response``.')
+    max_length: int = option(MISSING, 'Of prompt and response together: the response is cut on the right.')
+    max_prompt_length: int = option(MISSING, 'Of the prompt alone: it is cut on the left.')
     columns: Any = option(None, 'what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column that is not meant.')
     eval_path: str | None = option(None, "held-out rows; without it the data set's own test split, or else a tenth of the training rows, with their prompts.")
     eval_size: int | None = option(None, 'held-out rows; 0 evaluates nothing, null takes at most 256.')
-    objectives: Any = option(None, 'columns that hold scores; rows then have ``prompt`` and ``response``.')
     split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     eval_split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     chat_template_kwargs: Any = option(None, 'what the chat template reads beside the conversation, such as ``{"enable_thinking": False}``; written into the template, so that an exported model has it too (``set_template_defaults``). A column of that name says it for single rows.')
     name: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
     on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
-    max_length: int = option(MISSING, 'Of prompt and response together: the response is cut on the right.')
-    max_prompt_length: int = option(MISSING, 'Of the prompt alone: it is cut on the left.')
+    batch_size: int = option(MISSING, 'examples a backward pass, over all processes.')
+    gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
+    eval_batch_size: int = option(8, 'examples evaluated at once, over all processes.')
+    seed: int = option(MISSING, 'of the order of examples and of the split.')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class DataDemonstrations:
+    _target_: str = option('datamodules.DemonstrationDataModule', '')
+    path: str = option(MISSING, 'a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .ndjson, .csv, .tsv or .parquet file, or one of these with .gz; a folder of such files, or one that ``save_to_disk`` wrote; the id of a Hugging Face dataset; or ``package:NAME`` for a file that this project carries.')
+    max_length: int = option(MISSING, 'most tokens of a text; it is cut on the right.')
+    completion_only_loss: bool | None = option(None, 'learn completions alone, or with False their prompts too; None: completions where rows have a prompt apart, else all of a text.')
+    assistant_only_loss: bool = option(False, 'of conversations, learn what the assistant says.')
+    columns: Any = option(None, 'what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column that is not meant.')
+    eval_path: str | None = option(None, "held-out rows; without it the data set's own test split, or else a tenth of the training rows, with their prompts.")
+    eval_size: int | None = option(None, 'held-out rows; 0 evaluates nothing, null takes at most 256.')
+    split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    eval_split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    chat_template_kwargs: Any = option(None, 'what the chat template reads beside the conversation, such as ``{"enable_thinking": False}``; written into the template, so that an exported model has it too (``set_template_defaults``). A column of that name says it for single rows.')
+    name: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
     batch_size: int = option(MISSING, 'examples a backward pass, over all processes.')
     gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
     eval_batch_size: int = option(8, 'examples evaluated at once, over all processes.')
@@ -494,6 +532,7 @@ NODES: dict[str, dict[str, type]] = {
         "orpo": ORPOConfig,
         "ppo": PPOConfig,
         "reward": RewardModelConfig,
+        "sft": SFTConfig,
     },
     "model": {
         "base": ModelConfig,
@@ -501,6 +540,7 @@ NODES: dict[str, dict[str, type]] = {
     "data": {
         "rollouts": DataRollouts,
         "preferences": DataPreferences,
+        "demonstrations": DataDemonstrations,
     },
     "env": {
         "text": EnvText,

@@ -39,16 +39,23 @@ OFFLINE = (
 )
 SCORED = "data.path=${oc.env:WALKED}/scored.jsonl"
 DPO = ("algo=dpo", *OFFLINE)
+SFT = (
+    "algo=sft",
+    *(o for o in OFFLINE if "prompt_length" not in o),
+    "algo.eval_samples=1",
+    "algo.max_new_tokens=4",
+)
 BASES = {
     "algo": {
         "ppo": PPO,
         "grpo": (*GRPO, *TEXT),
         "dpo": DPO,
         "orpo": ("algo=orpo", *OFFLINE),
+        "sft": SFT,
         "reward": ("algo=reward", *OFFLINE),
         "multi_objective": ("algo=multi_objective", *OFFLINE, SCORED),
     },
-    "data": {"rollouts": PPO, "preferences": DPO},
+    "data": {"rollouts": PPO, "preferences": DPO, "demonstrations": SFT},
     "env": {
         "text": PPO,
         "math": (*GRPO, "env=math", "env.num_problems=40"),
@@ -120,6 +127,10 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "multi_objective:algo.warmup_steps": ("algo.warmup_steps=0",),
     "algo.label_smoothing": ("algo.label_smoothing=0.1",),
     "dpo:algo.loss_type": ("algo.loss_type=ipo",),
+    "sft:algo.loss_type": ("algo.loss_type=dft",),
+    "sft:algo.max_length": ("algo.max_length=8",),
+    "algo.completion_only_loss": ("algo.completion_only_loss=false",),
+    "algo.assistant_only_loss": ("algo.assistant_only_loss=true",),
     "algo.loss_weights": ("algo.loss_type=[sigmoid,sft]", "algo.loss_weights=[1.0,0.2]"),
     "algo.simpo_gamma": (
         "algo.loss_type=simpo",

@@ -9,8 +9,19 @@ from adapter_helpers import adapter_folder
 from helpers import assert_same
 from lightning.pytorch.callbacks import Callback
 from pair_helpers import data, dataset, fit
+from sft_helpers import data as demonstrations
+from sft_helpers import dataset as demonstrated
 
-from rlmodules import DPO, DPOConfig, LoraConfig, ModelConfig, RewardModel, RewardModelConfig
+from rlmodules import (
+    DPO,
+    SFT,
+    DPOConfig,
+    LoraConfig,
+    ModelConfig,
+    RewardModel,
+    RewardModelConfig,
+    SFTConfig,
+)
 from rlmodules.callbacks import newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
 
@@ -28,6 +39,8 @@ RUNS = {
     "dpo": lambda: DPO(DPOConfig(**SHARED)),
     "dpo-lora": lambda: DPO(DPOConfig(**SHARED), LORA),
     "dpo-adapter": lambda: DPO(DPOConfig(**SHARED | {"model_name": "adapter"})),
+    "sft": lambda: SFT(SFTConfig(**SHARED, eval_samples=1, max_new_tokens=2)),
+    "sft-lora": lambda: SFT(SFTConfig(**SHARED, loss_type="dft"), LORA),
     "reward": lambda: RewardModel(RewardModelConfig(**SHARED, dropout_prob=0.3)),
 }
 
@@ -46,7 +59,9 @@ class StopAt(Callback):
 
 def run(name, folder, **options):
     module = RUNS[name]()
-    datamodule = data(module.config, held_out=dataset(3))
+    learns = isinstance(module, SFT)
+    make, rows = (demonstrations, demonstrated) if learns else (data, dataset)
+    datamodule = make(module.config, held_out=rows(3))
     fit(module, datamodule, folder, save=True, **options)
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 

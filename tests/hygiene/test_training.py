@@ -7,6 +7,7 @@ Lightning's own loop around the steps does not run here: it is the modules' hook
 import grpo_helpers
 import helpers
 import pytest
+import sft_helpers
 import torch
 from card_helpers import card
 from card_run_helpers import minibatch
@@ -18,11 +19,13 @@ from rlmodules import (
     GRPO,
     ORPO,
     PPO,
+    SFT,
     DPOConfig,
     ORPOConfig,
     PairwiseRewardModel,
     RewardModel,
     RewardModelConfig,
+    SFTConfig,
 )
 
 CLIPPING = {"rlmodules/algorithms/gradients.py:clip_gradients": 1}
@@ -83,15 +86,19 @@ OFFLINE = {
     "dpo, without a reference": (dpo(reference_free=True), FORWARD),
     "simpo": (dpo(reference_free=True, loss_type="simpo"), FORWARD),
     "orpo": (lambda: ORPO(pairs_config(ORPOConfig)), FORWARD),
+    "sft": (lambda: SFT(pairs_config(SFTConfig)), FORWARD),
+    "dft": (lambda: SFT(pairs_config(SFTConfig, loss_type="dft")), FORWARD),
     "reward": (reward(RewardModel), FORWARD),
     "pairwise": (reward(PairwiseRewardModel), FORWARD),
 }
 
 
 def pairs(module):
+    if isinstance(module, SFT):
+        return sft_helpers.batch_of(sft_helpers.dataset(4))
     examples = dataset(4, close=module.closes_texts).examples
     lengths = sum(len(e.sequences[0]) - e.prompt_length for e in examples)
-    totals = {"num_pairs": 4.0, "num_response_tokens": lengths, "num_text_tokens": lengths}
+    totals = {"num_examples": 4.0, "num_response_tokens": lengths, "num_text_tokens": lengths}
     return PreferenceBatch(examples, torch.arange(4), totals, "train")
 
 

@@ -30,6 +30,7 @@ RUNS = {
     # module: its runs, which together log all that it ever logs
     "PPO": [["algo=ppo", *ONLINE, "algo.value_warmup_iterations=0", *e] for e in (PARTS, SOLVED)],
     "GRPO": [["algo=grpo", *ONLINE, *WITH_REFERENCE, *env] for env in (PARTS, SOLVED)],
+    "SFT": [["algo=sft", *PAIRS]],
     "DPO": [["algo=dpo", *PAIRS]],
     "ORPO": [["algo=orpo", *PAIRS]],
     "RewardModel": [["algo=reward", *PAIRS]],

@@ -9,12 +9,14 @@ from rlmodules import (
     GRPO,
     ORPO,
     PPO,
+    SFT,
     DPOConfig,
     GRPOConfig,
     ORPOConfig,
     PPOConfig,
     RewardModel,
     RewardModelConfig,
+    SFTConfig,
 )
 from rlmodules.models import ModelConfig, PolicyModel, Reference, backbone, compiling
 from rlmodules.models.compiling import compile_layers, layers_of
@@ -67,7 +69,8 @@ def test_a_policy_and_its_reference_score_by_compiled_layers_and_sample_by_eager
 
 
 MODULES = {
-    "ppo": (PPO, PPOConfig), "grpo": (GRPO, GRPOConfig), "dpo": (DPO, DPOConfig),
+    "ppo": (PPO, PPOConfig), "grpo": (GRPO, GRPOConfig), "sft": (SFT, SFTConfig),
+    "dpo": (DPO, DPOConfig),
     "orpo": (ORPO, ORPOConfig), "reward": (RewardModel, RewardModelConfig),
 }  # fmt: skip
 

@@ -8,12 +8,14 @@ from rlmodules import (
     DPO,
     ORPO,
     PPO,
+    SFT,
     AsyncTrainingClient,
     DPOConfig,
     ORPOConfig,
     PPOConfig,
     RewardModel,
     RewardModelConfig,
+    SFTConfig,
 )
 from rlmodules.models import LoraConfig, PolicyModel, add_lora
 from rlmodules.models.embedded import tiny_model, tiny_tokenizer
@@ -26,6 +28,9 @@ MAKERS = {
         PPOConfig(model_name="given"), model=model, tokenizer=tokenizer
     ),
     "dpo": lambda model, tokenizer: DPO(DPOConfig(**SHORT), model=model, tokenizer=tokenizer),
+    "sft": lambda model, tokenizer: SFT(
+        SFTConfig(model_name="given", max_length=64), model=model, tokenizer=tokenizer
+    ),
     "orpo": lambda model, tokenizer: ORPO(ORPOConfig(**SHORT), model=model, tokenizer=tokenizer),
     "reward": lambda model, tokenizer: RewardModel(
         RewardModelConfig(**SHORT), base_model=model.model, tokenizer=tokenizer
