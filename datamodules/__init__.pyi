@@ -26,3 +26,5 @@ from .text.prompts import Prompt as Prompt
 from .types import Observation as Observation
 from .types import StepResult as StepResult
 from .types import Trajectory as Trajectory
+from .unpaired.datamodule import UnpairedPreferenceDataModule as UnpairedPreferenceDataModule
+from .unpaired.dataset import UnpairedPreferenceDataset as UnpairedPreferenceDataset

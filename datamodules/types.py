@@ -247,7 +247,7 @@ class TextLearner(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
     def learns_from(self) -> str:
-        """Which kind of rows: ``preferences`` or ``demonstrations``."""
+        """Which kind of rows: one of ``LEARNERS``."""
 
     @property
     def closes_texts(self) -> bool:
@@ -267,6 +267,7 @@ def as_policy(module: object) -> Policy:
 LEARNERS = {
     "preferences": "pairs or scores, as algo=dpo, orpo and reward",
     "demonstrations": "demonstrations, as algo=sft",
+    "unpaired": "responses that are desirable or not, as algo=kto",
 }
 """Kind of rows -> which algorithms learn from them."""
 
@@ -284,10 +285,8 @@ def as_text_learner(module: object, kind: str) -> TextLearner:
     _require_members(module, TextLearner, remedy)
     learner = cast(TextLearner, module)
     if learner.learns_from != kind:
-        raise ValueError(
-            f"the algorithm {type(module).__name__} learns from {learner.learns_from}: {remedy}, or"
-            f" leave data= out"
-        )
+        name = type(module).__name__
+        raise ValueError(f"the algorithm {name} learns from {learner.learns_from}: {remedy}")
     return learner
 
 

@@ -4,6 +4,8 @@ from .algorithms.dpo import DPO as DPO
 from .algorithms.dpo import DPOConfig as DPOConfig
 from .algorithms.grpo import GRPO as GRPO
 from .algorithms.grpo import GRPOConfig as GRPOConfig
+from .algorithms.kto import KTO as KTO
+from .algorithms.kto import KTOConfig as KTOConfig
 from .algorithms.orpo import ORPO as ORPO
 from .algorithms.orpo import ORPOConfig as ORPOConfig
 from .algorithms.ppo import PPO as PPO
@@ -28,6 +30,7 @@ from .sampling.choose import SamplingParams as SamplingParams
 from .sampling.decoding import sample as sample
 from .trainers import DPOTrainer as DPOTrainer
 from .trainers import GRPOTrainer as GRPOTrainer
+from .trainers import KTOTrainer as KTOTrainer
 from .trainers import ORPOTrainer as ORPOTrainer
 from .trainers import PPOTrainer as PPOTrainer
 from .trainers import RewardModelTrainer as RewardModelTrainer

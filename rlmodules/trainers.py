@@ -14,6 +14,7 @@ from datamodules import (
     PreferenceDataModule,
     PreferenceDataset,
     RolloutDataModule,
+    UnpairedPreferenceDataModule,
 )
 from datamodules.environments.text import TextGenerationEnv
 from datamodules.examples.datamodule import ExampleDataModule
@@ -21,6 +22,7 @@ from datamodules.examples.dataset import ExampleDataset
 from rlmodules.algorithms.config import OfflineConfig, OnlineConfig
 from rlmodules.algorithms.dpo import DPO
 from rlmodules.algorithms.grpo import GRPO
+from rlmodules.algorithms.kto import KTO
 from rlmodules.algorithms.offline import OfflineModule
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.orpo import ORPO
@@ -200,6 +202,12 @@ class ORPOTrainer(TextTrainer):
     """ORPO on a ``PreferenceDataset``; ``config`` is an ``ORPOConfig``."""
 
     module_class, data_class = ORPO, PreferenceDataModule
+
+
+class KTOTrainer(TextTrainer):
+    """KTO on an ``UnpairedPreferenceDataset``; ``config`` is a ``KTOConfig``."""
+
+    module_class, data_class = KTO, UnpairedPreferenceDataModule
 
 
 class SFTTrainer(TextTrainer):

@@ -23,15 +23,19 @@ from datamodules import (
     PreferenceDataset,
     RolloutDataModule,
     TextGenerationEnv,
+    UnpairedPreferenceDataModule,
+    UnpairedPreferenceDataset,
 )
 from rlmodules import (
     DPO,
     GRPO,
+    KTO,
     ORPO,
     PPO,
     SFT,
     DPOConfig,
     GRPOConfig,
+    KTOConfig,
     ORPOConfig,
     PPOConfig,
     SFTConfig,
@@ -65,6 +69,7 @@ RUNS = {
     "ppo_stop": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 3, "early_stop_kl": 1e-7}),
     "grpo": (GRPO, GRPOConfig, ONLINE | {"num_generations": 2, "beta": 0.1}),
     "sft": (SFT, SFTConfig, {k: v for k, v in PAIRS.items() if k != "max_prompt_length"}),
+    "kto": (KTO, KTOConfig, PAIRS),
     "dpo": (DPO, DPOConfig, PAIRS),
     "dpo_table": (DPO, DPOConfig, PAIRS | {"precompute_ref_log_probs": True}),
     "orpo": (ORPO, ORPOConfig, PAIRS),
@@ -156,6 +161,21 @@ def demonstrated_data(c):
     )  # fmt: skip
 
 
+def labelled_data(c):
+    texts = [f" {'e' * (SHORT if i % 2 else LONG)} is it" for i in range(8)]
+    data, held_out = (
+        UnpairedPreferenceDataset(
+            [f"Name {i}" for i in range(count)], texts[:count],
+            [i % 3 > 0 for i in range(count)], tiny_tokenizer(), 512,
+        )
+        for count in (8, 5)
+    )  # fmt: skip
+    return UnpairedPreferenceDataModule(
+        train_dataset=data, eval_dataset=held_out, batch_size=c.batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps, seed=c.seed,
+    )  # fmt: skip
+
+
 def scored_data(c, folder):
     """Some scores are missing, so that processes hold different numbers of them."""
     for split, count in (("train", 8), ("eval", 3)):
@@ -197,7 +217,8 @@ def run(name, strategy, processes, folder, going_on_from=None, **options):
     else:
         scored = hasattr(c, "objectives")
         data = scored_data(c, folder) if scored else pair_data(c)
-        data = demonstrated_data(c) if kind is SFT else data
+        own = {SFT: demonstrated_data, KTO: labelled_data}
+        data = own[kind](c) if kind in own else data
         report = PreferenceReport(folder)
         every = c.eval_every * c.gradient_accumulation_steps
         evaluate = {"check_val_every_n_epoch": None, "val_check_interval": every}

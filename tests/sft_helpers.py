@@ -3,7 +3,6 @@
 import pair_helpers
 
 from datamodules import DemonstrationDataModule, DemonstrationDataset
-from datamodules.examples.streams import collate
 from rlmodules import SFT, SFTConfig
 from rlmodules.callbacks import DemonstrationReport
 from rlmodules.models.embedded import tiny_tokenizer
@@ -43,7 +42,7 @@ def data(config, train=None, held_out=None, **options):
 
 def batch_of(rows, chosen=None):
     chosen = list(range(len(rows))) if chosen is None else chosen
-    return collate(rows, chosen, rows.totals(chosen), "train")
+    return rows.batch(chosen, rows.totals(chosen), "train")
 
 
 def fit(module, datamodule=None, folder="unused", **options):

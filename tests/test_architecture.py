@@ -20,7 +20,7 @@ TEMPLATES = f"{D}.templates {D}.template_options {D}.kept"
 TYPES = f"{D}.checks {D}.types {D}.experience {D}.ends {TEMPLATES} {D}.positions"
 BASE = f"{R}.functional {R}.checks {R}.quantization {R}.quiet {TYPES} {D}.atomic"
 LEARNERS = f"{BASE} {R}.models {R}.optimizers {R}.sampling"
-TEXTS = f"{D}.examples {D}.preferences {D}.demonstrations"
+TEXTS = f"{D}.examples {D}.preferences {D}.demonstrations {D}.unpaired"
 DATA = f"{TYPES} {D}.text {D}.rewards {D}.environments {D}.rollouts {TEXTS}"
 PARTS = (
     f"{LEARNERS} {R}.algorithms {R}.reward_models {R}.callbacks {R}.resuming {R}.trackers"
@@ -50,6 +50,7 @@ MAY_IMPORT = {
     f" {D}.seeding {D}.processes",
     f"{D}.examples": f"{TYPES} {D}.text {D}.seeding",
     f"{D}.preferences": f"{TYPES} {D}.text {D}.examples",
+    f"{D}.unpaired": f"{TYPES} {D}.text {D}.examples {D}.preferences",
     f"{D}.demonstrations": f"{TYPES} {D}.text {D}.examples {D}.preferences",
     f"{R}.__init__": f"{R}.checks",
     f"{R}.checks": "",
@@ -86,7 +87,7 @@ MAY_IMPORT = {
     f"{R}.trainer_options": f"{R}.checks",
     f"{R}.command": "",  # it runs train.py, by its path
 }
-ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo", "sft")}
+ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo", "kto", "sft")}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""
 NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", "forward_backward")}
 COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", f"{R}.running", "train"}

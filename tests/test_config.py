@@ -38,6 +38,7 @@ NEEDS = {  # what the user must give besides
     "task=compare": ["runs=[outputs]"],
     "data=preferences": ["algo=dpo"],
     "data=demonstrations": ["algo=sft"],
+    "data=unpaired": ["algo=kto"],
     "callbacks=demonstrations": ["algo=sft"],
     "callbacks=preferences": ["algo=dpo"],
     "callbacks=reward": ["algo=reward"],
@@ -97,7 +98,10 @@ def test_every_part_instantiates(option, tmp_path):
     module = module_of(cfg)
     assert module.config.seed == cfg.seed
     online = option.split("=")[1] in ONLINE or not option.startswith("algo")
-    kinds = {"algo=sft": datamodules.DemonstrationDataModule}
+    kinds = {
+        "algo=sft": datamodules.DemonstrationDataModule,
+        "algo=kto": datamodules.UnpairedPreferenceDataModule,
+    }
     offline = kinds.get(option, datamodules.PreferenceDataModule)
     kind = datamodules.RolloutDataModule if online else offline
     assert isinstance(instantiate(cfg.data), kind)

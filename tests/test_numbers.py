@@ -16,6 +16,7 @@ from datamodules import (
     PreferenceDataModule,
     RolloutDataModule,
     TextGenerationEnv,
+    UnpairedPreferenceDataModule,
     rewards,
 )
 from datamodules.checks import require_seed, require_types
@@ -45,7 +46,7 @@ FROM_0 = {
 
 
 def takes(owner, name, value) -> bool:
-    """What the table above says of a field; ``beta`` of DPO is a scale, and a weight elsewhere."""
+    """What the table above says of a field; ``beta`` of DPO and KTO is a scale, else a weight."""
     if value == math.inf:
         return name == "max_grad_norm"  # no clipping
     if value == 10**400:
@@ -53,7 +54,7 @@ def takes(owner, name, value) -> bool:
     if value == 0 and name == "temperature":
         return owner == "judge"
     if value == 0 and name == "beta":
-        return owner != "DPOConfig"
+        return owner not in ("DPOConfig", "KTOConfig")
     return name in SIGNED if value == -1 else name in FROM_0 if value == 0 else False
 
 
@@ -97,6 +98,7 @@ def maker(group, name, target, folder):
         "estimate": partial(estimate, None, None, None, {}),
         "rollouts": partial(RolloutDataModule, TextGenerationEnv, prompts=["a"]),
         "preferences": partial(PreferenceDataModule, "a.jsonl"),
+        "unpaired": partial(UnpairedPreferenceDataModule, "a.jsonl"),
         "demonstrations": partial(DemonstrationDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,
         "inspect": inspected,

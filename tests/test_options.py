@@ -198,7 +198,9 @@ def test_two_values_for_what_is_one_are_refused(override, sentence):
         schemas.refuse_contradictions(settings)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "grpo", "sft", "dpo", "orpo", "reward", "multi_objective"])
+@pytest.mark.parametrize(
+    "algo", ["ppo", "grpo", "sft", "kto", "dpo", "orpo", "reward", "multi_objective"]
+)
 def test_no_default_run_contradicts_itself(algo):
     for more in ((), ("seed=3",)):
         cfg = composed(f"algo={algo}", *more)

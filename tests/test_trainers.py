@@ -17,6 +17,7 @@ from rlmodules import (
     DPOConfig,
     DPOTrainer,
     GRPOTrainer,
+    KTOTrainer,
     LoraConfig,
     ModelConfig,
     ORPOConfig,
@@ -230,7 +231,7 @@ def test_long_texts_are_cut_and_lists_of_other_lengths_refused(tmp_path):
 # ------------------------------------------------------------------ as train.py does
 
 FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "dpo": DPOTrainer, "orpo": ORPOTrainer,
-           "sft": SFTTrainer}  # fmt: skip
+           "kto": KTOTrainer, "sft": SFTTrainer}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACADES)

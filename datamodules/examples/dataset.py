@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -92,6 +93,8 @@ class ExampleDataset(Dataset[E], Generic[E]):
     """
 
     batch_class: ClassVar[type[ExampleBatch[Any]]] = ExampleBatch
+    smallest_batch: ClassVar[int] = 1
+    """Examples that a process has of a batch, at least."""
 
     def __init__(
         self,
@@ -122,6 +125,19 @@ class ExampleDataset(Dataset[E], Generic[E]):
     def totals(self, rows: Sequence[int]) -> dict[str, float]:
         """Counts over ``rows`` that losses are divided by."""
         return {"num_examples": float(len(rows))}
+
+    def batch(
+        self, rows: Sequence[int], totals: dict[str, float], split: str, share: slice = slice(None)
+    ) -> Any:
+        """The examples at ``rows`` as a batch.
+
+        Args:
+            totals, split: as of ``ExampleBatch``.
+            share: which of the batch's rows are this process's.
+        """
+        mine = list(rows[share])
+        examples, places = [self[row] for row in mine], torch.tensor(mine, dtype=torch.long)
+        return self.batch_class(examples, places, totals, split)
 
     def subset(self, rows: Sequence[int]) -> Any:
         """The examples at ``rows``."""

@@ -21,7 +21,12 @@ sort well, and few enough that each epoch has other batches."""
 
 
 def optimizer_steps(
-    lengths: Sequence[int], batch_size: int, accumulate: int, seed: int, world: int = 1
+    lengths: Sequence[int],
+    batch_size: int,
+    accumulate: int,
+    seed: int,
+    world: int = 1,
+    smallest: int = 1,
 ) -> list[list[list[int]]]:
     """One epoch: for each optimizer step its ``accumulate`` batches of row numbers.
 
@@ -29,14 +34,18 @@ def optimizer_steps(
     ``batch_size`` rows, but the last step spreads what is left over its batches, so that every row
     is seen once and every step is whole.
 
+    Args:
+        smallest: rows that a process has of a batch, at least.
+
     Raises:
         ValueError: there are too few rows for one step.
     """
-    window, least = batch_size * accumulate, accumulate * world
+    window, least = batch_size * accumulate, accumulate * world * smallest
     if len(lengths) < least:
+        each = f" of {smallest} rows at least" if smallest > 1 else ""
         raise ValueError(
             f"{len(lengths)} examples are too few for an optimizer step of {accumulate} batches"
-            f" over {world} processes: lower algo.gradient_accumulation_steps"
+            f"{each} over {world} processes: lower algo.gradient_accumulation_steps"
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -84,6 +93,7 @@ class TrainExamples:
                 f"algo.batch_size={batch_size} must be divisible by the {trainer.world_size}"
                 " processes: it counts the examples of all of them together"
             )
+        _require_others(dataset, batch_size, trainer.world_size, "algo.batch_size")
         self.dataset, self.trainer, self.seed = dataset, trainer, seed
         self.batch_size, self.accumulate = batch_size, accumulate
         self.lengths = [dataset.num_tokens(i) for i in range(len(dataset))]
@@ -95,8 +105,14 @@ class TrainExamples:
         return self._length
 
     def _steps(self, epoch: int) -> list[list[list[int]]]:
-        seed, world = derive_seed(self.seed, epoch), self.trainer.world_size
-        return optimizer_steps(self.lengths, self.batch_size, self.accumulate, seed, world)
+        return optimizer_steps(
+            self.lengths,
+            self.batch_size,
+            self.accumulate,
+            derive_seed(self.seed, epoch),
+            self.trainer.world_size,
+            self.dataset.smallest_batch,
+        )
 
     def __iter__(self) -> Iterator[ExampleBatch[Any]]:
         if self._resumed != self.trainer.current_epoch:
@@ -112,8 +128,7 @@ class TrainExamples:
             self.position += 1
             counts = self.dataset.totals([row for part in step for row in part])
             totals = {name: count / share for name, count in counts.items()}
-            mine = batch[self.trainer.global_rank :: self.trainer.world_size]
-            yield collate(self.dataset, mine, totals, "train")
+            yield self.dataset.batch(batch, totals, "train", share_of(self.trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Where an epoch goes on."""
@@ -131,24 +146,41 @@ class HeldOutExamples:
     """
 
     def __init__(self, dataset: ExampleDataset[Any], trainer: L.Trainer, batch_size: int) -> None:
+        _require_others(dataset, batch_size, trainer.world_size, "data.eval_batch_size")
+        _require_others(dataset, len(dataset), trainer.world_size, "data.eval_size")
         self.dataset, self.trainer, self.batch_size = dataset, trainer, batch_size
         self.order = sorted(range(len(dataset)), key=dataset.num_tokens)
         self.totals = dataset.totals(self.order)  # so that batches' losses add up to that of all
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self._batches())
 
     def __iter__(self) -> Iterator[ExampleBatch[Any]]:
-        for start in range(0, len(self.order), self.batch_size):
-            rows = self.order[start : start + self.batch_size]
-            mine = rows[self.trainer.global_rank :: self.trainer.world_size]
-            yield collate(self.dataset, mine, self.totals, "val")
+        for rows in self._batches():
+            yield self.dataset.batch(rows, self.totals, "val", share_of(self.trainer))
+
+    def _batches(self) -> list[list[int]]:
+        starts = range(0, len(self.order), self.batch_size)
+        batches = [self.order[start : start + self.batch_size] for start in starts]
+        least = self.trainer.world_size * self.dataset.smallest_batch
+        if self.dataset.smallest_batch > 1 and len(batches) > 1 and len(batches[-1]) < least:
+            batches[-2:] = [batches[-2] + batches[-1]]
+        return batches
 
 
-def collate(
-    dataset: ExampleDataset[Any], rows: Sequence[int], totals: dict[str, float], split: str
-) -> ExampleBatch[Any]:
-    """The examples at ``rows`` as a batch; arguments as of ``ExampleBatch``."""
-    return dataset.batch_class(
-        [dataset[r] for r in rows], torch.tensor(rows, dtype=torch.long), totals, split
-    )
+def _require_others(dataset: ExampleDataset[Any], count: int, world: int, option: str) -> None:
+    """
+    Raises:
+        ValueError: a process would have fewer rows of a batch than it needs.
+    """
+    least = dataset.smallest_batch * world
+    if dataset.smallest_batch > 1 and count < least:
+        raise ValueError(
+            f"{option}={count} must be {least} or more: each of {world} processes compares"
+            f" {dataset.smallest_batch} rows of a batch at least"
+        )
+
+
+def share_of(trainer: L.Trainer) -> slice:
+    """Which rows of a batch are this process's: they take turns."""
+    return slice(trainer.global_rank, None, trainer.world_size)

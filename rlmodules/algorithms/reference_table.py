@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.examples.dataset import ExampleBatch, ExampleDataset
-from datamodules.examples.streams import collate
 from datamodules.text.cache import cached, digest, load_cached
 from rlmodules.models.adapters import weights_in_use
 
@@ -75,7 +74,7 @@ class ReferenceTable:
         table = torch.zeros(len(dataset), 2)
         for start in range(0, len(mine), batch_size):
             rows = mine[start : start + batch_size]
-            table[rows] = compute(collate(dataset, rows, {}, "")).cpu()
+            table[rows] = compute(dataset.batch(rows, {}, "")).cpu()
         strategy = trainer.strategy
         return strategy.reduce(table.to(strategy.root_device), reduce_op="sum").cpu()
 

@@ -19,6 +19,7 @@ from rlmodules.functional.grpo_losses import (
 )
 from rlmodules.functional.importance import CORRECTIONS, sampler_weights
 from rlmodules.functional.kl import KL_ESTIMATORS, adapt_kl_coefficient, exact_kl, kl_estimate
+from rlmodules.functional.kto_losses import KTO_LOSSES, kto_loss
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.functional.policy_losses import (
     clipped_surrogate_loss,

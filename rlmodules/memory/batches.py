@@ -6,7 +6,6 @@ import lightning as L
 import torch
 
 from datamodules.examples.dataset import ExampleBatch
-from datamodules.examples.streams import collate
 from datamodules.experience import Experience, Minibatch
 from rlmodules.memory.longest import Episodes, Examples
 
@@ -30,7 +29,7 @@ def _of_examples(trainer: L.Trainer, module: Any, texts: Examples) -> ExampleBat
     share = data.accumulate * trainer.world_size
     counts = data.train_dataset.totals(rows)
     totals = {name: count / share for name, count in counts.items()}
-    return collate(data.train_dataset, rows, totals, "train")
+    return data.train_dataset.batch(rows, totals, "train")
 
 
 def _of_episodes(trainer: L.Trainer, module: Any, texts: Episodes) -> Minibatch:

@@ -86,6 +86,7 @@ class Examples:
         held_out: one a held-out example.
         eval_batch_size: held-out examples that are evaluated at once, over all processes.
         exact: whether these are the data, so that the batches are those of the run.
+        smallest: rows that a process has of a batch, at least.
     """
 
     groups: Sequence[Group]
@@ -95,6 +96,7 @@ class Examples:
     held_out: Sequence[Group]
     eval_batch_size: int
     exact: bool
+    smallest: int = 1
 
     def batch(self, rows: int, world: int, packs: bool) -> list[Group]:
         """The heaviest batch of ``rows`` examples, one process's share of it."""
@@ -109,7 +111,12 @@ class Examples:
             batch[rank::world]
             for epoch in range(min(self.epochs, EPOCHS))
             for step in optimizer_steps(
-                lengths, rows, self.accumulate, derive_seed(self.seed, epoch), world
+                lengths,
+                rows,
+                self.accumulate,
+                derive_seed(self.seed, epoch),
+                world,
+                self.smallest,
             )
             for batch in step
             for rank in range(world)

@@ -63,7 +63,8 @@ def _examples(run: Run, data: ExampleDataModule, prompt_length: int | None) -> E
             groups_of(dataset, reads_prompts=run.reads_prompts)
             for dataset in (data.train_dataset, data.eval_dataset)
         )
-        return Examples(train, held_out=held_out, exact=True, **common)
+        smallest = data.train_dataset.smallest_batch
+        return Examples(train, held_out=held_out, exact=True, smallest=smallest, **common)
     one = of_limits(c.max_length, prompt_length, data.sides, reads_prompts=run.reads_prompts)
     held_out = [] if data.eval_size == 0 else [one] * data.eval_batch_size
     return Examples([one], held_out=held_out, exact=False, **common)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rlmodules.algorithms.dpo import DPO
+from rlmodules.algorithms.kto import KTO
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.orpo import ORPO
 from rlmodules.algorithms.ppo import PPO
@@ -88,6 +89,8 @@ class Run:
     def has_reference(self) -> bool:
         if self.is_online:
             return bool(self._says("has_reference"))
+        if issubclass(self.algorithm, KTO):
+            return True
         return issubclass(self.algorithm, DPO) and not self.config.reference_free
 
     @property

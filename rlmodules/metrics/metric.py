@@ -9,7 +9,8 @@ PAIR_JUDGES = ("RewardModel", "PairwiseRewardModel")
 PAIRS = (*PAIR_POLICIES, *PAIR_JUDGES)
 ON_PREFERENCES = (*PAIRS, "MultiObjectiveRewardModel")
 ON_DEMONSTRATIONS = ("SFT",)
-OFFLINE = (*ON_DEMONSTRATIONS, *ON_PREFERENCES)
+UNPAIRED = ("KTO",)
+OFFLINE = (*ON_DEMONSTRATIONS, *UNPAIRED, *ON_PREFERENCES)
 EVERY = (*ONLINE, *OFFLINE)
 """Algorithms, by the names of their modules: gspo, rloo and reinforce_plus_plus are GRPO's."""
 

@@ -1,9 +1,26 @@
 """Metrics of algorithms that learn from preferences; each in training and held out."""
 
-from rlmodules.metrics.metric import DOWN, PAIR_POLICIES, PAIRS, UP, Metric
+from rlmodules.metrics.metric import DOWN, PAIR_POLICIES, PAIRS, UNPAIRED, UP, Metric
 from rlmodules.metrics.of_texts import held_out
 
+REWARDED = (*PAIRS, *UNPAIRED)
+
 _IN_TRAINING = (
+    Metric(
+        "train/reference_kl",
+        "How far policy and reference are apart, on responses to other prompts of the batch: what"
+        " the gain of a response is held against; below 0 it counts as 0.",
+        "nats a response",
+        UNPAIRED,
+        when="under algo.loss_type=kto",
+        low=0.0,
+        healthy="rising slowly from 0, and below the log-ratios of desirable responses"
+        " (train/reward_chosen divided by algo.beta)",
+        otherwise="Above these: the policy drifts as a whole rather than towards what is desirable;"
+        " lower algo.learning_rate, or raise algo.beta.",
+        trl="kl",
+        better=DOWN,
+    ),
     Metric(
         "train/accuracy",
         "Share of pairs whose chosen side has the higher reward; a tie is half of one.",
@@ -20,7 +37,7 @@ _IN_TRAINING = (
         "train/margin",
         "Reward of the chosen side less that of the rejected one.",
         "reward",
-        PAIRS,
+        REWARDED,
         low=0.0,
         healthy="positive and rising slowly",
         otherwise="Negative: the pairs are preferred the wrong way round. Rising without accuracy:"
@@ -33,7 +50,7 @@ _IN_TRAINING = (
         "Reward of chosen responses: a reward model's score; of a policy beta times its log-ratio"
         " to the reference (ORPO: beta times its log-probability a token).",
         "reward",
-        PAIRS,
+        REWARDED,
         healthy="DPO: near 0 or above; reward models: centred at 0",
         otherwise="Below 0 and falling under DPO: the policy forgets what was chosen, see"
         " train/chosen_drift.",
@@ -44,7 +61,7 @@ _IN_TRAINING = (
         "train/reward_rejected",
         "Reward of rejected responses, as train/reward_chosen.",
         "reward",
-        PAIRS,
+        REWARDED,
         healthy="below train/reward_chosen",
         trl="rewards/rejected",
     ),

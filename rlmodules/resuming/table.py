@@ -32,6 +32,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             kl_penalty_coef kl_target kl_horizon early_stop_kl target_kl beta
             clip_ratio value_clip epsilon epsilon_high delta sampler_is sampler_is_cap
             entropy_coef value_coef center_rewards_coefficient loss_weights
+            desirable_weight undesirable_weight
             eval_every precompute_ref_log_probs device""",
         R: """model_name max_length max_prompt_length max_new_tokens temperature top_p top_k
             optimizer.name

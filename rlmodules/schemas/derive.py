@@ -68,6 +68,10 @@ SOURCES: dict[str, dict[str, Source]] = {
             (*WINDOW, "path", "max_length", "max_prompt_length"),
             unchecked=("objectives",),
         ),
+        "unpaired": Source(
+            "datamodules.UnpairedPreferenceDataModule",
+            (*WINDOW, "path", "max_length", "max_prompt_length"),
+        ),
         "demonstrations": Source(
             "datamodules.DemonstrationDataModule", (*WINDOW, "path", "max_length")
         ),

@@ -115,6 +115,16 @@ class GRPOConfig(OnlineConfig):
 
 
 @dataclass
+class KTOConfig(PreferenceConfig):
+    learning_rate: float = option(1e-06, 'Of the optimizer, at its peak.')
+    beta: float = option(0.1, 'How strongly the policy is held to the reference; rewards are beta times log-ratios.')
+    loss_type: str = option('kto', 'kto, or apo_zero_unpaired: without the KL.')
+    desirable_weight: float = option(1.0, 'Of the losses of desirable responses.')
+    undesirable_weight: float = option(1.0, 'Of those of the others.')
+    warmup_ratio: float = option(0.1, 'Share of the optimizer steps in which the learning rate rises to its peak.')
+
+
+@dataclass
 class RewardModelConfig(PreferenceConfig):
     model_name: str = option('bert-base-uncased', 'Hub id, local folder, ``.gguf`` file, ``wheel:smollm2`` or ``random:tiny``.')
     learning_rate: float = option(0.0001, 'Of the optimizer, at its peak.')
@@ -235,6 +245,27 @@ class DataPreferences:
     _target_: str = option('datamodules.PreferenceDataModule', '')
     path: str = option(MISSING, 'a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .ndjson, .csv, .tsv or .parquet file, or one of these with .gz; a folder of such files, or one that ``save_to_disk`` wrote; the id of a Hugging Face dataset; or ``package:NAME`` for a file that this project carries.')
     objectives: Any = option(None, 'columns that hold scores; rows then have ``prompt`` and ``response``.')
+    max_length: int = option(MISSING, 'Of prompt and response together: the response is cut on the right.')
+    max_prompt_length: int = option(MISSING, 'Of the prompt alone: it is cut on the left.')
+    columns: Any = option(None, 'what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column that is not meant.')
+    eval_path: str | None = option(None, "held-out rows; without it the data set's own test split, or else a tenth of the training rows, with their prompts.")
+    eval_size: int | None = option(None, 'held-out rows; 0 evaluates nothing, null takes at most 256.')
+    split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    eval_split: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    chat_template_kwargs: Any = option(None, 'what the chat template reads beside the conversation, such as ``{"enable_thinking": False}``; written into the template, so that an exported model has it too (``set_template_defaults``). A column of that name says it for single rows.')
+    name: str | None = option(None, 'of folders and Hugging Face datasets, see ``read_rows``; default ``train`` and ``test``. The name of a configuration is of both paths.')
+    on_error: str = option('raise', '``raise``, or ``skip`` rows that cannot be learned from.')
+    batch_size: int = option(MISSING, 'examples a backward pass, over all processes.')
+    gradient_accumulation_steps: int = option(MISSING, 'backward passes an optimizer step, as the Trainer is told.')
+    eval_batch_size: int = option(8, 'examples evaluated at once, over all processes.')
+    seed: int = option(MISSING, 'of the order of examples and of the split.')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class DataUnpaired:
+    _target_: str = option('datamodules.UnpairedPreferenceDataModule', '')
+    path: str = option(MISSING, 'a .txt (rows are its lines), .yaml, .json (lists), .jsonl, .ndjson, .csv, .tsv or .parquet file, or one of these with .gz; a folder of such files, or one that ``save_to_disk`` wrote; the id of a Hugging Face dataset; or ``package:NAME`` for a file that this project carries.')
     max_length: int = option(MISSING, 'Of prompt and response together: the response is cut on the right.')
     max_prompt_length: int = option(MISSING, 'Of the prompt alone: it is cut on the left.')
     columns: Any = option(None, 'what the file calls otherwise: ``{prompt: frage, chosen: gut}``; null for a column that is not meant.')
@@ -528,6 +559,7 @@ NODES: dict[str, dict[str, type]] = {
     "algo": {
         "dpo": DPOConfig,
         "grpo": GRPOConfig,
+        "kto": KTOConfig,
         "multi_objective": MultiObjectiveConfig,
         "orpo": ORPOConfig,
         "ppo": PPOConfig,
@@ -540,6 +572,7 @@ NODES: dict[str, dict[str, type]] = {
     "data": {
         "rollouts": DataRollouts,
         "preferences": DataPreferences,
+        "unpaired": DataUnpaired,
         "demonstrations": DataDemonstrations,
     },
     "env": {

@@ -39,6 +39,7 @@ OFFLINE = (
 )
 SCORED = "data.path=${oc.env:WALKED}/scored.jsonl"
 DPO = ("algo=dpo", *OFFLINE)
+KTO = ("algo=kto", *OFFLINE)
 SFT = (
     "algo=sft",
     *(o for o in OFFLINE if "prompt_length" not in o),
@@ -52,10 +53,11 @@ BASES = {
         "dpo": DPO,
         "orpo": ("algo=orpo", *OFFLINE),
         "sft": SFT,
+        "kto": KTO,
         "reward": ("algo=reward", *OFFLINE),
         "multi_objective": ("algo=multi_objective", *OFFLINE, SCORED),
     },
-    "data": {"rollouts": PPO, "preferences": DPO, "demonstrations": SFT},
+    "data": {"rollouts": PPO, "preferences": DPO, "demonstrations": SFT, "unpaired": KTO},
     "env": {
         "text": PPO,
         "math": (*GRPO, "env=math", "env.num_problems=40"),
@@ -127,6 +129,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "multi_objective:algo.warmup_steps": ("algo.warmup_steps=0",),
     "algo.label_smoothing": ("algo.label_smoothing=0.1",),
     "dpo:algo.loss_type": ("algo.loss_type=ipo",),
+    "kto:algo.loss_type": ("algo.loss_type=apo_zero_unpaired",),
     "sft:algo.loss_type": ("algo.loss_type=dft",),
     "sft:algo.max_length": ("algo.max_length=8",),
     "algo.completion_only_loss": ("algo.completion_only_loss=false",),

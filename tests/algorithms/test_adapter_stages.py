@@ -14,7 +14,6 @@ from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from datamodules.examples.streams import collate
 from rlmodules import (
     DPO,
     GRPO,
@@ -37,7 +36,7 @@ SMALL = {"model_name": "random:tiny", "batch_size": 4, "gradient_accumulation_st
 
 def batch_of(pairs):
     rows = list(range(len(pairs)))
-    return collate(pairs, rows, pairs.totals(rows), "train")
+    return pairs.batch(rows, pairs.totals(rows), "train")
 
 
 def dpo_config(**changes):

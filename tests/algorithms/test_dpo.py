@@ -8,7 +8,6 @@ import torch
 from pair_helpers import data, dataset, fit
 from torch.testing import assert_close
 
-from datamodules.examples.streams import collate
 from rlmodules import DPO, ORPO, DPOConfig, LoraConfig, ModelConfig, ORPOConfig
 from rlmodules.algorithms.text_policy import pair_sums, response_logprobs, starts_of
 from rlmodules.functional import PairLogps
@@ -35,7 +34,7 @@ def orpo_config(**changes):
 
 def batch_of(pairs, rows=None):
     rows = list(range(len(pairs))) if rows is None else rows
-    return collate(pairs, rows, pairs.totals(rows), "train")
+    return pairs.batch(rows, pairs.totals(rows), "train")
 
 
 def plain_logps(model, sequence, start):

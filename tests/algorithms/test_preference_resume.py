@@ -3,19 +3,22 @@
 import os
 import signal
 
+import kto_helpers
+import pair_helpers
 import pytest
+import sft_helpers
 import torch
 from adapter_helpers import adapter_folder
 from helpers import assert_same
 from lightning.pytorch.callbacks import Callback
-from pair_helpers import data, dataset, fit
-from sft_helpers import data as demonstrations
-from sft_helpers import dataset as demonstrated
+from pair_helpers import fit
 
 from rlmodules import (
     DPO,
+    KTO,
     SFT,
     DPOConfig,
+    KTOConfig,
     LoraConfig,
     ModelConfig,
     RewardModel,
@@ -41,6 +44,7 @@ RUNS = {
     "dpo-adapter": lambda: DPO(DPOConfig(**SHARED | {"model_name": "adapter"})),
     "sft": lambda: SFT(SFTConfig(**SHARED, eval_samples=1, max_new_tokens=2)),
     "sft-lora": lambda: SFT(SFTConfig(**SHARED, loss_type="dft"), LORA),
+    "kto": lambda: KTO(KTOConfig(**SHARED)),
     "reward": lambda: RewardModel(RewardModelConfig(**SHARED, dropout_prob=0.3)),
 }
 
@@ -59,9 +63,9 @@ class StopAt(Callback):
 
 def run(name, folder, **options):
     module = RUNS[name]()
-    learns = isinstance(module, SFT)
-    make, rows = (demonstrations, demonstrated) if learns else (data, dataset)
-    datamodule = make(module.config, held_out=rows(3))
+    kinds = {SFT: sft_helpers, KTO: kto_helpers}
+    helpers = kinds.get(type(module), pair_helpers)
+    datamodule = helpers.data(module.config, held_out=helpers.dataset(3))
     fit(module, datamodule, folder, save=True, **options)
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 

@@ -6,6 +6,7 @@ Lightning's own loop around the steps does not run here: it is the modules' hook
 
 import grpo_helpers
 import helpers
+import kto_helpers
 import pytest
 import sft_helpers
 import torch
@@ -17,10 +18,12 @@ from datamodules.preferences.dataset import PreferenceBatch
 from rlmodules import (
     DPO,
     GRPO,
+    KTO,
     ORPO,
     PPO,
     SFT,
     DPOConfig,
+    KTOConfig,
     ORPOConfig,
     PairwiseRewardModel,
     RewardModel,
@@ -38,6 +41,8 @@ FORWARD = {"rlmodules/models/layout.py:flat_hidden": 1}
 """transformers looks whether positions are those of packed sequences, once a forward pass."""
 FORWARD_OF_TWO = {"rlmodules/models/layout.py:flat_hidden": 2}
 """Policy and reference."""
+FORWARD_OF_THREE = {"rlmodules/models/layout.py:flat_hidden": 3}
+"""And the policy on responses to other prompts."""
 
 
 def pairs_config(cls, **more):
@@ -87,6 +92,11 @@ OFFLINE = {
     "simpo": (dpo(reference_free=True, loss_type="simpo"), FORWARD),
     "orpo": (lambda: ORPO(pairs_config(ORPOConfig)), FORWARD),
     "sft": (lambda: SFT(pairs_config(SFTConfig)), FORWARD),
+    "kto": (lambda: KTO(pairs_config(KTOConfig)), FORWARD_OF_THREE),
+    "apo_zero_unpaired": (
+        lambda: KTO(pairs_config(KTOConfig, loss_type="apo_zero_unpaired")),
+        FORWARD_OF_TWO,
+    ),
     "dft": (lambda: SFT(pairs_config(SFTConfig, loss_type="dft")), FORWARD),
     "reward": (reward(RewardModel), FORWARD),
     "pairwise": (reward(PairwiseRewardModel), FORWARD),
@@ -96,6 +106,8 @@ OFFLINE = {
 def pairs(module):
     if isinstance(module, SFT):
         return sft_helpers.batch_of(sft_helpers.dataset(4))
+    if isinstance(module, KTO):
+        return kto_helpers.batch_of(kto_helpers.dataset(4))
     examples = dataset(4, close=module.closes_texts).examples
     lengths = sum(len(e.sequences[0]) - e.prompt_length for e in examples)
     totals = {"num_examples": 4.0, "num_response_tokens": lengths, "num_text_tokens": lengths}

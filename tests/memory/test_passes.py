@@ -8,7 +8,6 @@ from helpers import config as ppo_config
 from pair_helpers import dataset
 from transformers import LlamaConfig
 
-from datamodules.examples.streams import collate
 from datamodules.experience import Experience
 from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
 from rlmodules.memory.depth import Deep
@@ -52,7 +51,7 @@ def test_a_step_of_dpo_takes_what_is_counted_on_paper(lora, precision, checkpoin
     module = DPO(config, ModelConfig(name=TINY, **settings))
     assert module.policy.packs
     rows = dataset()
-    batch = collate(rows, range(8), rows.totals(range(8)), "train")
+    batch = rows.batch(range(8), rows.totals(range(8)), "train")
     real = counted(module, precision != "32-true", lambda: module.losses(batch)[0])
     parts = parts_of(DPO, config, precision, **settings)
     assert parts.weight_bytes + parts.reference_bytes == size_of(held(module))
@@ -80,7 +79,7 @@ def test_a_step_of_a_reward_model_takes_what_is_counted_on_paper():
     config = RewardModelConfig(model_name=TINY, gradient_accumulation_steps=1)
     module = RewardModel(config)
     rows = dataset(close=False)
-    batch = collate(rows, range(8), rows.totals(range(8)), "train")
+    batch = rows.batch(range(8), rows.totals(range(8)), "train")
     real = counted(module, False, lambda: module.losses(batch)[0])
     parts = parts_of(RewardModel, config)
     assert parts.weight_bytes == size_of(held(module))

@@ -8,7 +8,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from datamodules.examples.streams import collate
 from rlmodules import DPO, DPOConfig
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.longest import groups_of
@@ -65,7 +64,7 @@ def test_a_step_of_qlora_takes_what_is_counted_on_paper(bits, precision, dtype, 
     model = ModelConfig(name=TINY, gradient_checkpointing=checkpointing, **settings)
     config = DPOConfig(model_name=TINY, gradient_accumulation_steps=1)
     module, rows = DPO(config, model), dataset()
-    batch = collate(rows, range(8), rows.totals(range(8)), "train")
+    batch = rows.batch(range(8), rows.totals(range(8)), "train")
     beside = size_of(_scales(module))
     live = LiveBytes()
     with live:

@@ -31,6 +31,7 @@ RUNS = {
     "PPO": [["algo=ppo", *ONLINE, "algo.value_warmup_iterations=0", *e] for e in (PARTS, SOLVED)],
     "GRPO": [["algo=grpo", *ONLINE, *WITH_REFERENCE, *env] for env in (PARTS, SOLVED)],
     "SFT": [["algo=sft", *PAIRS]],
+    "KTO": [["algo=kto", *PAIRS]],
     "DPO": [["algo=dpo", *PAIRS]],
     "ORPO": [["algo=orpo", *PAIRS]],
     "RewardModel": [["algo=reward", *PAIRS]],

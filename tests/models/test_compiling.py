@@ -7,11 +7,13 @@ from compile_helpers import batches, check_compiled
 from rlmodules import (
     DPO,
     GRPO,
+    KTO,
     ORPO,
     PPO,
     SFT,
     DPOConfig,
     GRPOConfig,
+    KTOConfig,
     ORPOConfig,
     PPOConfig,
     RewardModel,
@@ -70,6 +72,7 @@ def test_a_policy_and_its_reference_score_by_compiled_layers_and_sample_by_eager
 
 MODULES = {
     "ppo": (PPO, PPOConfig), "grpo": (GRPO, GRPOConfig), "sft": (SFT, SFTConfig),
+    "kto": (KTO, KTOConfig),
     "dpo": (DPO, DPOConfig),
     "orpo": (ORPO, ORPOConfig), "reward": (RewardModel, RewardModelConfig),
 }  # fmt: skip

@@ -19,7 +19,6 @@ from transformers import (
 
 from datamodules import PreferenceDataset, rewards
 from datamodules.ends import note_model_ends
-from datamodules.examples.streams import collate
 from datamodules.rewards.judges import as_judge
 from rlmodules import MultiObjectiveRewardModel, PairwiseRewardModel, RewardModel, RewardModelConfig
 from rlmodules.models.embedded import tiny_tokenizer
@@ -128,7 +127,7 @@ def trained_on(model, other="Another response"):
         *map(list, zip(*pairs, strict=True)), model.tokenizer, close=model.closes_texts, **limits
     )
     rows = list(range(len(pairs)))
-    batch = collate(dataset, rows, dataset.totals(rows), "train")
+    batch = dataset.batch(rows, dataset.totals(rows), "train")
     model.eval()
     with torch.no_grad():
         scores = model.pair_scores(model.pooled(model.lay_out(batch)))

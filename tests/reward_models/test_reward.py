@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from datamodules import rewards
-from datamodules.examples.streams import collate
 from rlmodules import (
     LoraConfig,
     ModelConfig,
@@ -115,7 +114,7 @@ def dataset_tokenizer():
 def test_extreme_differences_stay_finite_forward_and_backward(difference):
     model = RewardModel(config())
     pairs = dataset(2)
-    batch = collate(pairs, [0, 1], pairs.totals([0, 1]), "train")
+    batch = pairs.batch([0, 1], pairs.totals([0, 1]), "train")
     rewards_ = torch.tensor([difference, 0.0] * 2, requires_grad=True)
     model.reward = lambda pooled: rewards_
     loss, metrics = model.losses(batch)
@@ -135,7 +134,7 @@ def test_a_batch_of_one_pair_works():
 
 def test_margin_centering_and_label_noise_reach_the_loss():
     pairs = dataset(2, margins=[1.5, None])
-    batch = collate(pairs, [0, 1], pairs.totals([0, 1]), "train")
+    batch = pairs.batch([0, 1], pairs.totals([0, 1]), "train")
     c = config(label_smoothing=0.2, center_rewards_coefficient=0.5)
     model = stirred(RewardModel(c)).eval()
     chosen, rejected = model.pair_scores(model.pooled(model.lay_out(batch)))
