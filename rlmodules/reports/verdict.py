@@ -1,4 +1,4 @@
-"""What came of a run, in three sentences with intervals: reward, KL, repetition."""
+"""What came of a run, in two or three sentences with intervals: reward, KL, repetition."""
 
 from rlmodules.reports import held_out
 from rlmodules.reports.charts import number
@@ -7,7 +7,10 @@ from rlmodules.reports.statistics import Estimate
 
 
 def verdict(run: Run) -> list[str]:
-    """Three sentences; of a run that learned from pairs: accuracy, margin, what is lost."""
+    """Three sentences; of a run that learned from preferences: accuracy, margin, what is lost; from
+    demonstrations: perplexity and token accuracy."""
+    if run.unit == "step" and run.value("val/perplexity") is not None:
+        return [_perplexity(run), _tokens(run)]
     if run.unit == "step":
         return [_accuracy(run), _margin(run), _drift(run)]
     return [_reward(run), _kl(run), _repetition(run)]
@@ -68,6 +71,22 @@ def _repetition(run: Run) -> str:
     )
 
 
+def _perplexity(run: Run) -> str:
+    pair, loss = ends_of(run, "val/perplexity"), ends_of(run, "val/loss")
+    if pair is None or loss is None:
+        return f"Held-out perplexity is {number(run.value('val/perplexity') or 0.0)}."
+    said = f"Held-out perplexity {_went(*pair)} from {number(pair[0])} to {number(pair[1])}"
+    return f"{said}, the loss from {number(loss[0])} to {number(loss[1])}."
+
+
+def _tokens(run: Run) -> str:
+    pair, known = ends_of(run, "val/token_accuracy"), run.value("val/token_accuracy")
+    if known is None:
+        return "How many tokens it would have chosen was not measured held out."
+    before = "" if pair is None else f", before training {pair[0]:.1%}"
+    return f"Of the held-out tokens {known:.1%} are those that it holds likeliest{before}."
+
+
 def _accuracy(run: Run) -> str:
     pair = ends_of(run, "val/accuracy")
     known = run.value("val/accuracy")
@@ -101,7 +120,9 @@ def _drift(run: Run) -> str:
             f" {examined['margin_length_correlation']:+.2f}; the calibration error is"
             f" {examined['calibration_error']:.3f}."
         )
-    drift = run.value("val/chosen_drift")
+    drift, apart = run.value("val/chosen_drift"), run.value("val/reference_kl")
+    if apart is not None:
+        return f"On responses to other prompts the policy gained {number(apart)} nats each."
     if drift is None:
         return "Whether chosen responses have become less likely is not measured here."
     way = "less" if drift < 0 else "more"

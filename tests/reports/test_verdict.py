@@ -95,3 +95,24 @@ def test_pairs_have_accuracy_margin_and_drift(tmp_path):
     assert second == "The mean margin rose from 0 to 0.5, the loss from 0.693 to 0.5."
     assert third == "Chosen responses are 1.25 nats each less likely than at the start."
     assert wilson(75, 100) == (pytest.approx(0.6569, abs=1e-4), pytest.approx(0.8246, abs=1e-4))
+
+
+def test_demonstrations_have_perplexity_and_token_accuracy(tmp_path):
+    before = {"val/loss": 2.0, "val/perplexity": 7.389, "val/token_accuracy": 0.53}
+    after = {"val/loss": 1.5, "val/perplexity": 4.482, "val/token_accuracy": 0.58}
+    report = {"before": before, "after": after, "history": [{"step": 4.0}]}
+    assert verdict(Run(tmp_path, report=report, status="done")) == [
+        "Held-out perplexity fell from 7.389 to 4.482, the loss from 2 to 1.5.",
+        "Of the held-out tokens 58.0% are those that it holds likeliest, before training 53.0%.",
+    ]
+
+
+def test_labelled_responses_have_a_margin_and_how_far_the_policy_went(tmp_path):
+    before = {"val/loss": 0.5, "val/margin": 0.0, "val/reference_kl": 0.0}
+    after = {"val/loss": 0.4, "val/margin": 0.5, "val/reference_kl": 1.25}
+    report = {"before": before, "after": after, "history": [{"step": 4.0}]}
+    assert verdict(Run(tmp_path, report=report, status="done")) == [
+        "Held-out loss fell from 0.5 to 0.4.",
+        "The mean margin rose from 0 to 0.5, the loss from 0.5 to 0.4.",
+        "On responses to other prompts the policy gained 1.25 nats each.",
+    ]
