@@ -89,12 +89,12 @@ class SFT(TextPolicy):
         super().validation_step(batch, batch_idx)
         rows = [row for row in batch.rows.tolist() if row < self.config.eval_samples]
         items = [self.trainer.datamodule.eval_dataset.items[row] for row in rows]  # type: ignore[attr-defined]  # Lightning sets it
-        return self.answers([item for item in items if prompt_for(item) is not None])
+        return self.answers(items)
 
     @torch.no_grad()
     def answers(self, items: Sequence[Demonstration]) -> list[dict[str, Any]]:
-        """``prompt``, ``response`` of the policy, and what was ``demonstrated``; without those
-        whose prompt leaves no room for an answer."""
+        """``prompt``, ``response`` of the policy, and what was ``demonstrated``; without
+        those that ask nothing or whose prompt leaves no room for an answer."""
         assert self.tokenizer is not None  # load_policy has seen to it
         new, positions = self.config.max_new_tokens, self.policy.positions
         asked = [(item, prompt) for item in items if (prompt := prompt_for(item)) is not None]

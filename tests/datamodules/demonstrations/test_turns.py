@@ -9,6 +9,7 @@ from tokenizer_helpers import LOSSLESS, trained
 from datamodules.demonstrations.dataset import DemonstrationDataset, DemonstrationRows, Learned
 from datamodules.demonstrations.rows import as_demonstration
 from datamodules.demonstrations.turns import split_at
+from datamodules.templates import RESPONSE
 from datamodules.text.encoding import Limits
 from datamodules.text.tokens import decoded, tokenize_chat
 
@@ -143,3 +144,23 @@ def test_a_template_that_hides_a_turn_is_refused():
     )
     with pytest.raises(ValueError, match=r"message 4 in a way .* algo.assistant_only_loss=false"):
         learned(tokenizer_of(odd), [*TALK[:3], says("Yes, it is.")])
+
+
+@pytest.mark.parametrize(
+    ("conversation", "turns"),
+    [
+        ([user("Hi"), says("a<|im_end|>b"), user("x"), says("c")],
+         ["a<|im_end|>b<|im_end|>", "c<|im_end|>"]),
+        ([user("Hi"), says("\n\nHo\n"), user("x"), says("c")],
+         ["\n\nHo\n<|im_end|>", "c<|im_end|>"]),
+        ([user("Hi"), says(""), user("x"), says("c")], ["<|im_end|>", "c<|im_end|>"]),
+        ([user("Hi"), says("a"), says("b")], ["a<|im_end|>", "b<|im_end|>"]),
+        ([user("Hi"), says("a"), user("x")], ["a<|im_end|>"]),
+        ([says("a"), user("Hi"), says("b")], ["a<|im_end|>", "b<|im_end|>"]),
+        ([user("a"), says("a"), user("a"), says("a")], ["a<|im_end|>", "a<|im_end|>"]),
+        ([user(RESPONSE), says(RESPONSE)], [f"{RESPONSE}<|im_end|>"]),
+        ([user("Hi"), says("  a  ")], ["  a  <|im_end|>"]),
+    ],
+)  # fmt: skip
+def test_turns_are_told_apart_whatever_they_say(conversation, turns):
+    assert learned(tokenizer_of("chatml"), conversation)[0] == turns
