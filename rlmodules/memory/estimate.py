@@ -97,7 +97,7 @@ class Estimate:
             if run.scores_tokens:
                 kinds = {"entropy": run.has_entropy, "entropy_grad": run.trains_entropy}
                 kinds["values"] = run.has_critic
-                passed = partial(update, groups=groups, compares=run.compares, **kinds)
+                passed = partial(update, groups=groups, compared=run.compared(groups), **kinds)
             else:
                 passed = partial(update_rewards, groups=groups, with_mask=self._masks)
             found = self._peak(passed, self._batches if rows == self.rows else 0)

@@ -37,16 +37,19 @@ def update(
     entropy: bool = False,
     entropy_grad: bool = True,
     values: bool = False,
-    compares: bool = False,
+    compared: Sequence[Group] = (),
 ) -> Peaks:
     """Forward and backward pass of a batch whose tokens are scored.
 
     Args:
         entropy, entropy_grad: whether there is an entropy, and whether it is trained on.
         values: a critic reads the hidden states too.
-        compares: the reference scores the same batch meanwhile (DPO).
+        compared: what the reference scores meanwhile (DPO: the same).
     """
     layout, at, before = _fake(parts, *laid_out(groups, packs=parts.packs, scored=True))
+    asked = None
+    if compared:
+        asked = _fake(parts, *laid_out(compared, packs=parts.packs, scored=True))[:2]
     with parts.counting(gradients=parts.accumulates) as live:
         with parts.autocasting():
             states = _trained_states(parts, live, layout)
@@ -59,9 +62,9 @@ def update(
                 with live.as_label(ACTIVATIONS):
                     loss = loss + parts.heads(states[before]).sum()
             del states, said, entropies
-            if compares:
+            if asked is not None:
                 with torch.no_grad(), parts.as_reference() as reference:
-                    _forward(parts, live, reference, layout, at, "reference")
+                    _forward(parts, live, reference, *asked, "reference")
         return _backward(parts, live, loss)
 
 

@@ -1,6 +1,6 @@
 """What of a run's settings decides how much memory it takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlmodules.algorithms.sft import SFT
 from rlmodules.memory.live import HALF
 from rlmodules.memory.paper import Paper, give_sizes, on_paper
 from rlmodules.memory.parts import Parts
+from rlmodules.memory.texts import Group
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
 from rlmodules.models.config import DTYPES
 from rlmodules.models.loading import has_native_bf16
@@ -110,10 +111,13 @@ class Run:
     def has_critic(self) -> bool:
         return self.is_online and issubclass(self.algorithm.policy_class, PPOModel)
 
-    @property
-    def compares(self) -> bool:
-        """Whether the reference scores a batch while the policy's activations are there."""
-        return self.has_reference and not self.is_online and not self.is_tabled
+    def compared(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """What the reference scores of a batch while the policy's activations are there."""
+        if not self.has_reference or self.is_online or self.is_tabled:
+            return ()
+        if issubclass(self.algorithm, KTO) and self.config.loss_type == "kto":
+            return [group.beside(groups[i - 1]) for i, group in enumerate(groups)]
+        return groups
 
     @property
     def is_tabled(self) -> bool:

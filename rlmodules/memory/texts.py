@@ -32,6 +32,12 @@ class Group:
         lengths = tuple(prompt + response for response in responses)
         return cls(prompt, lengths, (max(prompt, 1),) * len(lengths))
 
+    def beside(self, other: "Group") -> "Group":
+        """One response, and that of another prompt behind the same prompt."""
+        (start,), (length,) = self.starts, self.lengths
+        answer = other.lengths[0] - other.starts[0]
+        return Group(start, (length, start + answer), (start, start))
+
     @property
     def packed(self) -> int:
         """Tokens where what is alike is computed once."""

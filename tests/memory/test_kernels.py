@@ -42,7 +42,7 @@ def test_the_products_of_a_pass_are_those_of_its_layers(precision, half):
     config = DPOConfig(model_name=TINY)
     parts = Run(DPO, config, ModelConfig(name=TINY), precision, "cpu", 1).parts()
     groups = groups_of(dataset(), reads_prompts=False)
-    update(parts, groups, compares=True)
+    update(parts, groups, compared=groups)
     flat = {shapes for shapes in parts.products if len(shapes[-1]) == 2}
     # q and o, k and v, gate and up, down: as many forward; of states gate's is down's forward, and
     # q's is q's; of weights; and the head's three
@@ -70,7 +70,8 @@ def test_they_are_part_of_every_moment_and_of_what_fits():
 
 def plain_products(run, texts):
     parts = run.parts()
-    update(parts, texts.batch(4, 1, parts.packs), compares=True)
+    groups = texts.batch(4, 1, parts.packs)
+    update(parts, groups, compared=groups)
     return parts.products
 
 

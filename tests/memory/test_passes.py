@@ -2,14 +2,28 @@
 
 from functools import partial
 
+import kto_helpers
 import pytest
+import sft_helpers
 import torch
 from helpers import config as ppo_config
 from pair_helpers import dataset
 from transformers import LlamaConfig
 
 from datamodules.experience import Experience
-from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
+from rlmodules import (
+    DPO,
+    GRPO,
+    KTO,
+    PPO,
+    SFT,
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    RewardModel,
+    RewardModelConfig,
+    SFTConfig,
+)
 from rlmodules.memory.depth import Deep
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.longest import groups_of
@@ -55,7 +69,8 @@ def test_a_step_of_dpo_takes_what_is_counted_on_paper(lora, precision, checkpoin
     real = counted(module, precision != "32-true", lambda: module.losses(batch)[0])
     parts = parts_of(DPO, config, precision, **settings)
     assert parts.weight_bytes + parts.reference_bytes == size_of(held(module))
-    found = update(parts, groups_of(rows, reads_prompts=False), compares=True)
+    groups = groups_of(rows, reads_prompts=False)
+    found = update(parts, groups, compared=groups)
     assert peak(found) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
 
 
@@ -86,6 +101,36 @@ def test_a_step_of_a_reward_model_takes_what_is_counted_on_paper():
     found = update_rewards(parts, groups_of(rows, reads_prompts=False), with_mask=False)
     backward = {k: v for k, v in found.items() if "backward" in k}
     assert peak(backward) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("completion_only", [None, False])
+def test_a_step_of_sft_takes_what_is_counted_on_paper(lora, completion_only):
+    model = {"lora": LoraConfig(r=lora)}
+    config = SFTConfig(model_name=TINY, completion_only_loss=completion_only)
+    module = SFT(config, ModelConfig(name=TINY, **model))
+    rows = sft_helpers.dataset(completion_only_loss=completion_only)
+    real = counted(module, False, lambda: module.losses(sft_helpers.batch_of(rows))[0])
+    parts = parts_of(SFT, config, **model)
+    assert parts.weight_bytes == size_of(held(module))
+    found = update(parts, groups_of(rows, reads_prompts=False))
+    assert peak(found) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+def test_a_step_of_kto_takes_what_is_counted_on_paper(lora, loss_type):
+    model = {"lora": LoraConfig(r=lora)}
+    config = KTOConfig(model_name=TINY, loss_type=loss_type)
+    module = KTO(config, ModelConfig(name=TINY, **model))
+    rows = kto_helpers.dataset()
+    real = counted(module, False, lambda: module.losses(kto_helpers.batch_of(rows))[0])
+    run = Run(KTO, config, ModelConfig(name=TINY, **model), "32-true", "cpu", 1)
+    parts, groups = run.parts(), groups_of(rows, reads_prompts=False)
+    assert parts.weight_bytes + parts.reference_bytes == size_of(held(module))
+    found = update(parts, groups, compared=run.compared(groups))
+    # Responses to other prompts that begin alike are computed once, and counted apart.
+    assert -0.02 < (peak(found) - parts.optimizer_bytes) / real - 1 < 0.05
 
 
 @pytest.mark.parametrize("steps", [{"batch_size": 8}, {"batch_size": 16}, {"beta": 0.1}])

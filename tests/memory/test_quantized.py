@@ -76,7 +76,8 @@ def test_a_step_of_qlora_takes_what_is_counted_on_paper(bits, precision, dtype, 
     real = sum(live.peaks["all"].values()) + beside
     parts = Run(DPO, config, model, precision, "cpu", 1).parts()
     assert parts.weight_bytes == size_of(held(module)) + beside and not parts.reference_bytes
-    found = update(parts, groups_of(rows, reads_prompts=False), compares=True)
+    groups = groups_of(rows, reads_prompts=False)
+    found = update(parts, groups, compared=groups)
     before = parts.optimizer_bytes + size_of(parts.trained)  # of the step before
     forward = max(sum(v.values()) for k, v in found.items() if "backward" not in k) - before
     backward = max(sum(v.values()) for k, v in found.items() if "backward" in k)
