@@ -176,7 +176,7 @@ def _require_others(dataset: ExampleDataset[Any], count: int, world: int, option
     least = dataset.smallest_batch * world
     if dataset.smallest_batch > 1 and count < least:
         raise ValueError(
-            f"{option}={count} must be {least} or more: each of {world} processes compares"
+            f"{option}={count} must be {least} or more: each process compares"
             f" {dataset.smallest_batch} rows of a batch at least"
         )
 

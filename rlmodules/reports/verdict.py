@@ -9,7 +9,7 @@ from rlmodules.reports.statistics import Estimate
 def verdict(run: Run) -> list[str]:
     """Three sentences; of a run that learned from preferences: accuracy, margin, what is lost; from
     demonstrations: perplexity and token accuracy."""
-    if run.unit == "step" and run.value("val/perplexity") is not None:
+    if run.unit == "step" and run.value("train/perplexity") is not None:
         return [_perplexity(run), _tokens(run)]
     if run.unit == "step":
         return [_accuracy(run), _margin(run), _drift(run)]
@@ -74,7 +74,9 @@ def _repetition(run: Run) -> str:
 def _perplexity(run: Run) -> str:
     pair, loss = ends_of(run, "val/perplexity"), ends_of(run, "val/loss")
     if pair is None or loss is None:
-        return f"Held-out perplexity is {number(run.value('val/perplexity') or 0.0)}."
+        last = run.value("train/perplexity")
+        assert last is not None  # what such a run is known by
+        return f"Nothing was held out; of the last training step perplexity is {number(last)}."
     said = f"Held-out perplexity {_went(*pair)} from {number(pair[0])} to {number(pair[1])}"
     return f"{said}, the loss from {number(loss[0])} to {number(loss[1])}."
 
@@ -82,7 +84,7 @@ def _perplexity(run: Run) -> str:
 def _tokens(run: Run) -> str:
     pair, known = ends_of(run, "val/token_accuracy"), run.value("val/token_accuracy")
     if known is None:
-        return "How many tokens it would have chosen was not measured held out."
+        return "How many held-out tokens it holds likeliest is not known."
     before = "" if pair is None else f", before training {pair[0]:.1%}"
     return f"Of the held-out tokens {known:.1%} are those that it holds likeliest{before}."
 

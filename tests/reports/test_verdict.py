@@ -100,10 +100,19 @@ def test_pairs_have_accuracy_margin_and_drift(tmp_path):
 def test_demonstrations_have_perplexity_and_token_accuracy(tmp_path):
     before = {"val/loss": 2.0, "val/perplexity": 7.389, "val/token_accuracy": 0.53}
     after = {"val/loss": 1.5, "val/perplexity": 4.482, "val/token_accuracy": 0.58}
-    report = {"before": before, "after": after, "history": [{"step": 4.0}]}
+    history = [{"step": 4.0, "train/perplexity": 3.5}]
+    report = {"before": before, "after": after, "history": history}
     assert verdict(Run(tmp_path, report=report, status="done")) == [
         "Held-out perplexity fell from 7.389 to 4.482, the loss from 2 to 1.5.",
         "Of the held-out tokens 58.0% are those that it holds likeliest, before training 53.0%.",
+    ]
+
+
+def test_of_demonstrations_alone_what_training_ended_with_is_said(tmp_path):
+    report = {"before": {}, "after": {}, "history": [{"step": 4.0, "train/perplexity": 3.5}]}
+    assert verdict(Run(tmp_path, report=report, status="done")) == [
+        "Nothing was held out; of the last training step perplexity is 3.5.",
+        "How many held-out tokens it holds likeliest is not known.",
     ]
 
 

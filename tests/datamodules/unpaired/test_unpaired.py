@@ -102,7 +102,7 @@ def test_too_few_rows_for_a_comparison_are_refused():
     rows = dataset(["a", "b", "c"])
     with pytest.raises(ValueError, match=r"3 examples are too few .* of 2 rows at least"):
         TrainExamples(rows, Trainer(), 4, 2, 0)
-    with pytest.raises(ValueError, match=r"algo\.batch_size=2 must be 4 or more: each of 2 proc"):
+    with pytest.raises(ValueError, match=r"algo\.batch_size=2 must be 4 or more: each process"):
         TrainExamples(rows, Trainer(2), 2, 1, 0)
     with pytest.raises(ValueError, match=r"data\.eval_batch_size=1 must be 2 or more"):
         HeldOutExamples(rows, Trainer(), 1)
