@@ -13,6 +13,7 @@ from datamodules.demonstrations.turns import assistant_spans, split_at
 from datamodules.ends import closing_id, end_ids
 from datamodules.examples.dataset import Example, ExampleDataset, says_nothing
 from datamodules.examples.tokenized import whole_cached
+from datamodules.preferences.borders import to_the_token
 from datamodules.text.cache import digest
 from datamodules.text.encoding import Limits, Rendered, render
 from datamodules.text.prompts import as_prompt
@@ -130,6 +131,8 @@ def _made(
     for where, item in rows:
         try:
             _require_told_apart(item, learned)
+            if item.pair is not None:
+                item = Demonstration.of(to_the_token(tokenizer, item.pair))
             texts.append(render(tokenizer, item.prompt, item.response))
             usable.append((where, item))
         except ValueError as error:

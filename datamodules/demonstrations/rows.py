@@ -6,11 +6,11 @@ pair the chosen response is learned from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.examples.responses import RESPONSES, answer_in
-from datamodules.preferences.rows import as_pair
+from datamodules.preferences.rows import Pair, as_pair
 from datamodules.text.columns import Cells, Reading, texts_of
 from datamodules.text.layouts import CONVERSATIONS, column_of, makes_conversations, prompt_of
 from datamodules.text.messages import Message
@@ -30,11 +30,18 @@ class Demonstration:
     Attributes:
         prompt: of a whole conversation no messages, but the tools and options of its row.
         response: the completion, or the whole.
+        pair: whose chosen side it is; where its prompt ends is known once there is a tokenizer.
     """
 
     prompt: Prompt
     response: Content
     is_whole: bool = False
+    pair: Pair | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, pair: Pair) -> "Demonstration":
+        """What was chosen."""
+        return cls(pair.prompt, pair.chosen, pair=pair)
 
     @property
     def responses(self) -> tuple[Content, ...]:
@@ -58,8 +65,7 @@ def as_demonstration(row: Any, *, chat: bool = False) -> Demonstration:
         cells.refuse_left([*texts_of(given.content), *texts_of(response)], whole=True)
         return Demonstration(prompt, response)
     if "chosen" in cells:
-        pair = as_pair(cells, chat=chat)
-        return Demonstration(pair.prompt, pair.chosen)
+        return Demonstration.of(as_pair(cells, chat=chat))
     column = column_of(cells)
     if column not in (*CONVERSATIONS, "text"):
         raise ValueError(

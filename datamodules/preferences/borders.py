@@ -1,14 +1,16 @@
 """Where an implicit prompt ends: at a token's end, so that both responses keep their own tokens."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.preferences.rows import Pair, Scored
 
+Item = TypeVar("Item", bound=Pair | Scored)
 
-def to_the_token(tokenizer: PreTrainedTokenizerBase, item: Pair | Scored) -> Pair | Scored:
+
+def to_the_token(tokenizer: PreTrainedTokenizerBase, item: Item) -> Item:
     """``item``, its implicit prompt cut back to the last token that both texts have whole.
 
     Characters that two words share (``blue``, ``black``) would otherwise be torn from them, and the

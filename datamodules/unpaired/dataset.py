@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.examples.dataset import Example, ExampleBatch, ExampleDataset, says_nothing
 from datamodules.examples.tokenized import fitted
+from datamodules.preferences.borders import to_the_token
 from datamodules.text.encoding import Limits, Rendered, render
 from datamodules.text.prompts import as_prompt
 from datamodules.unpaired.rows import Labelled, as_labelled
@@ -156,6 +157,8 @@ def _made(
     texts: list[Rendered] = []
     for where, item in rows:
         try:
+            if item.pair is not None:
+                item = Labelled.of(to_the_token(tokenizer, item.pair), item.is_desirable)
             texts.append(render(tokenizer, item.prompt, item.response))
             usable.append((where, item))
         except ValueError as error:

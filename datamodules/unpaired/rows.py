@@ -5,11 +5,11 @@ and a ``label``. A pair is two such rows: its chosen side is desirable, its reje
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.examples.responses import RESPONSES, answer_in
-from datamodules.preferences.rows import as_pair
+from datamodules.preferences.rows import Pair, as_pair
 from datamodules.text.columns import Cells, Reading, texts_of
 from datamodules.text.layouts import makes_conversations
 from datamodules.text.prompts import Content, Prompt
@@ -28,6 +28,14 @@ class Labelled:
     prompt: Prompt
     response: Content
     is_desirable: bool
+    pair: Pair | None = field(default=None, compare=False, repr=False)
+    """Whose side it is; where its prompt ends is known once there is a tokenizer."""
+
+    @classmethod
+    def of(cls, pair: Pair, is_desirable: bool) -> "Labelled":
+        """A side of a pair."""
+        said = pair.chosen if is_desirable else pair.rejected
+        return cls(pair.prompt, said, is_desirable, pair)
 
     @property
     def responses(self) -> tuple[Content, ...]:
@@ -48,8 +56,7 @@ def as_labelled(row: Any, *, chat: bool = False) -> list[Labelled]:
     cells = row if isinstance(row, Cells) else Cells(row)
     if "chosen" in cells and "label" not in cells:
         pair = as_pair(cells, chat=chat)
-        sides = ((pair.chosen, True), (pair.rejected, False))
-        return [Labelled(pair.prompt, side, is_desirable) for side, is_desirable in sides]
+        return [Labelled.of(pair, True), Labelled.of(pair, False)]
     names = ("completion", *(name for name in RESPONSES if name != "completion"))
     given, prompt, response = answer_in(cells, chat=chat, names=names)
     label = cells.require("label")

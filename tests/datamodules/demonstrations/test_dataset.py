@@ -1,9 +1,17 @@
 """DemonstrationDataset: which tokens are learned, what is cut, what is refused."""
 
 import pytest
+import torch
 from template_helpers import says, tokenizer_of, user
+from tokenizer_helpers import trained
 
-from datamodules.demonstrations.dataset import DemonstrationDataset
+from datamodules.demonstrations.dataset import DemonstrationDataset, DemonstrationRows, Learned
+from datamodules.demonstrations.rows import as_demonstration
+from datamodules.preferences.dataset import PreferenceRows
+from datamodules.preferences.rows import as_pair
+from datamodules.text.encoding import Limits
+from datamodules.unpaired.dataset import UnpairedRows
+from datamodules.unpaired.rows import as_labelled
 from rlmodules.models.embedded import tiny_tokenizer
 
 TOKENIZER, PLAIN = tiny_tokenizer(), tiny_tokenizer()
@@ -101,3 +109,22 @@ def test_a_digest_changes_with_what_is_learned():
         dataset([" No."], prompts=["Wet?"], completion_only_loss=only) for only in (True, False)
     )
     assert first.digest() != second.digest()
+
+
+@pytest.mark.parametrize("kind", ["sft", "kto"])
+def test_of_a_pair_without_a_prompt_no_word_is_torn(kind):
+    """Both sides begin alike up to within a word; as for preferences, its tokens stay whole."""
+    tokenizer = trained("byte level", "$A")
+    row = {"chosen": "the cat unhappy", "rejected": "the cat unknown"}
+    limits = Limits(64, 32)
+    if kind == "sft":
+        items = [("row", as_demonstration(row))]
+        made = DemonstrationRows(items, tokenizer, limits, learned=Learned(), on_error="raise")
+    else:
+        items = [("row", item) for item in as_labelled(row)]
+        made = UnpairedRows(items, tokenizer, limits, on_error="raise")
+    pairs = PreferenceRows([("row", as_pair(row))], tokenizer, limits, close=True, on_error="raise")
+    for example, sequence in zip(made, pairs[0].sequences, strict=False):
+        assert torch.equal(example.sequences[0], sequence)
+        assert example.prompt_length == pairs[0].prompt_length
+    assert tokenizer.decode(made[0].sequences[0][: made[0].prompt_length]) == "the cat"
