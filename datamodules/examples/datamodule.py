@@ -186,6 +186,8 @@ class ExampleDataModule(L.LightningDataModule):
     ) -> tuple[ExampleDataset[Any], ExampleDataset[Any] | None]:
         """Training rows without some of them, and these."""
         wanted = how_many(len(train), self.eval_size, min(AT_MOST, len(train) // 10))
+        if self.eval_size is None and wanted and train.smallest_batch > 1:
+            wanted = max(wanted, train.smallest_batch * self.trainer.world_size)
         rows, held_out_rows = split_prompts(train, wanted, self.seed)
         if self.eval_size is not None and len(held_out_rows) != self.eval_size:
             raise ValueError(

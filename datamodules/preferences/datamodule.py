@@ -3,13 +3,12 @@
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
-from datamodules.checks import require_whole
 from datamodules.examples.datamodule import ExampleDataModule
+from datamodules.examples.limits import prompt_limits
 from datamodules.preferences.dataset import PreferenceRows
 from datamodules.preferences.inspection import inspect_preferences, samples_of
 from datamodules.preferences.reading import read_items
 from datamodules.text.columns import Cells, Reading
-from datamodules.text.encoding import Limits
 from datamodules.text.inspection import Inspection, Sample
 from datamodules.types import TextLearner
 
@@ -38,12 +37,7 @@ class PreferenceDataModule(ExampleDataModule):
     ) -> None:
         super().__init__(path, **options)
         self.objectives = list(objectives) if objectives else None
-        require_whole("data", 2, max_length=max_length)
-        require_whole("data", 1, max_prompt_length=max_prompt_length)
-        try:
-            self.limits = Limits(max_length, max_prompt_length)
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from None
+        self.limits = prompt_limits(max_length, max_prompt_length)
 
     @property
     def numbers(self) -> Collection[str]:

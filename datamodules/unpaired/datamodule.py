@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from datamodules.checks import require_whole
 from datamodules.examples.datamodule import ExampleDataModule
 from datamodules.examples.inspection import inspect_examples, rows_to_show
+from datamodules.examples.limits import prompt_limits
 from datamodules.text.columns import Cells, Reading
-from datamodules.text.encoding import Limits
 from datamodules.text.inspection import Inspection, Sample, parts
 from datamodules.types import TextLearner
 from datamodules.unpaired.dataset import UnpairedRows
@@ -36,12 +35,7 @@ class UnpairedPreferenceDataModule(ExampleDataModule):
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
-        require_whole("data", 2, max_length=max_length)
-        require_whole("data", 1, max_prompt_length=max_prompt_length)
-        try:
-            self.limits = Limits(max_length, max_prompt_length)
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from None
+        self.limits = prompt_limits(max_length, max_prompt_length)
 
     @property
     def unit(self) -> str:

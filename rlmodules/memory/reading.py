@@ -49,6 +49,7 @@ def set_up(run: Run, data: Any) -> None:
     data.trainer = SimpleNamespace(
         lightning_module=learner,
         is_global_zero=True,
+        world_size=run.world,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     data.setup()

@@ -73,6 +73,9 @@ def _repetition(run: Run) -> str:
 
 def _perplexity(run: Run) -> str:
     pair, loss = ends_of(run, "val/perplexity"), ends_of(run, "val/loss")
+    known = run.value("val/perplexity")
+    if known is not None and (pair is None or loss is None):
+        return f"Held-out perplexity is {number(known)}, and nothing was evaluated beside it."
     if pair is None or loss is None:
         last = run.value("train/perplexity")
         assert last is not None  # what such a run is known by

@@ -102,7 +102,7 @@ def _examples(
         learns_from=algorithm.learns_from,
         closes_texts=algorithm.closes_texts,
     )
-    data.trainer = SimpleNamespace(lightning_module=learner, is_global_zero=True)
+    data.trainer = SimpleNamespace(lightning_module=learner, is_global_zero=True, world_size=1)
     data.on_error = "skip"  # so that all of them are seen
     data.setup()
     found = data.inspection()

@@ -116,6 +116,15 @@ def test_of_demonstrations_alone_what_training_ended_with_is_said(tmp_path):
     ]
 
 
+def test_of_one_evaluation_of_demonstrations_its_figures_are_said(tmp_path):
+    history = [{"step": 4.0, "train/perplexity": 3.5}]
+    after = {"val/loss": 1.5, "val/perplexity": 4.482, "val/token_accuracy": 0.58}
+    assert verdict(Run(tmp_path, report={"after": after, "history": history}, status="done")) == [
+        "Held-out perplexity is 4.482, and nothing was evaluated beside it.",
+        "Of the held-out tokens 58.0% are those that it holds likeliest.",
+    ]
+
+
 def test_labelled_responses_have_a_margin_and_how_far_the_policy_went(tmp_path):
     before = {"val/loss": 0.5, "val/margin": 0.0, "val/reference_kl": 0.0}
     after = {"val/loss": 0.4, "val/margin": 0.5, "val/reference_kl": 1.25}

@@ -1,5 +1,8 @@
 """Unpaired preferences: rows, labels, batches with a response to another prompt."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from template_helpers import says, user
@@ -106,6 +109,23 @@ def test_too_few_rows_for_a_comparison_are_refused():
         TrainExamples(rows, Trainer(2), 2, 1, 0)
     with pytest.raises(ValueError, match=r"data\.eval_batch_size=1 must be 2 or more"):
         HeldOutExamples(rows, Trainer(), 1)
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(5, 0), (12, 2), (19, 2), (40, 4)])
+def test_of_a_small_file_enough_is_held_out_to_be_compared(tmp_path, rows, held_out):
+    """A tenth, where nobody asked for a number, but two rows at least."""
+    path = tmp_path / "thumbs.jsonl"
+    lines = [{"prompt": f"q{i}", "completion": f" a{i}", "label": i % 2} for i in range(rows)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    data = UnpairedPreferenceDataModule(str(path))
+    data.trainer = Trainer()
+    data.trainer.is_global_zero = False
+    data.trainer.lightning_module = SimpleNamespace(
+        tokenizer=TOKENIZER, learns_from="unpaired", closes_texts=True
+    )
+    data.setup()
+    assert len(data.eval_dataset or ()) == held_out
+    assert len(data.train_dataset) == rows - held_out
 
 
 def test_limits_are_checked():
