@@ -119,7 +119,7 @@ class DPO(TextPolicy):
         self._warned = False
 
     def losses(self, batch: ExampleBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        responses = response_logprobs(self.policy, batch, starts_of(batch))
+        responses = response_logprobs(self.policy, batch.sequences, starts_of(batch))
         sums, lengths = pair_sums(responses), pair_lengths(responses)
         return dpo_loss(
             logps=PairLogps(*sums.T, *self.reference_sums(batch).T, *lengths.T),
@@ -141,7 +141,7 @@ class DPO(TextPolicy):
     def _computed_sums(self, batch: ExampleBatch[Any]) -> Tensor:
         assert self.reference is not None  # or nobody asks
         with self.reference.of(self.policy) as reference:
-            return pair_sums(response_logprobs(reference, batch, starts_of(batch)))
+            return pair_sums(response_logprobs(reference, batch.sequences, starts_of(batch)))
 
     # ------------------------------------------------- the reference, beforehand
 

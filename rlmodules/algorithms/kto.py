@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from datamodules.experience import TokenBatch
 from datamodules.unpaired.dataset import UnpairedBatch
 from rlmodules.algorithms.config import PreferenceConfig
 from rlmodules.algorithms.means import Means
-from rlmodules.algorithms.text_policy import TextPolicy
+from rlmodules.algorithms.text_policy import TextPolicy, response_logprobs
 from rlmodules.checks import require, require_known
 from rlmodules.functional import KTO_LOSSES, kto_loss
 from rlmodules.models import PolicyModel, Reference
@@ -144,9 +143,6 @@ def response_sums(
         groups: B prompts with K responses each, token ids.
         starts: first token of the responses to each prompt.
     """
-    sequences = [sequence for group in groups for sequence in group]
     first = [start for group, start in zip(groups, starts, strict=True) for _ in group]
-    positions = [torch.arange(start, len(s)) for s, start in zip(sequences, first, strict=True)]
-    tokens = TokenBatch.collate(sequences, positions, tuple(map(len, groups)))
-    parts = policy.score(tokens).logprobs.split([len(at) for at in positions])
-    return torch.stack([part.sum() for part in parts]).view(len(groups), -1)
+    sums = [response.sum() for response in response_logprobs(policy, groups, first)]
+    return torch.stack(sums).view(len(groups), -1)

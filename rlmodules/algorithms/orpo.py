@@ -39,7 +39,7 @@ class ORPO(TextPolicy):
         starts = starts_of(batch)
         # The likelihood is of chosen texts from their second token on, prompts included.
         begin = [1 if i % 2 == 0 else start for i, start in enumerate(starts)]
-        texts = response_logprobs(self.policy, batch, begin)
+        texts = response_logprobs(self.policy, batch.sequences, begin)
         shifts = [start - first for start, first in zip(starts, begin, strict=True)]
         responses = [text[shift:] for text, shift in zip(texts, shifts, strict=True)]
         sums, lengths = pair_sums(responses), pair_lengths(responses)

@@ -103,16 +103,17 @@ class TextPolicy(OfflineModule):
 
 
 def response_logprobs(
-    policy: PolicyModel, batch: ExampleBatch[Any], starts: Sequence[int]
+    policy: PolicyModel, groups: Sequence[Sequence[Tensor]], starts: Sequence[int]
 ) -> list[Tensor]:
     """For each sequence the log-probabilities of its tokens from ``starts`` on, [T_i - start].
 
     Args:
+        groups: sequences that begin alike, token ids.
         starts: first token of each sequence that counts, at least 1.
     """
-    sequences = [sequence for pair in batch.sequences for sequence in pair]
+    sequences = [sequence for group in groups for sequence in group]
     positions = [torch.arange(start, len(s)) for s, start in zip(sequences, starts, strict=True)]
-    tokens = TokenBatch.collate(sequences, positions, group_sizes=(2,) * len(batch))
+    tokens = TokenBatch.collate(sequences, positions, group_sizes=tuple(map(len, groups)))
     return list(policy.score(tokens).logprobs.split([len(at) for at in positions]))
 
 

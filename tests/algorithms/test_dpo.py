@@ -222,7 +222,7 @@ def test_common_beginnings_of_the_responses_are_predicted_once():
     body.register_forward_pre_hook(
         lambda _, args, inputs: rows.append(inputs["input_ids"].shape), with_kwargs=True
     )
-    logps = pair_sums(response_logprobs(module.policy, batch, starts_of(batch)))
+    logps = pair_sums(response_logprobs(module.policy, batch.sequences, starts_of(batch)))
     wanted = [
         plain_logps(module.base_model, s, example.prompt_length)
         for s in batch.examples[0].sequences

@@ -20,7 +20,8 @@ def batch():
 def sums(module, policy=None):
     with torch.no_grad():
         given = batch()
-        return pair_sums(response_logprobs(policy or module.policy, given, starts_of(given)))
+        starts = starts_of(given)
+        return pair_sums(response_logprobs(policy or module.policy, given.sequences, starts))
 
 
 @pytest.mark.parametrize(("rank", "merge"), [(0, None), (4, None), (4, True)])
