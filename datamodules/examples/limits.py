@@ -7,6 +7,10 @@ from datamodules.text.encoding import Limits
 def prompt_limits(max_length: int, max_prompt_length: int) -> Limits:
     """The limits that the options of that name say.
 
+    Args:
+        max_length: most tokens of prompt and response together: the response is cut on the right.
+        max_prompt_length: most tokens of the prompt alone: it is cut on the left.
+
     Raises:
         ValueError: names the option that is out of its range.
     """

@@ -20,7 +20,7 @@ class PreferenceDataModule(ExampleDataModule):
 
     Args:
         objectives: columns that hold scores; rows then have ``prompt`` and ``response``.
-        max_length, max_prompt_length: see ``Limits``.
+        max_length, max_prompt_length: see ``prompt_limits``.
         options: see ``ExampleDataModule``.
     """
 

@@ -19,7 +19,7 @@ class UnpairedPreferenceDataModule(ExampleDataModule):
     The formats of rows are those of ``datamodules.unpaired.rows``.
 
     Args:
-        max_length, max_prompt_length: see ``Limits``.
+        max_length, max_prompt_length: see ``prompt_limits``.
         options: see ``ExampleDataModule``.
     """
 

@@ -243,10 +243,18 @@ def _texts(target: Any) -> dict[str, str]:
 
 
 def _followed(owner: Any, name: str, text: str) -> str:
-    """``text``, or what it refers to: of ``see ``RewardFunction``.`` what that says of ``name``."""
+    """``text``, or what it refers to: of ``see ``RewardFunction``.`` what that says of ``name``.
+
+    Raises:
+        LookupError: it refers to what the module of ``owner`` lacks.
+    """
     reference = re.match(r"see ``(\w+)``", text)
-    other = getattr(sys.modules[owner.__module__], reference[1], None) if reference else None
-    return text if other is None else _texts(other).get(name, text)
+    if reference is None:
+        return text
+    module = sys.modules[owner.__module__]
+    if not hasattr(module, reference[1]):
+        raise LookupError(f"{owner.__qualname__} of {name}: {text!r} is not in {module.__name__}")
+    return _texts(getattr(module, reference[1])).get(name, text)
 
 
 def _said_of_arguments(owner: Any) -> Iterator[tuple[str, str]]:
