@@ -85,7 +85,7 @@ def prepare() -> Any:
     import torch
     import transformers.models.llama.modeling_llama
 
-    import rlmodules.trainers
+    import rlmodules.trainers.online
     import train
 
     torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 """The public names of ``rlmodules``: read by type checkers and by its lazy ``__init__``."""
 
+from .algorithms.distillation import Distillation as Distillation
+from .algorithms.distillation import DistillationConfig as DistillationConfig
 from .algorithms.dpo import DPO as DPO
 from .algorithms.dpo import DPOConfig as DPOConfig
 from .algorithms.grpo import GRPO as GRPO
@@ -28,10 +30,11 @@ from .reward_models.pairwise import PairwiseRewardModel as PairwiseRewardModel
 from .reward_models.scalar import RewardModel as RewardModel
 from .sampling.choose import SamplingParams as SamplingParams
 from .sampling.decoding import sample as sample
-from .trainers import DPOTrainer as DPOTrainer
-from .trainers import GRPOTrainer as GRPOTrainer
-from .trainers import KTOTrainer as KTOTrainer
-from .trainers import ORPOTrainer as ORPOTrainer
-from .trainers import PPOTrainer as PPOTrainer
-from .trainers import RewardModelTrainer as RewardModelTrainer
-from .trainers import SFTTrainer as SFTTrainer
+from .trainers.online import DistillationTrainer as DistillationTrainer
+from .trainers.online import GRPOTrainer as GRPOTrainer
+from .trainers.online import PPOTrainer as PPOTrainer
+from .trainers.texts import DPOTrainer as DPOTrainer
+from .trainers.texts import KTOTrainer as KTOTrainer
+from .trainers.texts import ORPOTrainer as ORPOTrainer
+from .trainers.texts import RewardModelTrainer as RewardModelTrainer
+from .trainers.texts import SFTTrainer as SFTTrainer

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
+import distillation_helpers
 import lightning as L
 import torch
 from torch.distributed.tensor import DTensor
@@ -33,6 +34,8 @@ from rlmodules import (
     ORPO,
     PPO,
     SFT,
+    Distillation,
+    DistillationConfig,
     DPOConfig,
     GRPOConfig,
     KTOConfig,
@@ -63,11 +66,19 @@ ONLINE = {"batch_size": 8, "mini_batch_size": 4, "gradient_accumulation_steps": 
 PAIRS = {"batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 2, "learning_rate": 1e-3,
          "eval_every": 2, "device": "cpu", "max_length": 512, "max_grad_norm": 0.05,
          "max_prompt_length": 128}  # fmt: skip
+
+
+def taught(config, model):
+    """By a teacher of another size."""
+    return Distillation(config, model, teacher=distillation_helpers.teacher())
+
+
 RUNS = {
     "ppo": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 2}),
     "ppo_warmup": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 1, "value_warmup_iterations": 1}),
     "ppo_stop": (PPO, PPOConfig, ONLINE | {"ppo_epochs": 3, "early_stop_kl": 1e-7}),
     "grpo": (GRPO, GRPOConfig, ONLINE | {"num_generations": 2, "beta": 0.1}),
+    "distillation": (taught, DistillationConfig, ONLINE),
     "sft": (SFT, SFTConfig, {k: v for k, v in PAIRS.items() if k != "max_prompt_length"}),
     "kto": (KTO, KTOConfig, PAIRS),
     "dpo": (DPO, DPOConfig, PAIRS),

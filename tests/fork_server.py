@@ -21,7 +21,7 @@ def prepare() -> None:
     import torch
     import transformers.models.llama.modeling_llama
 
-    import rlmodules.trainers
+    import rlmodules.trainers.online
 
     torch.set_num_threads(1)
     del lightning, matplotlib, peft, transformers, rlmodules

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     f"{R}.inside_vllm": "",  # it runs in vLLM's environment, which has nothing of ours
     f"{R}.strategies": f"{R}.models {R}.resuming",
     f"{R}.algorithms": f"{LEARNERS} {R}.strategies {R}.callbacks {R}.resuming {R}.trackers {D}.text"
-    f" {TEXTS} {D}.processes",
+    f" {TEXTS} {D}.processes {D}.seeding",
     f"{R}.reward_models": f"{LEARNERS} {R}.algorithms {DATA}",
     f"{R}.forward_backward": f"{LEARNERS} {D}.seeding",
     f"{R}.resuming": f"{R}.checks {D}.atomic",
@@ -87,7 +87,10 @@ MAY_IMPORT = {
     f"{R}.trainer_options": f"{R}.checks",
     f"{R}.command": "",  # it runs train.py, by its path
 }
-ALGORITHMS = {f"{R}.algorithms.{name}" for name in ("ppo", "grpo", "dpo", "orpo", "kto", "sft")}
+ALGORITHMS = {
+    f"{R}.algorithms.{name}"
+    for name in ("ppo", "grpo", "distillation", "dpo", "orpo", "kto", "sft")
+}
 """What no file of an algorithm, a reward model or the client imports: another algorithm."""
 NEVER_AN_ALGORITHM = {f"{R}.{room}" for room in ("algorithms", "reward_models", "forward_backward")}
 COMPOSES = {f"{R}.schemas", f"{R}.tasks", f"{R}.sweeping", f"{R}.running", "train"}

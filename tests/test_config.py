@@ -34,6 +34,7 @@ NEEDS = {  # what the user must give besides
     "reward=weighted": ["reward.components={short: length}"],
     "env=gsm8k": ["env.path=problems.jsonl"],
     "env=custom": ["env._target_=my_envs.MyEnv"],
+    "algo=distill": ["algo.teacher_model_name_or_path=random:tiny", "model.name=random:tiny"],
     "task=collect_preferences": ["out=pairs.jsonl"],
     "task=compare": ["runs=[outputs]"],
     "data=preferences": ["algo=dpo"],
@@ -44,7 +45,7 @@ NEEDS = {  # what the user must give besides
     "callbacks=reward": ["algo=reward"],
     "experiment=chat_lora": ["model.name=random:tiny", "reward.path=x", "data.path=y.txt"],
 }
-ONLINE = ("ppo", "grpo", "gspo", "rloo", "reinforce_plus_plus")
+ONLINE = ("ppo", "grpo", "distill", "gspo", "rloo", "reinforce_plus_plus")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_prompts_of_the_command_line_stand_for_the_carried_ones(written, prompts
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in ("algo", "logger")])
 def test_every_part_instantiates(option, tmp_path):
-    cfg = composed(option, "model=tiny", tmp_path=tmp_path)
+    cfg = composed(option, "model=tiny", *NEEDS.get(option, []), tmp_path=tmp_path)
     module = module_of(cfg)
     assert module.config.seed == cfg.seed
     online = option.split("=")[1] in ONLINE or not option.startswith("algo")

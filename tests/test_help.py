@@ -60,7 +60,7 @@ def test_help_says_the_options_of_what_was_chosen(tmp_path):
     assert err == "heavy: []\n"
     assert re.search(r"algo\.beta=0\.3 +\(float\) DPO: how strongly the policy is held", out)
     assert re.search(r"algo\.num_epochs=2 +\(int\) Passes over the data", out)  # conf/'s default
-    assert re.search(r"algo +\*dpo grpo gspo", out) and "*preferences rollouts" in out
+    assert re.search(r"algo +distill \*dpo grpo gspo", out) and "*preferences rollouts" in out
     assert re.search(r"ckpt_path=null +a checkpoint, a run's folder", out)
     assert "ppo_epochs" not in out and "env.stop_sequences" not in out
     assert "--cfg job" in out and "Examples" in out
@@ -106,7 +106,7 @@ def test_hydras_own_flags_work_from_another_folder(tmp_path, flags, expected):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("python train.py algo=d", "algo=dpo"),
+        ("python train.py algo=dp", "algo=dpo"),
         ("python train.py algo=dpo algo.bet", "algo.beta="),
         ("python train.py algo=gspo algo.num_gen", "algo.num_generations="),
     ],

@@ -41,6 +41,7 @@ FROM_0 = {
     "warmup_ratio", "label_smoothing", "dropout_prob", "lora_dropout", "dropout", "r", "seed",
     "eval_size", "num_held_out", "demonstrations", "tool_bonus", "error_penalty", "heldout",
     "missing_eos_penalty", "min_gap", "retries", "rows", "episodes", "eval_samples",
+    "lmbda",
 }  # fmt: skip
 """Fields that 0 is right for: it switches something off, or is one of a range."""
 

@@ -199,7 +199,7 @@ def test_two_values_for_what_is_one_are_refused(override, sentence):
 
 
 @pytest.mark.parametrize(
-    "algo", ["ppo", "grpo", "sft", "kto", "dpo", "orpo", "reward", "multi_objective"]
+    "algo", ["ppo", "grpo", "distill", "sft", "kto", "dpo", "orpo", "reward", "multi_objective"]
 )
 def test_no_default_run_contradicts_itself(algo):
     for more in ((), ("seed=3",)):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules import PreferenceDataset, Prompt
 from rlmodules import (
+    DistillationTrainer,
     DPOConfig,
     DPOTrainer,
     GRPOTrainer,
@@ -230,8 +231,10 @@ def test_long_texts_are_cut_and_lists_of_other_lengths_refused(tmp_path):
 
 # ------------------------------------------------------------------ as train.py does
 
-FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "dpo": DPOTrainer, "orpo": ORPOTrainer,
-           "kto": KTOTrainer, "sft": SFTTrainer}  # fmt: skip
+ONLINE = ("ppo", "grpo", "distill")
+FACADES = {"ppo": PPOTrainer, "grpo": GRPOTrainer, "distill": DistillationTrainer,
+           "dpo": DPOTrainer, "orpo": ORPOTrainer, "kto": KTOTrainer,
+           "sft": SFTTrainer}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACADES)
@@ -254,10 +257,11 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
 
     facade = FACADES[name]
     settings = OmegaConf.to_container(cfg.algo, resolve=True)
+    settings |= {"teacher_model_name_or_path": "random:tiny"} if name == "distill" else {}
     trainer = facade(facade.module_class.config_class(**settings), output_dir=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(L, "Trainer", Recorder)
-        if name in ("ppo", "grpo"):
+        if name in ONLINE:
             trainer.train(PROMPTS, eval_prompts=["A third"])
         else:
             trainer.train(dataset(), eval_dataset=dataset(3))
@@ -268,7 +272,7 @@ def test_a_facade_trains_with_the_options_and_callbacks_of_train_py(name, tmp_pa
     assert options.keys() - given.keys() == lightnings
     for option in given.keys() - {"callbacks", "logger", "plugins", "data"}:
         assert given[option] == options[option], option
-    plan = given["data"].plan if name in ("ppo", "grpo") else given["data"]
+    plan = given["data"].plan if name in ONLINE else given["data"]
     for option in ("batch_size", "epochs", "num_generations", "max_resamples", "seed"):
         if option in cfg.data:
             assert getattr(plan, option) == cfg.data[option], option

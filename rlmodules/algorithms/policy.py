@@ -73,14 +73,18 @@ def load_policy(
     return policy, tokenizer, model_config
 
 
-def policy_from_export(module: Any, dirpath: Path) -> Any:
-    """The policy in ``dirpath`` as another module of its class, held against the same reference."""
+def policy_from_export(module: Any, dirpath: Path, **given: Any) -> Any:
+    """The policy in ``dirpath`` as another module of its class, held against the same reference.
+
+    Args:
+        given: what the class takes besides settings.
+    """
     loaded = ModelConfig.of(module.hparams["model_config"], "", given=True)
     name = str(dirpath)
     held = loaded.quantization if saved_adapter(name) else "none"  # else it was merged
     read = replace(loaded, name=name, lora=LoraConfig(), adapter="continue", revision=None,
                    quantization=held)  # fmt: skip
-    written = type(module)(replace(module.config, model_name=name), read)
+    written = type(module)(replace(module.config, model_name=name), read, **given)
     if getattr(module, "reference", None) is not None:
         written.reference = SameReference(module.reference, module.policy)
     return written

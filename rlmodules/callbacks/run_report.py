@@ -47,7 +47,10 @@ class RunReport(Report):
 
     def labels(self) -> dict[str, str]:
         several = sorted(key for key in self.after if key.startswith("val/pass@"))
-        return self.held_out | {k: k[4:] for k in several if k not in self.held_out}
+        labels = self.held_out | {k: k[4:] for k in several if k not in self.held_out}
+        if any("rollout/on_policy" in row for row in self.history):
+            labels["val/kl"] = "KL to the teacher (nats a token)"
+        return labels
 
     def held_out_changed(self) -> None:
         super().held_out_changed()

@@ -7,6 +7,7 @@ from rlmodules.functional.advantages import (
     masked_var,
     whiten,
 )
+from rlmodules.functional.divergences import Predictions, divergence, generalized_jsd
 from rlmodules.functional.dpo_losses import DPO_LOSSES, DPOShape, PairLogps, dpo_loss
 from rlmodules.functional.grpo_losses import (
     BASELINES,

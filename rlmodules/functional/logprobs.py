@@ -11,7 +11,7 @@ Shapes: N chosen positions, H hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,20 @@ class Projection:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
+    def in_autocast(self, device: str) -> "Projection":
+        """With weights of autocast's type where that is on, as ``nn.Linear`` would multiply;
+        autocast does not look inside an autograd.Function."""
+        if not torch.is_autocast_enabled(device):
+            return self
+        dtype = torch.get_autocast_dtype(device)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
+
+    def copied(self) -> "Projection":
+        """With weights of its own, which no gradient reaches."""
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return replace(self, weight=self.weight.detach().clone(), bias=bias)
+
 
 class TokenStats(NamedTuple):
     """What a distribution says of a token that was chosen, for N of them."""
@@ -91,22 +105,19 @@ def token_logprobs(
     Returns:
         Log-probabilities and entropies are differentiable in hidden states, weight and bias.
     """
-    weight, bias = projection.weight, projection.bias
     device = hidden_NH.device.type
-    if torch.is_autocast_enabled(device):  # autocast does not look inside an autograd.Function
-        dtype = torch.get_autocast_dtype(device)
-        hidden_NH, weight = hidden_NH.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    projection = projection.in_autocast(device)
+    weight, bias = projection.weight, projection.bias
     kept_bytes = len(tokens_N) * weight.shape[0] * weight.element_size()
-    keep = projection.softcap is None and kept_bytes <= _of(KEPT_BYTES, device)
+    keep = projection.softcap is None and kept_bytes <= size_of(KEPT_BYTES, device)
     wanted = (with_entropy, with_entropy and entropy_grad)
-    chunk_bytes = chunk_bytes or _of(CACHED_CHUNK_BYTES if keep else CHUNK_BYTES, device)
+    chunk_bytes = chunk_bytes or size_of(CACHED_CHUNK_BYTES if keep else CHUNK_BYTES, device)
     rows = max(1, chunk_bytes // ((weight.element_size() if keep else 4) * weight.shape[0]))
     with torch.autocast(device, enabled=False):
         inputs = (hidden_NH.to(weight.dtype), weight, bias, tokens_N)
         if keep:
             slope = projection.scale / temperature
-            block = max(1, min(rows, _of(BLOCK_BYTES, device) // (4 * weight.shape[0])))
+            block = max(1, min(rows, size_of(BLOCK_BYTES, device) // (4 * weight.shape[0])))
             rows = rows // block * block
             logprobs, entropy, is_top = _KeptLogprobs.apply(*inputs, slope, wanted, (rows, block))
         else:
@@ -115,7 +126,8 @@ def token_logprobs(
     return TokenStats(logprobs, entropy if with_entropy else None, is_top)
 
 
-def _of(sizes: dict[str, int], device: str) -> int:
+def size_of(sizes: dict[str, int], device: str) -> int:
+    """Of one of the tables above, for a device of that kind."""
     return sizes.get(device, sizes["cuda"])
 
 

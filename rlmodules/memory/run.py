@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlmodules.algorithms.distillation import Distillation
 from rlmodules.algorithms.dpo import DPO
 from rlmodules.algorithms.kto import KTO
 from rlmodules.algorithms.online import OnlineModule
@@ -160,8 +161,10 @@ class Run:
         """The run's models on paper.
 
         Raises:
-            ValueError: see ``on_paper``.
+            ValueError: see ``on_paper``; or a teacher is there, which is not counted.
         """
+        if issubclass(self.algorithm, Distillation):
+            raise ValueError("algo=distill: what the teacher takes is not counted")
         dtype = TRUE.get(self.precision)
         kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs,
                  "half": self.half}  # fmt: skip

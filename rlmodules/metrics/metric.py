@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-ONLINE = ("PPO", "GRPO")
+TAUGHT = ("Distillation",)
+REWARDED = ("PPO", "GRPO")
+ONLINE = (*REWARDED, *TAUGHT)
 PAIR_POLICIES = ("DPO", "ORPO")
 PAIR_JUDGES = ("RewardModel", "PairwiseRewardModel")
 PAIRS = (*PAIR_POLICIES, *PAIR_JUDGES)

@@ -1,6 +1,6 @@
 """Metrics of an iteration's episodes, of algorithms that learn from their own."""
 
-from rlmodules.metrics.metric import DOWN, ONLINE, UP, Metric
+from rlmodules.metrics.metric import DOWN, ONLINE, REWARDED, TAUGHT, UP, Metric
 
 PPO, GRPO = ("PPO",), ("GRPO",)
 
@@ -98,10 +98,17 @@ OF_EPISODES = (
         otherwise="1: no reward function applies to these rows.",
     ),
     Metric(
+        "rollout/on_policy",
+        "Share of the iteration's responses that the policy wrote; the teacher wrote the others.",
+        "share",
+        TAUGHT,
+        healthy="algo.lmbda, as near as a batch comes to it",
+    ),
+    Metric(
         "rollout/kl",
         "KL of the policy from the reference on the iteration's tokens (k1 estimate).",
         "nats a token",
-        ONLINE,
+        REWARDED,
         when="GRPO: with algo.beta above 0",
         healthy="rising to its target (PPO: algo.kl_target) and staying there; below 0.5 or so",
         otherwise="Far above: the policy leaves the language it had; raise algo.kl_penalty_coef or"
@@ -176,7 +183,7 @@ OF_EPISODES = (
         "rollout/sampler_is_weight",
         "Mean weight of a token by truncated importance sampling (algo.sampler_is).",
         "",
-        ONLINE,
+        REWARDED,
         when="with algo.sampler_is=token or sequence",
         low=0.8,
         high=1.2,
@@ -189,7 +196,7 @@ OF_EPISODES = (
         "rollout/sampler_is_capped",
         "Share of tokens whose weight algo.sampler_is_cap cut.",
         "share",
-        ONLINE,
+        REWARDED,
         when="with algo.sampler_is=token or sequence",
         high=0.1,
         healthy="near 0",

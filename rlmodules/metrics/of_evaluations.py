@@ -52,12 +52,14 @@ OF_EVALUATIONS = (
     ),
     Metric(
         "val/kl",
-        "KL of the policy from the reference on held-out prompts (k1 estimate).",
+        "KL of the policy from the reference, or from its teacher, on held-out prompts (k1"
+        " estimate).",
         "nats a token",
         ONLINE,
         when="at each evaluation; GRPO: with algo.beta above 0",
-        healthy="as rollout/kl",
-        otherwise="As rollout/kl.",
+        healthy="as rollout/kl; distillation: falling",
+        otherwise="As rollout/kl; distillation: algo.learning_rate is too low, or so high that it"
+        " rises.",
         trl="GRPO: eval_kl",
         better=DOWN,
     ),

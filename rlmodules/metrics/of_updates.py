@@ -1,6 +1,6 @@
 """Metrics of an iteration's updates, of algorithms that learn from their own episodes."""
 
-from rlmodules.metrics.metric import DOWN, ONLINE, Metric
+from rlmodules.metrics.metric import DOWN, REWARDED, TAUGHT, Metric
 
 PPO, GRPO = ("PPO",), ("GRPO",)
 
@@ -39,7 +39,7 @@ OF_UPDATES = (
         "train/clip_fraction",
         "Share of tokens whose gain is cut off by the clip range.",
         "share",
-        ONLINE,
+        REWARDED,
         when="PPO: after algo.value_warmup_iterations; 0 where an iteration takes one step",
         high=0.3,
         healthy="0 to 0.2 (GSPO: more, its range is narrow)",
@@ -51,7 +51,7 @@ OF_UPDATES = (
         "train/approx_kl",
         "KL of the policy that sampled from the policy in training (k3 estimate).",
         "nats a token",
-        ONLINE,
+        REWARDED,
         when="PPO: after algo.value_warmup_iterations; 0 where an iteration takes one step",
         high=0.1,
         healthy="0 to 0.02",
@@ -63,7 +63,7 @@ OF_UPDATES = (
         "train/ratio",
         "Probability of a sampled token now over that when it was sampled.",
         "",
-        ONLINE,
+        REWARDED,
         when="PPO: after algo.value_warmup_iterations",
         low=0.8,
         high=1.2,
@@ -76,8 +76,8 @@ OF_UPDATES = (
         "train/entropy",
         "Entropy of the policy's next-token distribution, at algo.temperature.",
         "nats a token",
-        PPO,
-        when="after algo.value_warmup_iterations",
+        (*PPO, *TAUGHT),
+        when="PPO: after algo.value_warmup_iterations",
         healthy="falling slowly, and above a tenth of what it was",
         otherwise="Collapsed: all responses are alike and nothing new is tried; raise"
         " algo.entropy_coef, algo.temperature or algo.kl_penalty_coef.",

@@ -57,7 +57,7 @@ def _rises(course: Course, name: str) -> bool:
 
 def rewarded_length(course: Course) -> Seen | None:
     length, reward = course.ends("rollout/response_length"), course.ends("rollout/reward")
-    if length is None or reward is None or length[1] < LONGER * length[0]:
+    if length is None or reward is None or length[1] < LONGER * length[0] or _is_taught(course):
         return None
     if not all(_rises(course, f"rollout/{name}") for name in ("response_length", "reward")):
         return None
@@ -73,7 +73,7 @@ def rewarded_length(course: Course) -> Seen | None:
 def rewarded_repetition(course: Course) -> Seen | None:
     """Not where answers are checked: right answers to alike questions may well be alike."""
     distinct, reward = (course.points(f"val/{name}") for name in ("distinct_bigrams", "reward"))
-    if len(distinct) < 2 or len(reward) < 2 or course.points("val/pass@1"):
+    if len(distinct) < 2 or len(reward) < 2 or course.points("val/pass@1") or _is_taught(course):
         return None
     first, last = distinct[0][1], distinct[-1][1]
     if last >= MORE_REPETITIVE * first or reward[-1][1] <= reward[0][1]:
@@ -84,6 +84,11 @@ def rewarded_repetition(course: Course) -> Seen | None:
         {"val/distinct_bigrams": (first, last), "val/reward": (reward[0][1], reward[-1][1])},
         began(distinct, lambda share: share < MORE_REPETITIVE * first),
     )
+
+
+def _is_taught(course: Course) -> bool:
+    """Whether a teacher says what is right, so that rewards are a measure alone."""
+    return bool(course.points("rollout/on_policy"))
 
 
 def _kl(course: Course, is_ill: Callable[[float], bool], said: str) -> Seen | None:
@@ -112,7 +117,7 @@ def negative_kl(course: Course) -> Seen | None:
 def collapsed_entropy(course: Course) -> Seen | None:
     for name in ("train/entropy", "rollout/entropy"):
         ends = course.ends(name)
-        if ends is None:
+        if ends is None or _is_taught(course):  # a teacher may be as sure of itself
             continue
         limit = min(ENTROPY_LEFT * ends[0], ENTROPY_AT_LEAST)
         if ends[1] < limit:
@@ -157,7 +162,7 @@ def equal_rewards(course: Course) -> Seen | None:
     """For algorithms without groups."""
     name = "rollout/reward_std"
     last, points = course.last(name), course.points(name)
-    if last is None or course.points("rollout/equal_groups"):
+    if last is None or course.points("rollout/equal_groups") or _is_taught(course):
         return None
     is_none = lambda deviation: deviation < 1e-6  # noqa: E731
     if not is_none(last):

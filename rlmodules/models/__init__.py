@@ -14,6 +14,7 @@ from rlmodules.models.loading import (
 from rlmodules.models.modes import disable_dropout
 from rlmodules.models.reference import Reference
 from rlmodules.models.scoring import PolicyModel, PPOModel, TokenScores
+from rlmodules.models.teacher import Teacher
 from rlmodules.quiet import ignore_remarks
 
 ignore_remarks()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.experience import TokenBatch
 from rlmodules.models.modes import evaluating
 from rlmodules.models.offload import offloading
 from rlmodules.models.segments import Segments, encoded
@@ -55,6 +56,25 @@ class Layout:
             segments=self.segments,
             attention_mask=None if self.attention_mask is None else move(self.attention_mask),
         )
+
+
+def lay_out(tokens: TokenBatch, *, packed: bool, whole: bool) -> tuple[Layout, Tensor]:
+    """Sequences as a model takes them, and where the hidden states come out that predict tokens.
+
+    Args:
+        packed: ``pack`` what begins alike, else ``pad``.
+        whole: lay out also what follows a sequence's last token of interest.
+    """
+    pairs = zip(tokens.sequences, tokens.positions, strict=True)
+    # The last token of interest is predicted from before it.
+    ends = [len(s) if whole else int(at[-1]) if len(at) else 0 for s, at in pairs]
+    groups = [[row for row in group if ends[row]] for group in tokens.groups()]
+    groups = [group for group in groups if group] or [[0]]  # DDP wants a graph
+    texts = [[tokens.sequences[row][: max(ends[row], 1)] for row in group] for group in groups]
+    layout = pack(texts) if packed else pad(texts)
+    rows = [row for group in groups for row in group]
+    where = [at[tokens.positions[r] - 1] for r, at in zip(rows, layout.index, strict=True)]
+    return layout, torch.cat(where)
 
 
 def pack(groups: Groups) -> Layout:

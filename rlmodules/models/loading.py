@@ -91,13 +91,14 @@ def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(config: ModelConfig) -> nn.Module:
-    """The causal language model that ``config`` names, with dropout off and adapters on if asked.
+def load_model(config: ModelConfig, *, trained: bool = True) -> nn.Module:
+    """The causal language model that ``config`` names, with dropout off and adapters on if asked;
+    held as frozen weights are, unless it is to be ``trained``.
 
     Raises:
         ValueError: nothing loadable is at ``model.name``, or ``model.lora`` does not fit it.
     """
-    return _assembled(config, AutoModelForCausalLM, "CAUSAL_LM")
+    return _assembled(config, AutoModelForCausalLM, "CAUSAL_LM", trained)
 
 
 def load_backbone(config: ModelConfig) -> nn.Module:
@@ -105,11 +106,11 @@ def load_backbone(config: ModelConfig) -> nn.Module:
     return _assembled(config, AutoModel, "FEATURE_EXTRACTION")
 
 
-def _assembled(config: ModelConfig, auto: Any, task: str) -> nn.Module:
+def _assembled(config: ModelConfig, auto: Any, task: str, trained: bool = True) -> nn.Module:
     """Base, and adapters that it has or is to get."""
     saved = saved_adapter(config.name, config.revision)
     goes_on = saved is not None and config.adapter == "continue"
-    frozen = goes_on or config.lora.r > 0
+    frozen = goes_on or config.lora.r > 0 or not trained
     config.require_holding(frozen)
     require_quantizing(config.quantization)
     offload.require_gpu(config.activation_offload)
@@ -294,7 +295,5 @@ def _location(config: ModelConfig) -> str:
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.revision is not None:
-        options["revision"] = config.revision
-    return options
+    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
+    return {name: value for name, value in options.items() if value is not None}

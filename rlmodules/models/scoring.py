@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from datamodules.experience import TokenBatch
 from datamodules.positions import Positions, positions_of
+from rlmodules.functional.divergences import Predictions, divergence
 from rlmodules.functional.logprobs import Projection, token_logprobs
 from rlmodules.models.compiling import compile_layers, eagerly
 from rlmodules.models.copies import Product
@@ -31,7 +33,7 @@ from rlmodules.models.heads import (
     projection,
     unwrapped,
 )
-from rlmodules.models.layout import Layout, flat_hidden, pack, pad
+from rlmodules.models.layout import Layout, flat_hidden, lay_out, pad
 from rlmodules.models.lean import keep_less
 from rlmodules.models.packing import packing_pays, try_packing
 from rlmodules.models.quirks import even_out, require_gradients, require_kept
@@ -183,11 +185,26 @@ class PolicyModel(nn.Module):
             logits=self._logits(states, layout) if with_logits else None,
         )
 
+    def predictions(self, tokens: TokenBatch) -> Predictions:
+        """What predicts the tokens, in their order, without gradients; for ``divergence``."""
+        with torch.no_grad():
+            states, projection = self._predictions(tokens), self._projection
+        if isinstance(self, FSDPModule):  # its weights are let go of when this returns
+            projection = projection.copied()
+        return Predictions(states, projection)
+
+    def divergence(
+        self, tokens: TokenBatch, teacher: Predictions, *, beta: float, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Divergence [N] from ``teacher`` before each of the tokens, and entropy [N] there, in
+        nats; see ``functional.divergences``."""
+        policy = Predictions(self._predictions(tokens), self._projection)
+        return divergence(policy, teacher, beta=beta, temperature=temperature)
+
     def values(self, tokens: TokenBatch) -> Tensor:
         """[N], the critic's values; gradients reach its head alone, the policy stays as it is."""
         with torch.no_grad():
-            layout, before = self._lay_out(tokens, whole=False)
-            hidden = flat_hidden(self._body, layout)[before]
+            hidden = self._predictions(tokens)
         return self._critic(hidden)
 
     @property
@@ -245,20 +262,17 @@ class PolicyModel(nn.Module):
     def _takes(self) -> frozenset[str]:
         return frozenset(inspect.signature(self._body.forward).parameters)
 
+    def _predictions(self, tokens: TokenBatch) -> Tensor:
+        """[N, H], the hidden states that predict the tokens."""
+        layout, before = self._lay_out(tokens, whole=False)
+        return flat_hidden(self._body, layout)[before]
+
     def _lay_out(self, tokens: TokenBatch, *, whole: bool) -> tuple[Layout, Tensor]:
         """The sequences as the body takes them, and where each token's hidden state comes out."""
         check_ids(tokens.sequences, vocabulary_size(self.base_model))
-        pairs = zip(tokens.sequences, tokens.positions, strict=True)
-        # The last token of interest is predicted from before it.
-        ends = [len(s) if whole else int(at[-1]) if len(at) else 0 for s, at in pairs]
-        groups = [[row for row in group if ends[row]] for group in tokens.groups()]
-        groups = [group for group in groups if group] or [[0]]  # DDP wants a graph
-        texts = [[tokens.sequences[row][: max(ends[row], 1)] for row in group] for group in groups]
-        self.positions.require(text for group in texts for text in group)
-        layout = pack(texts) if self.packs else pad(texts)
-        rows = [row for group in groups for row in group]
-        where = [at[tokens.positions[r] - 1] for r, at in zip(rows, layout.index, strict=True)]
-        return layout.to(self.device), torch.cat(where).to(self.device)
+        layout, before = lay_out(tokens, packed=self.packs, whole=whole)
+        self.positions.require(layout.sequences)
+        return layout.to(self.device), before.to(self.device)
 
     @torch.no_grad()
     def _logits(self, states: Tensor, layout: Layout) -> list[Tensor]:

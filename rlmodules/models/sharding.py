@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rlmodules.models.heads import backbone
 from rlmodules.models.scoring import PolicyModel
 
-FORWARDS = ("score", "values", "next_logits", "last_logits")
+FORWARDS = ("score", "values", "predictions", "divergence", "next_logits", "last_logits")
 """Methods of ``PolicyModel`` that compute, and that no other one of them calls: the weights are let
 go when the inner of two such methods returns."""
 # Nothing here writes into what a module returned.

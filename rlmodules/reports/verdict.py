@@ -41,10 +41,15 @@ def _kl(run: Run) -> str:
         last = run.value("val/kl") if run.value("val/kl") is not None else run.value("rollout/kl")
         if last is None:
             return "How far the policy is from the reference is not known: it had none."
-        return f"The policy is {last:.3f} nats a token from the reference."
+        return f"The policy is {last:.3f} nats a token from {_other(run)}."
     aim = "" if target is None else f"; the target in training is {target:g} (algo.kl_target)"
-    said = f"A held-out response is {found.mean:.3f} nats a token from the reference"
+    said = f"A held-out response is {found.mean:.3f} nats a token from {_other(run)}"
     return f"{said}{_interval(found, 'prompts', '.3f')}{aim}."
+
+
+def _other(run: Run) -> str:
+    """What the policy's KL is measured to."""
+    return "the reference" if run.value("rollout/on_policy") is None else "its teacher"
 
 
 def _repetition(run: Run) -> str:

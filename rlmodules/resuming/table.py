@@ -42,6 +42,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             kl_in_reward importance_sampling_level scale_rewards baseline
             mask_truncated_completions max_resamples
             completion_only_loss assistant_only_loss
+            teacher_model_name_or_path teacher_model_revision teacher_quantization lmbda
             num_labels pooling_strategy dropout_prob objectives objective_weights
             use_lora lora_rank lora_alpha lora_dropout""",
         O: """seed batch_size mini_batch_size gradient_accumulation_steps ppo_epochs

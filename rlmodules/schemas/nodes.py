@@ -39,6 +39,39 @@ class TrainingConfig:
 
 
 @dataclass
+class OnlineConfig(TrainingConfig):
+    batch_size: int = option(16, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(4, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(128, 'Longest response, in tokens (a turn, where there are several).')
+    temperature: float = option(1.0, 'Sampling temperature; it is part of the policy that is trained.')
+    top_p: float = option(1.0, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
+    top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
+    num_iterations: int = option(100, 'Iterations: rollout, then updates.')
+    save_every: int = option(10, 'Iterations between checkpoints.')
+    sampler_is: str = option('none', 'Weigh what each token teaches by how much likelier the policy makes it than what drew it did: none, token, or sequence (the product over the episode). For sampler=vllm; see docs/vllm.md.')
+    sampler_is_cap: float = option(3.0, 'Largest such weight (``vllm_importance_sampling_clip_max`` in TRL).')
+    eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
+    warmup_steps: int = option(0, 'Optimizer steps in which the learning rate rises to its peak.')
+    warmup_ratio: float = option(0.0, 'The same as a share of all optimizer steps; one of the two is 0.')
+
+
+@dataclass
+class DistillationConfig(OnlineConfig):
+    learning_rate: float = option(1e-06, 'Of the optimizer, at its peak.')
+    gradient_accumulation_steps: int = option(4, 'Backward passes an optimizer step.')
+    batch_size: int = option(64, 'Episodes an iteration, over all processes.')
+    mini_batch_size: int = option(16, 'Episodes a backward pass, over all processes.')
+    max_new_tokens: int = option(256, 'Longest response, in tokens (a turn, where there are several).')
+    eval_every: int = option(10, 'Iterations between evaluations on held-out prompts; the end is always one.')
+    num_epochs: int = option(1, "Passes over each iteration's episodes.")
+    teacher_model_name_or_path: str | None = option(None, "The model to learn from, as ``model.name`` says it: of any size, with the policy's vocabulary; held in ``model.dtype``, of which ``auto`` is bfloat16 where it is native.")
+    teacher_model_revision: str | None = option(None, "Branch, tag or commit of the teacher's hub repository.")
+    teacher_quantization: str = option('none', 'Hold the teacher in ``4bit`` or ``8bit``.')
+    beta: float = option(1.0, 'Which divergence: 0 is the forward KL(teacher || policy), 1 the reverse KL(policy || teacher), and between them is the generalized Jensen-Shannon divergence.')
+    lmbda: float = option(1.0, 'Share of the responses that the policy writes; the teacher writes the others.')
+
+
+@dataclass
 class OfflineConfig(TrainingConfig):
     lr_scheduler_type: str = option('linear', 'After the warm-up: linear, cosine, constant or constant_with_warmup.')
     batch_size: int = option(8, 'Examples (pairs, scored responses, demonstrations) a backward pass, over all processes.')
@@ -70,23 +103,6 @@ class DPOConfig(PairConfig):
     discopop_tau: float = option(0.05, "Temperature of ``discopop``'s gate.")
     simpo_gamma: float = option(0.5, 'By how much ``simpo`` asks the chosen reward a token to be the higher.')
     precompute_ref_log_probs: bool = option(False, 'Evaluate the reference once, before training, and keep the result on disk.')
-
-
-@dataclass
-class OnlineConfig(TrainingConfig):
-    batch_size: int = option(16, 'Episodes an iteration, over all processes.')
-    mini_batch_size: int = option(4, 'Episodes a backward pass, over all processes.')
-    max_new_tokens: int = option(128, 'Longest response, in tokens (a turn, where there are several).')
-    temperature: float = option(1.0, 'Sampling temperature; it is part of the policy that is trained.')
-    top_p: float = option(1.0, 'Nucleus sampling. Below 1, ratios are biased by the mass that is cut (rollout/cut_mass).')
-    top_k: int = option(0, 'Sample among the k likeliest tokens; 0 for all. Biases ratios as top_p does.')
-    num_iterations: int = option(100, 'Iterations: rollout, then updates.')
-    save_every: int = option(10, 'Iterations between checkpoints.')
-    sampler_is: str = option('none', 'Weigh what each token teaches by how much likelier the policy makes it than what drew it did: none, token, or sequence (the product over the episode). For sampler=vllm; see docs/vllm.md.')
-    sampler_is_cap: float = option(3.0, 'Largest such weight (``vllm_importance_sampling_clip_max`` in TRL).')
-    eval_every: int = option(5, 'Iterations between evaluations on held-out prompts; the end is always one.')
-    warmup_steps: int = option(0, 'Optimizer steps in which the learning rate rises to its peak.')
-    warmup_ratio: float = option(0.0, 'The same as a share of all optimizer steps; one of the two is 0.')
 
 
 @dataclass
@@ -557,6 +573,7 @@ class TaskInspect:
 
 NODES: dict[str, dict[str, type]] = {
     "algo": {
+        "distill": DistillationConfig,
         "dpo": DPOConfig,
         "grpo": GRPOConfig,
         "kto": KTOConfig,

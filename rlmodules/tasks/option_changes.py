@@ -39,6 +39,7 @@ OFFLINE = (
 )
 SCORED = "data.path=${oc.env:WALKED}/scored.jsonl"
 DPO = ("algo=dpo", *OFFLINE)
+DISTILL = ("algo=distill", *PPO[1:], "algo.teacher_model_name_or_path=random:tiny")
 KTO = ("algo=kto", *OFFLINE)
 SFT = (
     "algo=sft",
@@ -50,6 +51,7 @@ BASES = {
     "algo": {
         "ppo": PPO,
         "grpo": (*GRPO, *TEXT),
+        "distill": DISTILL,
         "dpo": DPO,
         "orpo": ("algo=orpo", *OFFLINE),
         "sft": SFT,

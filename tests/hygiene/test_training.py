@@ -4,6 +4,7 @@ The table is what is there, with its reason; a line more is a regression, a line
 Lightning's own loop around the steps does not run here: it is the modules' hooks that are called.
 """
 
+import distillation_helpers
 import grpo_helpers
 import helpers
 import kto_helpers
@@ -73,6 +74,7 @@ ONLINE = {
     "gspo": (grpo(importance_sampling_level="sequence"), FORWARD | METRICS),
     "sapo": (grpo(loss_type="sapo"), FORWARD | METRICS),
     "luspo": (grpo(loss_type="luspo", importance_sampling_level="sequence"), FORWARD | METRICS),
+    "distillation": (distillation_helpers.module, FORWARD_OF_TWO | METRICS),
     "cispo": (grpo(loss_type="cispo", epsilon_high=5.0), FORWARD | METRICS),
 }
 
