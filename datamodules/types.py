@@ -7,7 +7,7 @@ the ``Experience`` that it is trained on (``experience.py``).
 Shapes: B episodes, T tokens of one, A actions (tokens the policy sampled) of the longest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -173,9 +173,9 @@ class Rollout:
     (A plain class: Lightning would look into a tuple or a dataclass and move what is inside.)
 
     Args:
-        seconds: ``rollout`` and ``evaluate``.
-        starts: starting state of each episode.
+        seconds, starts: ``rollout`` and ``evaluate``; starting state of each episode.
         resampled: groups that were left out, for their rewards were all equal.
+        reward_weights: of the parts of the reward, by name (``Environment.reward_weights``).
     """
 
     def __init__(
@@ -185,9 +185,10 @@ class Rollout:
         seconds: dict[str, float],
         starts: Sequence[int] = (),
         resampled: int = 0,
+        reward_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.trajectories, self.evaluation, self.seconds = trajectories, evaluation, seconds
-        self.starts, self.resampled = starts, resampled
+        self.starts, self.resampled, self.reward_weights = starts, resampled, reward_weights
 
     @classmethod
     def empty(cls) -> "Rollout":

@@ -6,7 +6,7 @@ of one environment, played together by ``RolloutDataModule``; finished ones are 
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -51,6 +51,9 @@ class Environment(ABC):
     """Episodes that some reward applied to so far."""
     num_unscored: int = 0
     """Episodes that none did."""
+    reward_weights: Mapping[str, float] | None = None
+    """Where the reward is a weighted sum, the weights of its parts, whose values are the metrics
+    ``reward_NAME``."""
     held_out: Sequence[int] | None = None
     """Starting states kept for evaluation; None leaves the choice to the data module."""
 

@@ -66,6 +66,7 @@ class TextGenerationEnv(Environment):
         self.prompts = list(prompts)
         self._starts = [as_prompt(prompt) for prompt in prompts]
         self.reward_fn = as_reward(length_reward if reward_fn is None else reward_fn)
+        self.reward_weights = getattr(self.reward_fn, "weights", None)
         self.columns = {name for start in self._starts for name in _row(start)}
         self.reward_fn.require(self.columns)
         self.current_prompt_idx = 0

@@ -54,7 +54,7 @@ def play(policy: Policy, env: Environment, starts: Sequence[int], seeds: Sequenc
     if any(t.failed for t in trajectories):  # found out only after it was evaluated
         evaluation = evaluation.without([t.failed for t in trajectories])
     seconds = {"rollout": sampled - began, "evaluate": time.perf_counter() - sampled}
-    return Rollout(trajectories, evaluation, seconds, starts)
+    return Rollout(trajectories, evaluation, seconds, starts, reward_weights=env.reward_weights)
 
 
 def act_out(

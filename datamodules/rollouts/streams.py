@@ -172,7 +172,8 @@ class TrainEpisodes:
         sampled = time.perf_counter()
         evaluation = policy.evaluate(trajectories)
         seconds = {"rollout": sampled - began, "evaluate": time.perf_counter() - sampled}
-        return Rollout(trajectories, evaluation, seconds, starts, resampled)
+        weights = self.env.reward_weights
+        return Rollout(trajectories, evaluation, seconds, starts, resampled, weights)
 
     def _minibatches(self, experience: Experience, iteration: int) -> list[tuple[list[int], float]]:
         """(episodes, divisor of the loss) of each minibatch of the iteration."""

@@ -109,7 +109,7 @@ class Distillation(OnlineModule):
         if given is None and name is None:
             raise ValueError(
                 "algo.teacher_model_name_or_path=null: name the model to learn from, such as"
-                " algo.teacher_model_name_or_path=outputs/my_run/export"
+                " algo.teacher_model_name_or_path=outputs/DATE/TIME/model"
             )
         if given is None:
             given = load_teacher(

@@ -22,6 +22,7 @@ from datamodules.experience import Experience, Minibatch
 from datamodules.types import Rollout
 from rlmodules.algorithms.config import OnlineConfig
 from rlmodules.algorithms.online import OnlineModule
+from rlmodules.algorithms.reward_parts import reward_parts
 from rlmodules.checks import require, require_known
 from rlmodules.functional import (
     BASELINES,
@@ -29,10 +30,13 @@ from rlmodules.functional import (
     LEVELS,
     READ_DELTA,
     SCALES,
+    decoupled_advantages,
     group_advantages,
     grpo_loss,
     masked_mean,
 )
+
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 
 @dataclass
@@ -79,6 +83,10 @@ class GRPOConfig(OnlineConfig):
     """Divide advantages by the deviation of the rewards in the group, the batch, or not (none)."""
     baseline: str = "group"
     """What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's."""
+    multi_objective_aggregation: str = "sum_then_normalize"
+    """Of rewards that are weighted sums: normalize the sum in its group, or each part, and then the
+    sum over the batch (``normalize_then_sum``: GDPO), so that none counts by how widely it
+    varies."""
     mask_truncated_completions: bool = False
     """Learn nothing from episodes whose last response ``max_new_tokens`` cut off."""
     max_resamples: int = 0
@@ -91,6 +99,7 @@ class GRPOConfig(OnlineConfig):
             "importance_sampling_level": LEVELS,
             "scale_rewards": SCALES,
             "baseline": BASELINES,
+            "multi_objective_aggregation": AGGREGATIONS,
         }
         require_known(self, names)
         require(self, ("num_epochs", "num_generations"), lambda x: x >= 1, "at least 1")
@@ -116,6 +125,19 @@ class GRPOConfig(OnlineConfig):
                 " ratio itself: set it to 1 or more, 5 for example"
             )
         self._check_shape()
+        by_part = self.multi_objective_aggregation == "normalize_then_sum"
+        for name, plain in (("scale_rewards", "group"), ("baseline", "group")):
+            if by_part and getattr(self, name) != plain:
+                raise ValueError(
+                    f"algo.{name}={getattr(self, name)} has no effect on"
+                    " algo.multi_objective_aggregation=normalize_then_sum, which normalizes parts"
+                    f" in their groups and their sum over the batch: set it to {plain}"
+                )
+        if by_part and self.kl_in_reward:
+            raise ValueError(
+                "algo.kl_in_reward=true adds a part to the reward that has no weight: set it to"
+                " false, or algo.multi_objective_aggregation to sum_then_normalize"
+            )
 
     def _check_shape(self) -> None:
         """
@@ -181,14 +203,21 @@ class GRPO(OnlineModule):
             divergence = evaluation.kl()
             assert divergence is not None  # beta is positive, so there is a reference
             rewards = rewards - c.beta * (divergence * evaluation.mask).sum(1)
-        advantages = group_advantages(
-            rewards,
-            counted,
-            c.num_generations,
-            baseline=c.baseline,
-            scale=c.scale_rewards,
-            reduce=self.sum_over_ranks,
-        )
+        if c.multi_objective_aggregation == "normalize_then_sum":
+            weights, parts = reward_parts(rollout)
+            parts[~counted] = torch.nan
+            advantages = decoupled_advantages(
+                parts, weights, c.num_generations, reduce=self.sum_over_ranks
+            )
+        else:
+            advantages = group_advantages(
+                rewards,
+                counted,
+                c.num_generations,
+                baseline=c.baseline,
+                scale=c.scale_rewards,
+                reduce=self.sum_over_ranks,
+            )
         entropy = masked_mean(-evaluation.logprobs, evaluation.mask, reduce=self.sum_over_ranks)
         metrics = self._group_metrics(rewards, counted, rollout.resampled)
         metrics["rollout/entropy"] = entropy.item()
@@ -196,7 +225,7 @@ class GRPO(OnlineModule):
             cut = [t.finish_reason == "length" for t in trajectories]
             evaluation = evaluation.without(cut)
         advantages = advantages[:, None].expand_as(evaluation.logprobs)
-        advantages, weights = self.corrected(advantages, evaluation, trajectories)
+        advantages, corrections = self.corrected(advantages, evaluation, trajectories)
         experience = Experience(
             sequences=evaluation.sequences,
             positions=evaluation.positions,
@@ -205,7 +234,7 @@ class GRPO(OnlineModule):
             advantages=advantages,
             ref_logprobs=None if c.kl_in_reward else evaluation.ref_logprobs,
         )
-        return experience, metrics | weights
+        return experience, metrics | corrections
 
     def _group_metrics(self, rewards: Tensor, counted: Tensor, resampled: int) -> dict[str, float]:
         """How far the groups tell their responses apart."""

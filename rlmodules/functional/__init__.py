@@ -15,6 +15,7 @@ from rlmodules.functional.grpo_losses import (
     LEVELS,
     READ_DELTA,
     SCALES,
+    decoupled_advantages,
     group_advantages,
     grpo_loss,
 )

@@ -82,6 +82,34 @@ def group_advantages(
     return advantages.masked_fill(~counts, 0.0).flatten().float().to(rewards_B.device)
 
 
+def decoupled_advantages(
+    parts_BK: Tensor,
+    weights_K: Tensor,
+    group_size: int,
+    *,
+    reduce: Reduce = _local,
+) -> Tensor:
+    """Advantages [B] of rewards that are sums of K parts, each normalized in its group by itself.
+
+    The weighted sum of what ``group_advantages`` makes of each part, normalized over the batch
+    (GDPO, Liu et al. 2026, arXiv:2601.05242, eq. 4 to 6; ``normalize_then_sum`` in TRL): a part
+    that varies little counts as much as one that varies widely.
+
+    Args:
+        parts_BK: unweighted; NaN where a part does not apply. An episode to which none applies has
+            the advantage 0.
+        reduce: sums over processes.
+    """
+    applies = ~parts_BK.isnan()
+    each = [
+        group_advantages(part.nan_to_num(), there, group_size)
+        for part, there in zip(parts_BK.T, applies.T, strict=True)
+    ]
+    total = torch.stack(each, 1).double() @ weights_K.double()
+    counts, batch = applies.any(1), {"baseline": "batch", "scale": "batch"}
+    return group_advantages(total, counts, group_size, reduce=reduce, **batch)
+
+
 def grpo_loss(
     *,
     logprobs_BA: Tensor,

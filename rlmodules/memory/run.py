@@ -164,7 +164,10 @@ class Run:
             ValueError: see ``on_paper``; or a teacher is there, which is not counted.
         """
         if issubclass(self.algorithm, Distillation):
-            raise ValueError("algo=distill: what the teacher takes is not counted")
+            raise ValueError(
+                "algo=distill: what the teacher takes is not counted; algo=grpo with the same sizes"
+                " says what the policy takes, to which the teacher's weights come"
+            )
         dtype = TRUE.get(self.precision)
         kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs,
                  "half": self.half}  # fmt: skip

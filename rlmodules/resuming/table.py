@@ -40,6 +40,7 @@ TABLE: dict[str, dict[Effect, str]] = {
             sapo_temperature_pos sapo_temperature_neg
             gamma lam kl_estimator whiten_advantages missing_eos_penalty reward_clip
             kl_in_reward importance_sampling_level scale_rewards baseline
+            multi_objective_aggregation
             mask_truncated_completions max_resamples
             completion_only_loss assistant_only_loss
             teacher_model_name_or_path teacher_model_revision teacher_quantization lmbda

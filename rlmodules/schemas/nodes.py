@@ -126,6 +126,7 @@ class GRPOConfig(OnlineConfig):
     importance_sampling_level: str = option('token', 'Ratios of tokens, or of whole responses (``sequence``). GSPO, ``algo=gspo``, averages by response too: ``loss_type=grpo``.')
     scale_rewards: str = option('group', 'Divide advantages by the deviation of the rewards in the group, the batch, or not (none).')
     baseline: str = option('group', "What a reward is compared with: mean of its group, leave_one_out (RLOO), or the batch's.")
+    multi_objective_aggregation: str = option('sum_then_normalize', 'Of rewards that are weighted sums: normalize the sum in its group, or each part, and then the sum over the batch (``normalize_then_sum``: GDPO), so that none counts by how widely it varies.')
     mask_truncated_completions: bool = option(False, 'Learn nothing from episodes whose last response ``max_new_tokens`` cut off.')
     max_resamples: int = option(0, "How often an iteration's groups of equal rewards are replaced by others (DAPO).")
 

@@ -110,6 +110,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "algo.kl_in_reward": ("algo.beta=0.1", "algo.kl_in_reward=true"),
     "grpo:algo.loss_type": ("algo.loss_type=grpo",),
     "algo.importance_sampling_level": ("algo.importance_sampling_level=sequence",),
+    "grpo:algo.multi_objective_aggregation": (
+        "reward=weighted",
+        "reward.components={one: length, other: length}",
+        "algo.multi_objective_aggregation=normalize_then_sum",
+    ),
     "algo.scale_rewards": ("algo.scale_rewards=none",),
     "algo.sampler_is": ("algo.sampler_is=token",),
     "algo.sampler_is_cap": ("algo.sampler_is=token", "algo.sampler_is_cap=0.5"),
