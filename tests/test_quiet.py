@@ -15,25 +15,21 @@ from rlmodules.quiet import BANNERS, ignore_remarks, without_banners
 ROOT = Path(__file__).parent.parent
 NOISE = ("weights_only", "litlogger", "LeafSpec", "sync_dist", "is_gradient_checkpointing",
          "available", "Tip", "Warning", "AMP", "Trainer", "it/s")  # fmt: skip
-GIVEN = """
-import sys
-prompts, chosen, rejected = (list(map(f.format, range(8))) for f in ("p {}", " good {}", " bad {}"))
-chosen_texts, rejected_texts = chosen, rejected
-"""
 
 
 def snippets():
-    """The README's Python that trains, on the model that takes no time, and for few iterations."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The page's Python that trains, on the model that takes no time, and for few iterations."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     found = [block for block in blocks if "Trainer(" in block]
     assert len(found) == 3 and sum(block.count(".train") for block in found) == 4
     code = "\n".join(found).replace("wheel:smollm2", "random:tiny")
     return code.replace("num_iterations=10", "num_iterations=1")
 
 
-def test_the_readmes_snippets_show_nothing_but_their_runs(tmp_path):
+def test_the_pages_snippets_show_nothing_but_their_runs(tmp_path):
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
-    done = subprocess.run([sys.executable, "-c", GIVEN + snippets()], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-c", snippets()], cwd=tmp_path, text=True,
                           env=os.environ | environment, capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""

@@ -75,7 +75,8 @@ def test_an_algorithm_logs_what_the_table_says_and_no_more(tmp_path, command, al
 def test_every_metric_that_sources_name_has_a_row():
     """Also of what no run here logs, and of what reads metrics: bars, plots, conf."""
     sources = [p for p in ROOT.glob("rlmodules/**/*.py") if p.parent.name != "metrics"]
-    places = [*sources, *ROOT.glob("conf/**/*.yaml"), ROOT / "README.md"]
+    pages = [page for page in ROOT.glob("docs/*.md") if page != PAGE]
+    places = [*sources, *ROOT.glob("conf/**/*.yaml"), ROOT / "README.md", *pages]
     literal = re.compile(r"(?<![\w/.{])((?:train|val|rollout|time)/[a-z_]+(?:@\w+)?)(?![\w/{.*])")
     found = {name: path for path in places for name in literal.findall(path.read_text())}
     assert len(found) > 40
