@@ -85,10 +85,10 @@ FAILURES = {
         ("train/loss", "val/loss", "val/accuracy"),
     ),
     "orpo": Failure(
-        ("algo=orpo", *PREFERENCES),
-        ("algo.learning_rate=3e-3",),
-        ("algo.learning_rate=1e-1",),
-        ("train/loss", "val/loss", "val/log_odds"),
+        ("algo=orpo", *PREFERENCES, "algo.learning_rate=3e-3"),
+        ("algo.beta=5.0",),
+        ("algo.beta=0.05",),
+        ("val/nll", "val/log_odds", "val/accuracy"),
     ),
     "kto": Failure(
         ("algo=kto", *PREFERENCES),
@@ -97,7 +97,7 @@ FAILURES = {
         ("train/margin", "val/loss", "val/reference_kl"),
     ),
     "sft": Failure(
-        ("algo=sft", *OFFLINE, "algo.num_epochs=30", "algo.lr_scheduler_type=constant"),
+        ("algo=sft", *OFFLINE, "algo.num_epochs=16", "algo.lr_scheduler_type=constant"),
         ("algo.learning_rate=3e-4",),
         ("algo.learning_rate=1e-2",),
         ("train/nll", "val/nll", "val/token_accuracy"),
