@@ -1,6 +1,6 @@
 """What held-out episodes were like: means, repetition, and how many problems were solved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ REPORTED = ("reward_", "logged_")
 NAN = float("nan")
 
 
-def absent(known: Mapping[str, float], kind: str) -> dict[str, float]:
-    """NaN for the rewards among metrics that were known: where nothing is said of one any more, its
-    last value must not stand for it."""
-    rewards = tuple(f"{kind}/{name}" for name in ("reward", *REPORTED))
-    return {name: NAN for name in known if name.startswith(rewards)}
+def absent(
+    known: Mapping[str, Any], kind: str, names: Sequence[str] = ("reward", *REPORTED)
+) -> dict[str, float]:
+    """NaN for those metrics that were known whose names begin so: where nothing is said of one any
+    more, its last value must not stand for it."""
+    beginnings = tuple(f"{kind}/{name}" for name in names)
+    return {name: NAN for name in known if name.startswith(beginnings)}
 
 
 class HeldOut:

@@ -239,11 +239,11 @@ class OnlineModule(AlgorithmModule):
 
     def log_iteration(self, epochs: int, **more: float) -> None:
         """Log the iteration that ends: ``epochs`` passes over episodes, ``more`` of training."""
-        metrics, seconds = dict(self.rollout_metrics), self.update_clock.seconds
+        metrics = absent(self.trainer.callback_metrics, "train", ("",)) | self.rollout_metrics
         tokens = metrics["rollout/response_length"] * self.num_episodes * epochs
         metrics |= self.over_ranks(self.train_metrics) | {
             "train/learning_rate": last_rate(self.trainer),
-            "time/update_s": seconds,
+            "time/update_s": (seconds := self.update_clock.seconds),
             "time/update_tokens_per_s": tokens / seconds,
             **{f"train/{name}": value for name, value in more.items()},
         }

@@ -28,6 +28,7 @@ class OptimizedMetric(Checkpoint):
 
     def __init__(self, name: str, required: bool = True) -> None:
         self.name, self.required = name, required
+        self._seen: set[str] = set()  # an iteration may have nothing to learn from
         self.prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
         if not self.prefix:
             raise ValueError(f"optimized_metric={name!r} must begin with one of {PREFIXES}")
@@ -54,7 +55,8 @@ class OptimizedMetric(Checkpoint):
             self._check({*trainer.callback_metrics, *told})
 
     def _check(self, names: Iterable[str]) -> None:
-        alike = sorted(name for name in names if name.startswith(self.prefix))
+        self._seen |= {name for name in names if name.startswith(self.prefix)}
+        alike = sorted(self._seen)
         if self.required and alike and self.name not in alike:
             raise ValueError(
                 f"optimized_metric={self.name!r} is not logged by this run"
