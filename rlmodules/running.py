@@ -3,6 +3,7 @@
 Everything heavy that a run needs is imported here, so that ``train.py`` can answer what needs none.
 """
 
+import gc
 import inspect
 import shlex
 import sys
@@ -22,6 +23,7 @@ from datamodules.atomic import write_text
 from rlmodules.callbacks import (
     AtomicCheckpointIO,
     DataCheck,
+    HealthGuard,
     OptimizedMetric,
     ProgressFile,
     RunIsComplete,
@@ -62,38 +64,82 @@ def run(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns ``optimized_metric``, or None where there is no such metric."""
-    L.seed_everything(cfg.seed, verbose=False)
-    settings = settings_of(cfg)
-    record = record_of(cfg, settings)
-    named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
-    optimized = OptimizedMetric(cfg.optimized_metric, required=named)
-    progress = ProgressFile(cfg.paths.output_dir)
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
-    first = LongestBatchFirst(settings)
-    trainer = make_trainer(
-        cfg.trainer,
-        callbacks=[DataCheck(inspecting()), record, progress, *callbacks, optimized, first],
-        logger=[instantiate(logger) for logger in cfg.logger.values() if logger],
-        plugins=[AtomicCheckpointIO()],
-    )
-    algorithm, folder = get_class(cfg.module), Path(cfg.paths.output_dir)
+    settings, folder = settings_of(cfg), Path(cfg.paths.output_dir)
+    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger]
+    parts = Parts(cfg, settings, loggers)
+    trainer, algorithm = parts.trainer, get_class(cfg.module)
     roots = (cfg.paths.output_root, cfg.paths.sweep_root)
-    ckpt_path = record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
+    ckpt_path = parts.record.find(cfg.ckpt_path, roots, trainer, algorithm.__name__)
     require_own(folder, ckpt_path)
-    module = algorithm(settings["algo"], settings["model"])
-    datamodule, serving = instantiate(cfg.data), sampler_of(cfg, trainer)
-    with tracked(trainer, settings, folder, ckpt_path), serving(module, folder):
+    parts.make_module()
+    with tracked(trainer, settings, folder, ckpt_path):
         if trainer.is_global_zero:
             (folder / RESULT).unlink(missing_ok=True)  # of the shorter run that goes on
             write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-            note_start(cfg, module)
-        if ckpt_path is None:
-            trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
-        trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-        judge_export(module, datamodule, trainer, partial(silent_trainer, cfg.trainer))
-        value = optimized.value(trainer)
-        conclude(trainer, value)
+            note_start(cfg, parts.module)
+        del trainer
+        while (rolled_back := parts.fit(ckpt_path)) is not None:
+            ckpt_path = rolled_back
+            parts.clear()
+            parts = Parts(cfg, settings, loggers)  # as in a process that goes on with a run
+            parts.make_module()
+        value = parts.optimized.value(parts.trainer)
+        conclude(parts.trainer, value)
     return value
+
+
+class Parts:
+    """What trains, until the run ends or is rolled back.
+
+    Args:
+        settings: of the run, as ``settings_of`` has them.
+        loggers: the run's, which outlast a rollback.
+    """
+
+    def __init__(self, cfg: DictConfig, settings: dict[str, Any], loggers: list[Any]) -> None:
+        L.seed_everything(cfg.seed, verbose=False)
+        self.cfg, self.settings = cfg, settings
+        self.record = record_of(cfg, settings)
+        named = any(o.startswith("optimized_metric=") for o in HydraConfig.get().overrides.task)
+        self.optimized = OptimizedMetric(cfg.optimized_metric, required=named)
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+        for callback in callbacks:
+            if isinstance(callback, HealthGuard):
+                callback.restarts = True
+        first, progress = LongestBatchFirst(settings), ProgressFile(cfg.paths.output_dir)
+        before = [DataCheck(inspecting()), self.record, progress]
+        self.trainer = make_trainer(
+            cfg.trainer,
+            callbacks=[*before, *callbacks, self.optimized, first],
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+        )
+
+    def make_module(self) -> None:
+        """Load the model, and what it learns from."""
+        self.module = get_class(self.cfg.module)(self.settings["algo"], self.settings["model"])
+        self.datamodule = instantiate(self.cfg.data)
+        self.serving = sampler_of(self.cfg, self.trainer)
+
+    def fit(self, ckpt_path: Path | None) -> Path | None:
+        """Train to the end and return None, or the checkpoint that the run was rolled back to."""
+        trainer, module, datamodule = self.trainer, self.module, self.datamodule
+        with self.serving(module, Path(self.cfg.paths.output_dir)):
+            if ckpt_path is None:
+                trainer.validate(module, datamodule, verbose=False)  # what there is to improve on
+            try:
+                trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+            except Exception as error:
+                if (rolled_back := getattr(error, "rolled_back", None)) is None:
+                    raise
+                return Path(rolled_back)
+            judge_export(module, datamodule, trainer, partial(silent_trainer, self.cfg.trainer))
+        return None
+
+    def clear(self) -> None:
+        """Let go of all that takes memory, before the same is made anew."""
+        del self.trainer, self.module, self.datamodule, self.serving
+        gc.collect()
 
 
 def sampler_of(cfg: DictConfig, trainer: L.Trainer) -> Callable[..., AbstractContextManager[None]]:

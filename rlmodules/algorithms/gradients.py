@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor
 class NonFiniteGradientError(RuntimeError):
     """The gradient holds NaN or infinity; no step was taken with it."""
 
+    symptom = "lost_loss"
+    """What the health check calls it."""
+
 
 def clip_gradients(
     optimizer: torch.optim.Optimizer, max_norm: float, scaler: Any, where: str

@@ -1,10 +1,11 @@
-"""Lightning callbacks: progress, evaluation, stopping and saving, samples, report, export."""
+"""Lightning callbacks: progress, evaluation, stopping, saving, health, samples, report, export."""
 
 from rlmodules.callbacks.best import SaveBest
 from rlmodules.callbacks.data_check import DataCheck
 from rlmodules.callbacks.demonstration_report import DemonstrationReport
 from rlmodules.callbacks.evaluation import EvaluateAtEnd
 from rlmodules.callbacks.export import ExportModel
+from rlmodules.callbacks.health import HealthGuard
 from rlmodules.callbacks.optimized import OptimizedMetric
 from rlmodules.callbacks.position import RunIsComplete
 from rlmodules.callbacks.preference_report import PreferenceReport

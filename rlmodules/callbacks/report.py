@@ -17,6 +17,7 @@ from rich.table import Table
 
 from datamodules.atomic import replacing
 from rlmodules.callbacks.position import REPORT
+from rlmodules.callbacks.run_record import RunRecord
 from rlmodules.reports.environment import read_start
 from rlmodules.reports.run_page import PAGE, findings, run_of, write_run_page
 from rlmodules.reports.runs import Run
@@ -123,6 +124,7 @@ class Report(Checkpoint):
             report |= {"measured": self.measured, "exported": self.exported}
         report |= {"run": read_start(self.dirpath)}
         report |= {"global_step": trainer.global_step, "history": self.history}
+        report |= rollbacks_of(trainer)
         report = existing(report)
         run = run_of(self.dirpath, report)
         with replacing(self.dirpath / "report.txt") as partial, partial.open("w") as file:
@@ -141,7 +143,7 @@ class Report(Checkpoint):
         if not (self.history and trainer.is_global_zero):
             return
         told = {"before": self.before, "after": self.after, "history": self.history}
-        told |= {"run": read_start(self.dirpath)}
+        told |= {"run": read_start(self.dirpath)} | rollbacks_of(trainer)
         with suppress(Exception):
             run = run_of(self.dirpath, existing(told))
             write_run_page(replace(run, status="unfinished", error=_last_line(exception)))
@@ -188,6 +190,13 @@ class Report(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
         self.before, self.after = state_dict["before"], state_dict["after"]
+
+
+def rollbacks_of(trainer: L.Trainer) -> dict[str, Any]:
+    """Under ``rollbacks``, where the run was rolled back from and to; nothing if it never was."""
+    records = [callback for callback in trainer.callbacks if isinstance(callback, RunRecord)]
+    found = [rollback for record in records for rollback in record.rollbacks]
+    return {"rollbacks": found} if found else {}
 
 
 def print_verdict(console: Console, run: Run) -> None:

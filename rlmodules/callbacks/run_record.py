@@ -41,6 +41,10 @@ class RunRecord(Callback):
         allow: options and groups (or one) that may change although the result is then of neither
             run.
 
+    Attributes:
+        rollbacks: how often, why and from where to where the run was rolled back (``HealthGuard``).
+        lr_scale: what its learning rates are multiplied by since.
+
     Raises:
         ValueError: ``allow`` names what there is not.
     """
@@ -59,6 +63,8 @@ class RunRecord(Callback):
         self._path: Any = None
         self._resumed = False
         self._held_out_changed = False
+        self.rollbacks: list[dict[str, Any]] = []
+        self.lr_scale = 1.0
 
     # ------------------------------------------------------------ the record
 
@@ -77,6 +83,7 @@ class RunRecord(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["run"] = self.of(trainer, pl_module)
+        checkpoint |= {"rollbacks": list(self.rollbacks), "lr_scale": self.lr_scale}
 
     # --------------------------------------------------------------- going on
 
@@ -200,10 +207,16 @@ class RunRecord(Callback):
         options = {change.option for change in changes}
         self._held_out_changed = "data.rows.held_out" in options
         pl_module.settings_changed({option.removeprefix("algo.") for option in options})
+        self.rollbacks = list(checkpoint.get("rollbacks", []))  # there were none once
+        told_anew = "algo.learning_rate" in options
+        self.lr_scale = 1.0 if told_anew else checkpoint.get("lr_scale", 1.0)
         if "run" not in checkpoint and trainer.is_global_zero:
             print("The checkpoint does not say what data, reward and environment it is of.")
         if changes and trainer.is_global_zero:
             print("Changed from here on:", *changes, sep="\n  ", flush=True)
+        if self.lr_scale != 1 and trainer.is_global_zero:
+            print(f"The learning rate is {self.lr_scale:g} of algo.learning_rate, since the run was"
+                  " rolled back; another algo.learning_rate ends that", flush=True)  # fmt: skip
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The optimizers are new yet: Lightning gives them their checkpoint's state after this.
@@ -222,7 +235,7 @@ class RunRecord(Callback):
         self._resumed = False
         for optimizer, fresh in zip(trainer.optimizers, self._fresh, strict=True):
             for group, own in zip(optimizer.param_groups, fresh, strict=True):
-                group.update(own)
+                group.update(own | {"lr": own["lr"] * self.lr_scale})
         for config in trainer.lr_scheduler_configs:
             restart_schedule(config.scheduler, trainer.global_step)
         if self._held_out_changed:

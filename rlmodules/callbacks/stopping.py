@@ -91,6 +91,21 @@ class StoppedBySignal(SystemExit):
         self.epoch_ended = epoch_ended
 
 
+class UnhealthyRunError(RuntimeError):
+    """Ends a run for what its health check found (``HealthGuard``).
+
+    Args:
+        symptom: its name.
+        said: what was seen, what it means, and what to do.
+        began: the iteration or optimizer step since which it is so.
+        epoch_ended: whether it stopped between two epochs.
+    """
+
+    def __init__(self, symptom: str, said: str, began: int, epoch_ended: bool = False) -> None:
+        super().__init__(f"the run is not healthy ({symptom}): {said}")
+        self.symptom, self.began, self.epoch_ended = symptom, began, epoch_ended
+
+
 class SaveLast(Checkpoint):
     """Owns ``last.ckpt``: writes it as often as asked and whenever a run ends or stops.
 
@@ -182,6 +197,8 @@ class SaveLast(Checkpoint):
             if trainer.is_global_zero:
                 print("\nStopped at once, without saving a checkpoint.", flush=True)
             return
+        if getattr(exception, "rolled_back", None):
+            return  # to the file that is there
         self._save_at(exception, trainer)
         if trainer.is_global_zero and getattr(exception, "code", None) == PAUSED:
             forget_pause(self._folder)
@@ -192,8 +209,8 @@ class SaveLast(Checkpoint):
             return
         # Saving is a collective act: one process that failed alone must not wait for the others.
         # What fails between two epochs may have done half of that work: the last file stands.
-        if isinstance(exception, StoppedBySignal) or (
-            trainer.world_size == 1 and _within_epoch(trainer)
+        if isinstance(exception, StoppedBySignal | UnhealthyRunError) or (
+            trainer.world_size == 1 and within_epoch(trainer)
         ):
             ended = getattr(exception, "epoch_ended", False)
             if self._saved != (trainer.global_step, ended):
@@ -207,6 +224,9 @@ class SaveLast(Checkpoint):
     def _save(self, trainer: L.Trainer, *, epoch_ended: bool = False) -> None:
         trainer.save_checkpoint(self.path)
         self._saved = (trainer.global_step, epoch_ended)
+        for callback in trainer.callbacks:
+            if hasattr(callback, "checkpoint_saved"):
+                callback.checkpoint_saved(trainer, self.path)
 
     def _take_signals(self) -> None:
         # From here on our handlers stand in for Lightning's, which would stop between two
@@ -264,7 +284,7 @@ def _divides(count: int, interval: int | None) -> bool:
     return bool(interval) and count % interval == 0
 
 
-def _within_epoch(trainer: L.Trainer) -> bool:
+def within_epoch(trainer: L.Trainer) -> bool:
     """Whether an epoch is in progress: not in what comes after its last batch's evaluation."""
     progress = trainer.fit_loop.epoch_progress.current
     return progress.ready > progress.processed

@@ -201,3 +201,13 @@ SYMPTOMS = (
     ),
 )
 """Ways in which runs fail, the gravest first."""
+CERTAIN = ("lost_loss", "high_kl", "rewarded_repetition", "collapsed_entropy")
+"""Symptoms that no healthy run has, and that training on makes worse."""
+READ = (
+    "train/loss", "train/policy_loss", "train/value_loss", "train/grad_norm", "train/entropy",
+    "train/clip_fraction", "train/approx_kl", "train/chosen_drift", "rollout/kl",
+    "rollout/entropy", "rollout/reward", "rollout/reward_std", "rollout/response_length",
+    "rollout/eos_fraction", "rollout/explained_variance", "rollout/equal_groups",
+    "rollout/sampler_kl", "val/reward", "val/distinct_bigrams", "val/pass@1", "val/chosen_drift",
+)  # fmt: skip
+"""Metrics that the rules ask for; more than these nobody has to keep."""

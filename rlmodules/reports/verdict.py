@@ -1,5 +1,8 @@
 """What came of a run, in two or three sentences with intervals: reward, KL, repetition."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rlmodules.reports import held_out
 from rlmodules.reports.charts import number
 from rlmodules.reports.runs import Run
@@ -8,12 +11,22 @@ from rlmodules.reports.statistics import Estimate
 
 def verdict(run: Run) -> list[str]:
     """Three sentences; of a run that learned from preferences: accuracy, margin, what is lost; from
-    demonstrations: perplexity and token accuracy."""
+    demonstrations: perplexity and token accuracy; and one for each time it was rolled back."""
+    rollbacks = [_rollback(rollback) for rollback in run.report.get("rollbacks", ())]
     if run.unit == "step" and run.value("train/perplexity") is not None:
-        return [_perplexity(run), _tokens(run)]
+        return [_perplexity(run), _tokens(run), *rollbacks]
     if run.unit == "step":
-        return [_accuracy(run), _margin(run), _drift(run)]
-    return [_reward(run), _kl(run), _repetition(run)]
+        return [_accuracy(run), _margin(run), _drift(run), *rollbacks]
+    return [_reward(run), _kl(run), _repetition(run), *rollbacks]
+
+
+def _rollback(rollback: Mapping[str, Any]) -> str:
+    unit, symptom = rollback["unit"], rollback["symptom"]
+    return (
+        f"At {unit} {rollback['at']} it was rolled back to {unit} {rollback['to']}"
+        f" for {symptom}; from there on the learning rate is {rollback['lr_scale']:g} of what the"
+        " options say."
+    )
 
 
 def _reward(run: Run) -> str:

@@ -7,7 +7,7 @@ import pytest
 from metrics_helpers import HEALTHY, PPO_SETTINGS, healthy_dpo, healthy_grpo, healthy_ppo, spoiled
 
 from rlmodules.metrics.course import Course, began
-from rlmodules.metrics.health import SYMPTOMS, check
+from rlmodules.metrics.health import CERTAIN, READ, SYMPTOMS, check
 from rlmodules.metrics.table import find
 
 
@@ -72,8 +72,23 @@ def test_a_symptom_is_found_and_no_other(symptom, healthy, spoils, since):
         assert f"since {finding.unit} {since}" in str(finding) and finding.remedy in str(finding)
 
 
+def kept(row):
+    return {name: value for name, value in row.items() if name in (*READ, "iteration", "step")}
+
+
+@pytest.mark.parametrize(("symptom", "healthy", "spoils", "since"), ILL)
+def test_a_symptom_is_found_in_what_the_guard_keeps(symptom, healthy, spoils, since):
+    course = healthy(1)
+    for metric, values in spoils.items():
+        course = spoiled(course, metric, values)
+    held_out = [(at, kept(row)) for at, row in course.held_out]
+    (finding,) = check(Course(list(map(kept, course.rows)), held_out, course.settings))
+    assert (finding.name, finding.began) == (symptom, since)
+
+
 def test_every_symptom_is_tried_and_said_whole():
     assert {symptom.name for symptom in SYMPTOMS} == {row[0] for row in ILL}
+    assert set(CERTAIN) < {symptom.name for symptom in SYMPTOMS}
     for symptom in SYMPTOMS:
         assert symptom.name == symptom.seen.__name__
         for text in (symptom.rule, symptom.meaning, symptom.remedy):
