@@ -16,6 +16,7 @@ def trainer(fn=TrainerFn.FITTING, step=0, **metrics):
         accumulate_grad_batches=2,
         global_step=step,
         state=SimpleNamespace(fn=fn),
+        callbacks=[],
         callback_metrics=metrics,
     )
 

@@ -30,7 +30,8 @@ def report_of(judge, folder, held_out=("a", "b")):
     report = RewardReport(folder)
     report.history = [{"step": 1.0, "train/loss": 0.5}]
     datamodule = SimpleNamespace(eval_dataset=held_out)
-    run = SimpleNamespace(is_global_zero=True, datamodule=datamodule, global_step=1)
+    at = {"global_step": 1, "callbacks": []}
+    run = SimpleNamespace(is_global_zero=True, datamodule=datamodule, **at)
     report.on_train_end(run, judge)
     return json.loads((folder / "report.json").read_text()), (folder / "report.txt").read_text()
 

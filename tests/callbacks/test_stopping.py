@@ -93,7 +93,7 @@ class Trainer(SimpleNamespace):
     def __init__(self, epochs_begun=2, batch_idx=1, done=False, **attributes):
         settings = {"world_size": 1, "accumulate_grad_batches": 2, "num_training_batches": 4}
         settings |= {"current_epoch": 1, "max_epochs": 3, "max_steps": -1, "global_step": 3}
-        settings |= {"is_global_zero": True, "should_stop": False}
+        settings |= {"is_global_zero": True, "should_stop": False, "callbacks": []}
         progress = SimpleNamespace(current=SimpleNamespace(ready=epochs_begun, processed=1))
         loop = SimpleNamespace(epoch_progress=progress, batch_idx=batch_idx, done=done)
         super().__init__(saved=[], fit_loop=loop, **settings | attributes)
