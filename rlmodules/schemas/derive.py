@@ -101,6 +101,7 @@ SOURCES: dict[str, dict[str, Source]] = {
             handed_on="datamodules.rollouts.collector.PreferenceCollector",
         ),
         "compare": Source("rlmodules.tasks.compare.compare_runs"),
+        "doctor": Source("rlmodules.tasks.doctor.doctor"),
         "estimate": Source("rlmodules.tasks.estimate.estimate"),
         "inspect": Source("rlmodules.tasks.inspect.inspect"),
     },

@@ -553,6 +553,15 @@ class TaskCompare:
 
 
 @dataclass
+class TaskDoctor:
+    _target_: str = option('rlmodules.tasks.doctor.doctor', '')
+    out: str | None = option(None, 'also write the checks there, as JSON.')
+    texts: int = option(4, 'how many examples or episodes are computed with, 2 or more.')
+    max_new_tokens: int = option(16, 'tokens of a response at most, where the policy writes some.')
+    _partial_: bool = option(True, '')
+
+
+@dataclass
 class TaskEstimate:
     _target_: str = option('rlmodules.tasks.estimate.estimate', '')
     device: str | None = option(None, 'cpu or cuda; null takes that of the run. A GPU need not be there.')
@@ -616,6 +625,7 @@ NODES: dict[str, dict[str, type]] = {
     "task": {
         "collect_preferences": TaskCollectPreferences,
         "compare": TaskCompare,
+        "doctor": TaskDoctor,
         "estimate": TaskEstimate,
         "inspect": TaskInspect,
     },

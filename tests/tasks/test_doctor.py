@@ -1,0 +1,223 @@
+"""The doctor finds healthy models green, and each that is broken on purpose red, and no more."""
+
+import copy
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpo_helpers
+import lightning as L
+import pair_helpers
+import pytest
+import torch
+from helpers import config
+from helpers import data as rollouts
+
+from rlmodules import DPO, PPO, DPOConfig, RewardModel, RewardModelConfig
+from rlmodules.tasks import doctor
+from rlmodules.tasks import doctor_checks as checks
+from rlmodules.tasks.doctor_sample import sample_of
+from rlmodules.tasks.ready import make_ready
+
+QUICK = ["task=doctor", "model=tiny", "trainer.precision=32-true", "algo.device=cpu", "size=smoke"]
+NEAR = 1e-3
+PAIRS = {"model_name": "random:tiny", "batch_size": 4, "device": "cpu"}
+
+
+def quick_estimate(make_module, data, trainer, settings, *, json):
+    Path(json).write_text('{"peak_bytes": 1073741824}')
+
+
+def ready(kind):
+    """A module that is ready to be looked at, and what to look at it with."""
+    if kind == "ppo":
+        c = config(temperature=1.0, top_p=1.0)
+        module, data = PPO(c), rollouts(c, grpo_helpers.any_letter)
+    else:
+        kinds = {"dpo": (DPO, DPOConfig), "reward": (RewardModel, RewardModelConfig)}
+        module_class, config_class = kinds[kind]
+        c = config_class(**PAIRS)
+        module, data = module_class(c), pair_helpers.data(c)
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    make_ready(module, data, L.Trainer(accelerator="cpu", **silent))
+    return module, sample_of(module, data, 4)
+
+
+def looks(module, sample, folder):
+    return [
+        checks.padding(module, sample.groups, NEAR),
+        checks.packing(module, sample.groups, NEAR),
+        checks.batch_order(module, sample.groups, NEAR),
+        checks.sampler(module, sample.trajectories, NEAR),
+        checks.reference(module, sample.groups, NEAR),
+        sample.accumulation(NEAR),
+        checks.exported(module, folder, sample.groups, NEAR),
+    ]
+
+
+def red(found):
+    return {check.name for check in found if check.status == "red"}
+
+
+@pytest.mark.parametrize("kind", ["ppo", "dpo", "reward"])
+def test_a_sound_model_is_green(kind, tmp_path):
+    found = looks(*ready(kind), tmp_path)
+    assert red(found) == set()
+    green = {check.name for check in found if check.status == "green"}
+    assert green >= {"padding", "batch order", "accumulation", "export"}
+    assert ("sampler" in green) == (kind == "ppo") and ("reference" in green) == (kind != "reward")
+
+
+def body(module):
+    return module.policy.base_model.model if hasattr(module, "policy") else module.body
+
+
+def looks_at_padding(module, sample):
+    """Each state also holds the mean over all columns of its row."""
+    body(module).norm.register_forward_hook(
+        lambda norm, given, out: out + 0.1 * out.mean(1, keepdim=True)
+    )
+
+
+def mixes_rows(module, sample):
+    """Each state also holds the mean over all rows of its batch."""
+    body(module).norm.register_forward_hook(
+        lambda norm, given, out: out + 0.1 * out.mean((0, 1), keepdim=True) * out[:1, :1]
+    )
+
+
+def samples_with_dropout(module, sample):
+    noisy = [lp + 0.1 * torch.randn_like(lp) for t in sample.trajectories for lp in t.logprobs]
+    for trajectory in sample.trajectories:
+        trajectory.logprobs = [noisy.pop(0) for _ in trajectory.logprobs]
+
+
+def changed_after_its_reference(module, sample):
+    with torch.no_grad():
+        module.policy.base_model.lm_head.weight.mul_(1.1)
+
+
+def divides_by_its_own_batch(module, sample):
+    """A mean over the examples of a backward pass, not over those of the step."""
+    own = module.losses
+
+    def losses(batch):
+        loss, metrics = own(batch)
+        return loss * batch.totals["num_examples"] / len(batch), metrics
+
+    module.losses = losses
+
+
+def unties_on_export(module, sample):
+    own = module.from_export
+
+    def from_export(folder):
+        written = own(folder)
+        head = written.policy.base_model.lm_head
+        head.weight = torch.nn.Parameter(torch.randn_like(head.weight))
+        return written
+
+    module.from_export = from_export
+
+
+BROKEN = [
+    # what is broken, in what, what is red
+    (looks_at_padding, "ppo", {"padding"}),
+    (looks_at_padding, "reward", {"padding"}),
+    (samples_with_dropout, "ppo", {"sampler"}),
+    (changed_after_its_reference, "dpo", {"reference"}),
+    (divides_by_its_own_batch, "dpo", {"accumulation"}),
+    (unties_on_export, "dpo", {"export"}),
+]
+
+
+@pytest.mark.parametrize(("breaks", "kind", "found"), BROKEN)
+def test_what_is_broken_is_red(breaks, kind, found, tmp_path):
+    module, sample = ready(kind)
+    breaks(module, sample)
+    seen = looks(module, sample, tmp_path)
+    assert found <= red(seen)
+    assert all(check.remedy for check in seen if check.status == "red")
+
+
+def test_texts_that_change_each_other_are_seen():
+    module, sample = ready("ppo")
+    mixes_rows(module, sample)
+    assert checks.batch_order(module, sample.groups, NEAR).status == "red"
+
+
+def test_no_number_is_red():
+    nan = torch.tensor([float("nan")])
+    assert checks.apart([torch.zeros(1), nan], [torch.ones(1), nan]) == float("inf")
+    assert checks.below("x", float("inf"), 1.0, "", "").status == "red"
+
+
+def test_steps_that_move_nothing_are_red_but_for_an_excuse():
+    weights = {"a": torch.zeros(100), "b": torch.zeros(100)}
+    moved = weights | {"a": torch.cat([torch.ones(2), torch.zeros(98)])}
+    found = checks.movement(weights, moved, 3)
+    assert (found.status, found.figure) == ("green", 0.01)
+    assert "1 of 2 tensors stood still" in found.said
+    assert checks.movement(weights, weights, 3).status == "red"
+    assert checks.movement(weights, weights, 3, "rewards are equal").status == "skipped"
+
+
+def test_a_run_that_goes_on_as_another_is_red():
+    straight = {"state_dict": {"a": torch.zeros(3)}, "global_step": 3}
+    other = {"state_dict": {"a": torch.tensor([0.0, 0.5, 0.0])}, "global_step": 3}
+    assert checks.resumption(straight, copy.deepcopy(straight)).status == "green"
+    found = checks.resumption(straight, other)
+    assert (found.status, found.figure) == ("red", 0.5)
+
+
+# ------------------------------------------------------------------------ the command
+
+
+COUNTING = """
+import itertools
+calls = itertools.count()
+def fn(prompts, responses, metadata=None):
+    return [sum(map(ord, r)) % 97 / 97 + next(calls) for r in responses]
+"""
+
+
+@contextmanager
+def nothing_left(folder, *but):
+    before = set(folder.rglob("*"))
+    yield
+    left = {path for path in set(folder.rglob("*")) - before if path.is_file()}
+    assert {path.name for path in left if ".hydra" not in path.parts} <= {*but, "result.json"}
+
+
+@pytest.mark.parametrize("algo", ["sft", "multi_objective"])
+def test_a_sound_run_is_said_to_be_sound(algo, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "estimate", quick_estimate)
+    with nothing_left(tmp_path, "found.json"):
+        said = command(*QUICK, f"algo={algo}", "out=found.json", "model.lora.r=4")
+    assert "All that was looked at is as it should be." in said
+    found = {check["name"]: check for check in json.loads(Path("found.json").read_text())}
+    assert list(found) == ["padding", "packing", "batch order", "sampler", "reference",
+                           "accumulation", "export", "steps", "resume", "memory"]  # fmt: skip
+    assert {"steps", "resume", "export"} <= {n for n, c in found.items() if c["status"] == "green"}
+
+
+def test_a_run_that_cannot_be_resumed_ends_with_status_1(command, tmp_path, monkeypatch):
+    """Its reward counts its calls, of which no checkpoint knows."""
+    monkeypatch.setattr(doctor, "estimate", quick_estimate)
+    (tmp_path / "counting.py").write_text(COUNTING)
+    reward = ["reward=function", "reward.path=counting:fn", "algo.batch_size=4", "data.eval_size=2"]
+    said = command(*QUICK, "algo=ppo", *reward, "algo.mini_batch_size=4", "algo.ppo_epochs=1",
+                   "algo.gradient_accumulation_steps=1", status=1)  # fmt: skip
+    assert "resume: A run that goes on from ckpt_path is another one" in said
+    assert "padding: " not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("task.texts=1", "task.texts=1 must be"),
+        ("out=nowhere/found.json", "out='nowhere/found.json': there is no folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(option, sentence, command):
+    assert sentence in command(*QUICK, "algo=dpo", option, status=1)
