@@ -1,4 +1,4 @@
-"""``task=doctor``: whether a model and its options train rightly, tried out in a minute."""
+"""``task=doctor``: whether a model and its options train rightly, tried out before they do."""
 
 import contextlib
 import copy
@@ -23,8 +23,8 @@ from datamodules.checks import require_whole
 from rlmodules.algorithms.online import OnlineModule
 from rlmodules.callbacks import AtomicCheckpointIO
 from rlmodules.memory.machine import room_bytes
+from rlmodules.memory.run import AUTOCAST
 from rlmodules.models import resolve_precision
-from rlmodules.strategies import computes_in
 from rlmodules.tasks import doctor_checks as checks
 from rlmodules.tasks.doctor_checks import Check
 from rlmodules.tasks.doctor_sample import sample_of
@@ -113,7 +113,7 @@ def _computed(
     """What the model computes, before it is trained."""
     make_ready(module, data, trainer)
     trained = next(p for p in module.parameters() if p.requires_grad)
-    dtype = computes_in(str(trainer.precision)) or trained.dtype
+    dtype = AUTOCAST.get(str(trainer.precision), trained.dtype)
     near, steep = checks.ROUNDING.get(dtype, 1e-3), checks.GRADIENTS.get(dtype, 1e-3)
     sample = sample_of(module, data, texts)
     looks: dict[str, Callable[[], Check]] = {
