@@ -204,6 +204,7 @@ SYMPTOMS = (
 CERTAIN = ("lost_loss", "high_kl", "rewarded_repetition", "collapsed_entropy")
 """Symptoms that no healthy run has, and that training on makes worse."""
 READ = (
+    "rollout/on_policy",
     "train/loss", "train/policy_loss", "train/value_loss", "train/grad_norm", "train/entropy",
     "train/clip_fraction", "train/approx_kl", "train/chosen_drift", "rollout/kl",
     "rollout/entropy", "rollout/reward", "rollout/reward_std", "rollout/response_length",
