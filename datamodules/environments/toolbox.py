@@ -34,12 +34,13 @@ class Toolbox:
     """Functions that a model may call by name, with arguments that its schema allows.
 
     Args:
-        tools: with type hints, and a docstring that has ``Args:`` for each argument. They return
-            what has a text (``answer_text``).
+        tools: with type hints, and a docstring that has ``Args:`` for each argument; or with an
+            attribute ``schema``, as ``get_json_schema`` gives it. They return what has a text
+            (``answer_text``).
     """
 
     def __init__(self, tools: Sequence[Callable[..., Any]]) -> None:
-        self.schemas = [get_json_schema(tool) for tool in tools]
+        self.schemas = [getattr(tool, "schema", None) or get_json_schema(tool) for tool in tools]
         self._tools: dict[str, tuple[Callable[..., Any], Draft202012Validator]] = {}
         for tool, schema in zip(tools, self.schemas, strict=True):
             exact = schema["function"]["parameters"] | {"additionalProperties": False}
@@ -48,8 +49,9 @@ class Toolbox:
         self._parameters = {f["name"]: f["parameters"].get("properties", {}) for f in functions}
 
     def calls_in(self, text: str) -> list[str]:
-        """The calls of a response, in whatever form a model writes them (``call_forms``)."""
-        return calls_in(text, self._parameters)
+        """The calls of a response, in whatever form a model writes them (``call_forms``); where
+        there are no tools, nothing is one."""
+        return calls_in(text, self._parameters) if self._tools else []
 
     def answer(self, text: str) -> tuple[str, bool]:
         """The answer to a call for the model to read, and whether the call was in order."""
@@ -68,7 +70,7 @@ class Toolbox:
             ToolError: no such call can be made, or the tool raised.
             TypeError: the tool returned something that has no text.
         """
-        name, arguments = _parsed(text)
+        name, arguments = parsed(text)
         if name not in self._tools:
             raise ToolError(f"there is no tool {name!r:.80}; there are {sorted(self._tools)}")
         tool, validator = self._tools[name]
@@ -130,7 +132,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} has no text")
 
 
-def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a call as the model wrote it.
+
+    Raises:
+        ToolError: it is none.
+    """
     try:
         call = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

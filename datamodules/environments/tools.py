@@ -33,6 +33,9 @@ class Scene(ABC):
     messages: Sequence[Message]
     """The conversation's beginning: system and user messages."""
 
+    def begin(self) -> None:  # noqa: B027
+        """Prepare the episode: called once, before ``messages`` and ``tools`` are looked at."""
+
     @abstractmethod
     def tools(self) -> Sequence[Callable[..., Any]]:
         """Functions that the model may call (see ``Toolbox``); what they raise is told to it."""
@@ -45,6 +48,18 @@ class Scene(ABC):
     def solution(self) -> Sequence[str]:
         """The responses that solve it, turn after turn; wanted of examples only."""
         raise NotImplementedError(f"{type(self).__name__} has no solution to be shown")
+
+    def hear(
+        self, response: str, calls: Sequence[str], answers: Sequence[Message]
+    ) -> list[Message]:
+        """Take note of a turn; what is said to the model next, and nothing ends the episode.
+
+        Args:
+            response: as the model wrote it.
+            calls: its tool calls, as ``Toolbox.call`` takes them; none in an answer.
+            answers: of the tools. By default they are all that is said.
+        """
+        return list(answers)
 
     def turn_reward(self) -> float:
         """Reward of the turn just played, its tool calls included."""
@@ -109,6 +124,7 @@ class ToolEnv(Environment):
         if index is None:
             index, self._next = self._next, (self._next + 1) % len(self)
         self.scene = copy.deepcopy(self.scenes[index])
+        self.scene.begin()
         self._toolbox = Toolbox(self.scene.tools())
         system, asked = _parts(self.scene.messages)
         self._messages = [*system, *self._examples, *asked]
@@ -124,7 +140,7 @@ class ToolEnv(Environment):
         return self._observation()
 
     def respond(self, tokens: Tensor) -> StepResult:
-        """Take one whole response [A]: an answer ends the episode, tool calls are executed."""
+        """Take one whole response [A]: tool calls are executed, an answer ends most episodes."""
         if self._done:
             raise RuntimeError("the episode is over: call reset() before the next step")
         response = torch.as_tensor(tokens).reshape(-1).tolist()
@@ -137,15 +153,16 @@ class ToolEnv(Environment):
         self._context = self._context + response  # a new list: a fork may hold the old one
         self._turns += 1
         calls = self._toolbox.calls_in(text)
+        answered, errors = self._calls - self._errors, self._errors
+        messages = self.scene.hear(text, calls, [self._call(call) for call in calls])
+        reward = self.scene.turn_reward() - self.error_penalty * (self._errors - errors)
         if not calls:
             self._answer = text
-            cut = not self._ended(response, text)
-            return self._result(self.scene.turn_reward(), done=True, truncated=cut)
-        answered, errors = self._calls - self._errors, self._errors
-        messages = [self._call(call) for call in calls]
-        reward = self.scene.turn_reward() - self.error_penalty * (self._errors - errors)
         if answered == 0 and self._calls > self._errors:
             reward += self.tool_bonus
+        if not messages:
+            cut = not calls and not self._ended(response, text)
+            return self._result(reward, done=True, truncated=cut)
         if self._turns == self.max_turns:
             return self._result(reward, done=True, truncated=True)
         context = self._context + reply(self.tokenizer, response, messages)

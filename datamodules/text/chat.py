@@ -136,7 +136,8 @@ def _described(function: Mapping[str, Any]) -> str:
     lines = [f"- {function['name']}({', '.join(arguments)}): {function['description']}"]
     for name, argument in arguments.items():
         kind = argument.get("enum", argument.get("type", "any"))
-        lines.append(f"  {name} ({kind}): {argument['description']}")
+        told = f": {argument['description']}" if argument.get("description") else ""
+        lines.append(f"  {name} ({kind}){told}")
     return "\n".join(lines)
 
 
