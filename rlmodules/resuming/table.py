@@ -69,7 +69,8 @@ TABLE: dict[str, dict[Effect, str]] = {
             num_problems num_held_out seed path eval_path split eval_split name
             reasoning chat reward_weights heldout
             time_limit_s memory_mb demonstrations max_turns tool_bonus error_penalty
-            task config answer_format instruction""",
+            task config answer_format instruction
+            id args eval_args url action observation reset""",
     },
     "reward": {
         N: "concurrency retries cache run_in api_key_env",

@@ -84,6 +84,8 @@ SOURCES: dict[str, dict[str, Source]] = {
         "calculator": Source("datamodules.environments.calculator.CalculatorEnv"),
         "booking": Source("datamodules.environments.booking.BookingEnv"),
         "reasoning_gym": Source("datamodules.environments.reasoning.ReasoningGymEnv"),
+        "verifiers": Source("datamodules.environments.verifiers.VerifiersEnv"),
+        "openenv": Source("datamodules.environments.openenv.OpenEnvEnv"),
     },
     "reward": {
         "function": Source("datamodules.rewards.function"),

@@ -455,6 +455,47 @@ class EnvReasoningGym:
 
 
 @dataclass
+class EnvVerifiers:
+    _target_: str = option('datamodules.environments.verifiers.VerifiersEnv', '')
+    id: str = option(MISSING, 'the module that exports a ``Taskset``, and an ``Env`` of one agent where there is more to an episode than one prompt.')
+    args: Any = option(None, 'settings of the environment as its own ``[env]`` block takes them, such as ``{"taskset": {"split": "train"}}``.')
+    eval_args: Any = option(None, 'settings that are others for the held-out tasks, which are never trained on; default: the data module holds some of the tasks out (``data.eval_size``).')
+    num_problems: int | None = option(None, 'the first so many tasks; default: all.')
+    num_held_out: int | None = option(None, 'the first so many held-out tasks, which take ``eval_args``; default: all.')
+    max_turns: int = option(10, "responses that an episode may have; the agent's own limit holds besides.")
+    tool_bonus: float = option(0.0, 'reward of the first call of an episode that a tool answered without an error.')
+    error_penalty: float = option(0.0, 'subtracted for every call that ended in an error.')
+    max_length: int | None = option(1024, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option(['</tool_call>'], "A model that goes on would invent the tool's answer. ``()`` allows several calls at once.")
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
+class EnvOpenenv:
+    _target_: str = option('datamodules.environments.openenv.OpenEnvEnv', '')
+    url: str = option(MISSING, 'of the server, such as ``http://127.0.0.1:8000``.')
+    action: str | None = option(None, "the action's field that the response is written into; default: its only one. A field that is no text is read from the response as JSON.")
+    observation: str | None = option(None, "the observation's field that is shown to the model; default: its only text.")
+    instruction: str | None = option(None, 'a system message before the first observation.')
+    reset: Any = option(None, 'what ``reset`` is told besides the seed.')
+    num_problems: int = option(1000, 'to train on, one a seed.')
+    num_held_out: int = option(200, 'for evaluation, of other seeds.')
+    seed: int = option(0, 'of the seeds.')
+    max_turns: int = option(10, 'responses that an episode may have.')
+    max_length: int | None = option(1024, 'Most tokens that an episode, prompt included, may have.')
+    stop_sequences: list[str] | None = option([], "A model that goes on would invent the tool's answer. ``()`` allows several calls at once.")
+    temperature: float | None = option(1.0, "Sampling temperature that the rewards were made for. 1.0 leaves it to the policy; another value must be the policy's own, which ``RolloutDataModule`` checks.")
+    on_error: str | None = option('raise', "What an episode's error does: ``raise`` stops the run, ``skip`` costs the episode alone.")
+    timeout_s: float | None = option(None, "Seconds that one episode's ``respond`` or ``score`` may take; None waits for ever. Where it is set, each episode is scored by itself, in threads.")
+    _partial_: bool = option(True, '')
+    _convert_: str = option('all', '')
+
+
+@dataclass
 class RewardFunction:
     _target_: str = option('datamodules.rewards.function', '')
     path: str = option(MISSING, 'where the function stands: any that ``RewardFunction`` takes.')
@@ -610,6 +651,8 @@ NODES: dict[str, dict[str, type]] = {
         "calculator": EnvCalculator,
         "booking": EnvBooking,
         "reasoning_gym": EnvReasoningGym,
+        "verifiers": EnvVerifiers,
+        "openenv": EnvOpenenv,
     },
     "reward": {
         "function": RewardFunction,
