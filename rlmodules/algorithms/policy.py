@@ -73,6 +73,13 @@ def load_policy(
     return policy, tokenizer, model_config
 
 
+def config_of_export(loaded: ModelConfig, dirpath: Path) -> ModelConfig:
+    """How to load what a run that ``loaded`` its model like that exported into ``dirpath``."""
+    held = loaded.quantization if saved_adapter(str(dirpath)) else "none"  # else it was merged
+    return replace(loaded, name=str(dirpath), lora=LoraConfig(), adapter="continue", revision=None,
+                   quantization=held)  # fmt: skip
+
+
 def policy_from_export(module: Any, dirpath: Path, **given: Any) -> Any:
     """The policy in ``dirpath`` as another module of its class, held against the same reference.
 
@@ -80,10 +87,7 @@ def policy_from_export(module: Any, dirpath: Path, **given: Any) -> Any:
         given: what the class takes besides settings.
     """
     loaded = ModelConfig.of(module.hparams["model_config"], "", given=True)
-    name = str(dirpath)
-    held = loaded.quantization if saved_adapter(name) else "none"  # else it was merged
-    read = replace(loaded, name=name, lora=LoraConfig(), adapter="continue", revision=None,
-                   quantization=held)  # fmt: skip
+    name, read = str(dirpath), config_of_export(loaded, dirpath)
     written = type(module)(replace(module.config, model_name=name), read, **given)
     if getattr(module, "reference", None) is not None:
         written.reference = SameReference(module.reference, module.policy)

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any
 import yaml
 from transformers.utils import cached_file
 
+from datamodules.atomic import write_text
 from rlmodules.checks import defaults_of
+from rlmodules.reports.benchmarks import lines
+from rlmodules.reports.environment import read_start
 from rlmodules.resuming.changes import flatten
 
 LIBRARIES = ("rlmodules", "torch", "lightning", "transformers", "peft")
 ALWAYS = ("learning_rate", "batch_size", "num_iterations", "num_epochs", "seed")
 """Settings of the algorithm that are shown whatever their default."""
 LICENSES = {"wheel:smollm2": "apache-2.0"}
+BENCHMARKS = "## Benchmarks"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,6 +45,7 @@ def write_card(module: Any, dirpath: Path, report: Any = None, datamodule: Any =
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         *what(module, dirpath, base),
         *training(module, datamodule),
+        *command(report),
         *figures(report),
         *usage(dirpath, base),
         "## Versions\n",
@@ -107,6 +113,27 @@ def training(module: Any, datamodule: Any) -> Iterator[str]:
         )
         yield f"On {', '.join(told) or 'data given in Python'}.\n"
     yield "\n".join(["| setting | value |", "|---|---|", *rows]) + "\n"
+
+
+def command(report: Any) -> Iterator[str]:
+    """What the run was started with, as far as its folder says so."""
+    overrides = read_start(report.dirpath).get("overrides") if report is not None else None
+    if overrides is not None:
+        words = shlex.join(["python", "train.py", *overrides])
+        yield f"Started by:\n\n```sh\n{words}\n```\n"
+
+
+def add_benchmarks(dirpath: Path, found: Mapping[str, Any]) -> None:
+    """Have the card of ``dirpath``, if there is one, show what ``task=benchmark`` measured."""
+    path = dirpath / "README.md"
+    if not path.is_file():
+        return
+    text = re.sub(rf"\n{BENCHMARKS}\n.*?(?=\n## |\Z)", "", path.read_text(encoding="utf-8"),
+                  flags=re.DOTALL)  # fmt: skip
+    rows = [f"| {' | '.join(row)} |" for row in lines(found)]
+    head = ["| | examples | before | after | difference |", "|---|---:|---:|---:|---:|"]
+    said = f"By lm-evaluation-harness {found['lm_eval']}, with standard errors.\n"
+    write_text(path, "\n".join([text.rstrip() + "\n", f"{BENCHMARKS}\n", said, *head, *rows, ""]))
 
 
 def figures(report: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlmodules.metrics.course import Course
 from rlmodules.metrics.health import Finding, check
-from rlmodules.reports import held_out
+from rlmodules.reports import benchmarks, held_out
 from rlmodules.reports.charts import number, said
 from rlmodules.reports.environment import read_start
 from rlmodules.reports.files import REPORT
@@ -40,6 +40,7 @@ def write_run_page(run: Run) -> Path:
         "charts": first,
         "other_charts": others,
         "weight": 0.6 if (run.length or 0) >= 20 else 0.0,
+        "benchmark": benchmarks.lines(benchmarks.read_benchmark(folder)),
         "samples": samples(run),
         "changed": changed(run, start),
         "settings": [(name, said(value)) for name, value in sorted(run.settings.items())],

@@ -97,6 +97,7 @@ SOURCES: dict[str, dict[str, Source]] = {
     },
     "sampler": {"vllm": Source("rlmodules.engines.vllm.VLLM")},
     "task": {
+        "benchmark": Source("rlmodules.tasks.benchmark.benchmark", ("tasks",)),
         "collect_preferences": Source(
             "rlmodules.tasks.collect_preferences.collect_preferences",
             ("batch_size",),
@@ -106,6 +107,7 @@ SOURCES: dict[str, dict[str, Source]] = {
         "doctor": Source("rlmodules.tasks.doctor.doctor"),
         "estimate": Source("rlmodules.tasks.estimate.estimate"),
         "inspect": Source("rlmodules.tasks.inspect.inspect"),
+        "push": Source("rlmodules.tasks.push.push", ("repo",)),
     },
 }
 DEFAULTS: dict[str, Mapping[str, Any]] = {"reward": {"timeout_s": 60.0}}

@@ -570,6 +570,22 @@ class SamplerVllm:
 
 
 @dataclass
+class TaskBenchmark:
+    _target_: str = option('rlmodules.tasks.benchmark.benchmark', '')
+    tasks: list[str] = option(MISSING, 'their names, groups and tags in lm-eval.')
+    run: str | None = option(None, "a run's folder: its model as it started, and its export in ``model/``.")
+    out: str | None = option(None, 'write the figures of a single model there, as JSON.')
+    num_fewshot: int | None = option(None, 'examples in the prompt; null leaves it to the task.')
+    batch_size: int = option(8, 'sequences scored at once.')
+    limit: float | None = option(None, 'so many examples of each task, or below 1 that share of them; for trying out.')
+    include_path: str | None = option(None, 'folder of YAML files of further tasks.')
+    apply_chat_template: bool = option(False, "write prompts by the model's chat template.")
+    fewshot_as_multiturn: bool = option(True, 'with a chat template, examples are turns of their own.')
+    system_instruction: str | None = option(None, 'what the system turn says; without a chat template, what comes first.')
+    _partial_: bool = option(True, '')
+
+
+@dataclass
 class TaskCollectPreferences:
     _target_: str = option('rlmodules.tasks.collect_preferences.collect_preferences', '')
     num_generations: int = option(8, 'answers to each prompt.')
@@ -622,6 +638,18 @@ class TaskInspect:
     _partial_: bool = option(True, '')
 
 
+@dataclass
+class TaskPush:
+    _target_: str = option('rlmodules.tasks.push.push', '')
+    repo: str = option(MISSING, '``user/name``; it is made if there is none.')
+    run: str | None = option(None, "a run's folder, whose ``model/`` is taken, or an exported folder itself.")
+    private: bool | None = option(None, "of a new repository; null as ``push_to_hub``: public, unless the organisation's default is private.")
+    exist_ok: bool = option(False, 'replace the files of a repository that holds a model; its history keeps them.')
+    revision: str | None = option(None, 'branch that is written to; null for the main one.')
+    commit_message: str = option('Upload a model trained with rlmodules', 'of the commit.')
+    _partial_: bool = option(True, '')
+
+
 NODES: dict[str, dict[str, type]] = {
     "algo": {
         "distill": DistillationConfig,
@@ -666,10 +694,12 @@ NODES: dict[str, dict[str, type]] = {
         "vllm": SamplerVllm,
     },
     "task": {
+        "benchmark": TaskBenchmark,
         "collect_preferences": TaskCollectPreferences,
         "compare": TaskCompare,
         "doctor": TaskDoctor,
         "estimate": TaskEstimate,
         "inspect": TaskInspect,
+        "push": TaskPush,
     },
 }
