@@ -100,9 +100,11 @@ def test_a_run_goes_on_from_the_last_healthy_checkpoint_with_a_lower_rate(rolled
         f"ckpt_path={begun}",
         *FAST[:-1],
         f"algo.learning_rate={lowered}",
+        f"algo.value_learning_rate={1e-3 * 0.0078125}",
     )
     assert_same_training(saved, checkpoint("hand"))
-    assert checkpoint("hand")["rollbacks"] == []
+    by_hand = checkpoint("hand")
+    assert by_hand["lr_scale"] == 1.0 and by_hand["rollbacks"] == saved["rollbacks"]
 
 
 def test_a_run_that_was_rolled_back_goes_on_exactly(rolled_back, train):
