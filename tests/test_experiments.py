@@ -14,7 +14,7 @@ from rlmodules import running, schemas
 from rlmodules.schemas.fields import CONF
 
 ALGORITHMS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
-ONLINE = ("ppo", "grpo", "gspo", "rloo", "reinforce_plus_plus")
+ONLINE = ("ppo", "grpo", "distill", "gspo", "rloo", "reinforce_plus_plus")
 ENVIRONMENTS = {  # with what the user must give besides
     "booking": [],
     "calculator": [],
@@ -77,7 +77,8 @@ def test_a_size_is_one_for_each_kind_of_data():
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_smoke_is_two_steps_of_every_algorithm(algo):
     """All that a run does but its files, with what this algorithm learns from by default."""
-    cfg = checked(f"algo={algo}", "experiment=smoke", "trainer.precision=32-true")
+    taught = ["algo.teacher_model_name_or_path=random:tiny"] if algo == "distill" else []
+    cfg = checked(f"algo={algo}", "experiment=smoke", "trainer.precision=32-true", *taught)
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert (cfg.model.name, cfg.data.eval_size) == ("random:tiny", 4)
     module = get_class(cfg.module)(settings["algo"], settings["model"])

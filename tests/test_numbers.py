@@ -28,7 +28,9 @@ from rlmodules.reward_models.scalar import RewardModel
 from rlmodules.schemas.derive import all_sources
 from rlmodules.schemas.nodes import NODES
 from rlmodules.schemas.nodes import LoraConfig as LoraNode
+from rlmodules.tasks.benchmark import benchmark
 from rlmodules.tasks.compare import compare_runs
+from rlmodules.tasks.doctor import doctor
 from rlmodules.tasks.estimate import estimate
 from rlmodules.tasks.inspect import inspect
 
@@ -41,7 +43,7 @@ FROM_0 = {
     "warmup_ratio", "label_smoothing", "dropout_prob", "lora_dropout", "dropout", "r", "seed",
     "eval_size", "num_held_out", "demonstrations", "tool_bonus", "error_penalty", "heldout",
     "missing_eos_penalty", "min_gap", "retries", "rows", "episodes", "eval_samples",
-    "lmbda",
+    "lmbda", "num_fewshot",
 }  # fmt: skip
 """Fields that 0 is right for: it switches something off, or is one of a range."""
 
@@ -102,16 +104,19 @@ def maker(group, name, target, folder):
         "unpaired": partial(UnpairedPreferenceDataModule, "a.jsonl"),
         "demonstrations": partial(DemonstrationDataModule, "a.jsonl"),
         "collect_preferences": PreferenceCollector,
-        "inspect": inspected,
+        "inspect": partial(looked_at, inspect),
+        "doctor": partial(looked_at, doctor),
+        "benchmark": partial(looked_at, benchmark, tasks=["arc_easy"]),
+        "push": made,
         "vllm": partial(VLLM, sys.executable),
         "compare": partial(compare_runs, str(folder.parent / "run")),
     }[name]
 
 
-def inspected(**options):
-    """What checks the options of ``task=inspect`` first."""
-    with contextlib.suppress(TypeError):  # there is no module to make
-        inspect(None, None, None, {}, **options)
+def looked_at(task, **options):
+    """What checks the options of a task first."""
+    with contextlib.suppress(TypeError, AttributeError):  # no module to make, no trainer to ask
+        task(None, None, None, {}, **options)
 
 
 PACKAGES = {
