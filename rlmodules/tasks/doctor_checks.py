@@ -20,6 +20,7 @@ from datamodules.experience import TokenBatch
 from datamodules.types import Trajectory, sequence_of
 from rlmodules.algorithms.evaluation import evaluate
 from rlmodules.functional import kl_estimate
+from rlmodules.models import Teacher
 from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.scalar import RewardModel
 
@@ -199,6 +200,8 @@ def reference(module: Any, groups: Groups, limit: float) -> Check:
     held = getattr(module, "reference", None)
     if held is None:
         return skipped("reference", "this algorithm has none")
+    if isinstance(held, Teacher):
+        return skipped("reference", "a teacher is in its place, which is another model")
     mine = outputs(module, groups)
     with held.of(module.policy) as other, evaluating(other), module.inference():
         texts = [text for group in groups for text in group]
