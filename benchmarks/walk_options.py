@@ -33,6 +33,7 @@ SANDBOX, CHOSEN = (
     f"{D}/sandbox/test_sandbox_attacks.py",
     "test_the_environment_gets_the_chosen_reward",
 )
+VERIFIERS, OPENENV = "extras/test_verifiers.py", "extras/test_openenv.py"
 TOOL = "(calculator|booking):env"  # the tiny model's responses are too short to call one
 ELSEWHERE = {
     # what no tiny run of train.py shows: a pattern of OPTION:PATH -> the test that does
@@ -112,6 +113,29 @@ ELSEWHERE = {
     "::test_what_a_server_does_wrong_is_said",
     r"vllm:sampler\.(command|arguments|dtype|weights_dir|start_timeout_s)": "engines/"
     "test_vllm_server.py::test_a_server_of_the_runs_own_is_told_all_that_it_has_to_know",
+    r"verifiers:env\.(id|args)": f"{VERIFIERS}"
+    "::test_a_task_is_rewarded_by_the_weighted_sum_of_its_functions",
+    r"verifiers:env\.(eval_args|num_problems|num_held_out)": f"{VERIFIERS}"
+    "::test_tasks_of_other_settings_are_held_out_and_never_trained_on",
+    r"verifiers:env\.max_turns": f"{VERIFIERS}"
+    "::test_a_stop_and_a_limit_end_the_episode_and_it_is_scored",
+    r"verifiers:env\.tool_bonus": f"{TOOLS}"
+    "::test_the_bonus_is_given_once_for_the_first_call_that_worked",
+    r"verifiers:env\.error_penalty": f"{VERIFIERS}::test_a_wrong_call_is_told_and_stops_nothing",
+    r"openenv:env\.(url|max_turns)": f"{OPENENV}"
+    "::test_an_episode_is_a_session_whose_steps_are_rewarded",
+    r"openenv:env\.(num_problems|num_held_out|seed|reset)": f"{OPENENV}"
+    "::test_problems_are_seeds_and_those_held_out_are_others",
+    r"openenv:env\.(action|observation)": f"{OPENENV}"
+    "::test_what_cannot_be_played_is_refused_before_it_begins",
+    r"(verifiers|openenv):env\.(max_length|stop_sequences|temperature)": f"{ENVS}/test_adapters.py"
+    "::test_options_replace_what_a_class_has_chosen_by_itself",
+    r"benchmark:task\.run": "extras/test_benchmark.py::test_a_run_is_measured_before_and_after",
+    r"benchmark:task\..*": "extras/test_benchmark.py::test_options_reach_the_harness",
+    r"doctor:task\..*": "tasks/test_doctor.py::test_what_cannot_be_is_refused",
+    r"push:task\.exist_ok": "tasks/test_push.py"
+    "::test_a_repository_with_a_model_is_left_alone_unless_told",
+    r"push:task\..*": "tasks/test_push.py::test_what_arrives_is_byte_for_byte_what_was_exported",
     r"default:paths\.sweep_root": "test_run_folders.py"
     "::test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root",
     r"collect_preferences:task\.batch_size": "tasks/test_collect_preferences.py"

@@ -14,6 +14,13 @@ from rlmodules.models.modes import disable_dropout
 from rlmodules.models.scoring import PolicyModel
 from rlmodules.models.vocabulary import match_tokenizer
 
+NAMES = {
+    "model.name": "algo.teacher_model_name_or_path",
+    "model.revision": "algo.teacher_model_revision",
+    "model.quantization": "algo.teacher_quantization",
+}
+"""Options of a model, as the teacher's are called."""
+
 
 class Teacher(nn.Module):
     """Stands where a ``Reference`` does, and is as large as it likes; in no checkpoint.
@@ -64,7 +71,10 @@ def load_teacher(
         require_same_vocabulary(load_tokenizer(config), tokenizer)
         return load_model(config, trained=False)
     except ValueError as error:
-        raise ValueError(f"algo.teacher_model_name_or_path={name!r}: {error}") from error
+        said = str(error)
+        for option, teachers in NAMES.items():
+            said = said.replace(option, teachers)
+        raise ValueError(f"algo.teacher_model_name_or_path={name!r}: {said}") from error
 
 
 def require_same_vocabulary(

@@ -39,7 +39,7 @@ OFFLINE = (
 )
 SCORED = "data.path=${oc.env:WALKED}/scored.jsonl"
 DPO = ("algo=dpo", *OFFLINE)
-DISTILL = ("algo=distill", *PPO[1:], "algo.teacher_model_name_or_path=random:tiny")
+DISTILL = ("algo=distill", *TEXT, *ONLINE, "algo.teacher_model_name_or_path=random:tiny")
 KTO = ("algo=kto", *OFFLINE)
 SFT = (
     "algo=sft",
@@ -110,6 +110,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "algo.kl_in_reward": ("algo.beta=0.1", "algo.kl_in_reward=true"),
     "grpo:algo.loss_type": ("algo.loss_type=grpo",),
     "algo.importance_sampling_level": ("algo.importance_sampling_level=sequence",),
+    "algo.teacher_model_name_or_path": ("algo.teacher_model_name_or_path=wheel:smollm2",),
+    "algo.teacher_model_revision": ("algo.teacher_model_revision=main",),
+    "algo.teacher_quantization": ("algo.teacher_quantization=8bit",),
+    "distill:algo.beta": ("algo.beta=0.5",),
+    "algo.lmbda": ("algo.lmbda=0.5",),
     "grpo:algo.multi_objective_aggregation": (
         "reward=weighted",
         "reward.components={one: length, other: length}",
