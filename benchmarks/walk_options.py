@@ -135,6 +135,8 @@ ELSEWHERE = {
     r"doctor:task\..*": "tasks/test_doctor.py::test_what_cannot_be_is_refused",
     r"push:task\.exist_ok": "tasks/test_push.py"
     "::test_a_repository_with_a_model_is_left_alone_unless_told",
+    r"push:task\.(revision|commit_message)": "tasks/test_push.py"
+    "::test_a_branch_and_a_message_are_those_that_were_told",
     r"push:task\..*": "tasks/test_push.py::test_what_arrives_is_byte_for_byte_what_was_exported",
     r"default:paths\.sweep_root": "test_run_folders.py"
     "::test_two_sweeps_in_one_second_have_two_folders_and_follow_the_root",

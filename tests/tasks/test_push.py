@@ -4,7 +4,7 @@ import json
 
 import pytest
 from hub_helpers import hub as served
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from rlmodules import PPO, ModelConfig, PPOConfig
 from rlmodules.callbacks.card import add_benchmarks, write_card
@@ -145,3 +145,12 @@ def test_the_card_holds_the_command_and_the_benchmarks_and_valid_metadata(made, 
     assert text.count("## Benchmarks") == 1 and "| sums, acc, 0-shot | 4 | 0.500 | 0.750 |" in text
     card = ModelCard.load(made / "README.md")
     assert card.data.library_name == "transformers" and "ppo" in card.data.tags
+
+
+def test_a_branch_and_a_message_are_those_that_were_told(hub, run, command, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(HfApi, "create_branch", lambda self, repo, **told: asked.update(told))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, repo, **told: asked.update(told))
+    command(*TO, "run=run", "task.revision=second", "task.commit_message=Better")
+    assert asked["branch"] == asked["revision"] == "second"
+    assert asked["commit_message"] == "Better"
