@@ -68,11 +68,12 @@ class DistillationConfig(OnlineConfig):
         require(self, ("num_epochs",), lambda x: x >= 1, "at least 1")
         require(self, ("beta", "lmbda"), lambda x: 0 <= x <= 1, "between 0 and 1")
         require_known(self, {"teacher_quantization": QUANTIZATIONS})
-        if self.sampler_is != "none":
-            raise ValueError(
-                f"algo.sampler_is={self.sampler_is} weighs advantages, and distillation has none:"
-                " set it to none"
-            )
+        for name, plain in (("sampler_is", "none"), ("sampler_is_cap", 3.0)):
+            if getattr(self, name) != plain:
+                raise ValueError(
+                    f"algo.{name}={getattr(self, name)} is of weights of advantages, and"
+                    f" distillation has none: set it to {plain}"
+                )
 
 
 class Distillation(OnlineModule):

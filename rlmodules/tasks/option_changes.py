@@ -113,6 +113,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "algo.teacher_model_name_or_path": ("algo.teacher_model_name_or_path=wheel:smollm2",),
     "algo.teacher_model_revision": ("algo.teacher_model_revision=main",),
     "algo.teacher_quantization": ("algo.teacher_quantization=8bit",),
+    "distill:algo.sampler_is_cap": ("algo.sampler_is_cap=0.5",),
     "distill:algo.beta": ("algo.beta=0.5",),
     "algo.lmbda": ("algo.lmbda=0.5",),
     "grpo:algo.multi_objective_aggregation": (

@@ -23,8 +23,8 @@ from rlmodules.models.teacher import require_same_vocabulary
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"beta": 1.1}, {"beta": -0.1}, {"lmbda": 2.0}, {"num_epochs": 0}, {"sampler_is": "token"},
-     {"teacher_quantization": "2bit"}],
+    [{"beta": 1.1}, {"beta": -0.1}, {"lmbda": 2.0}, {"num_epochs": 0},
+     {"sampler_is": "token"}, {"sampler_is_cap": 2.0}, {"teacher_quantization": "2bit"}],
     ids=str,
 )  # fmt: skip
 def test_an_impossible_setting_is_refused_by_name(wrong):
