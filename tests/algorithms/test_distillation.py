@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from architectures import build
 from distillation_helpers import PROMPTS, SAYS, config, data, fresh, module, no_reward, run, teacher
 from grpo_helpers import gradient, whole
 from helpers import assert_same_run, weights
@@ -11,10 +12,12 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from datamodules import TextGenerationEnv
+from datamodules.experience import TokenBatch
 from datamodules.rollouts.episodes import play
 from rlmodules import Distillation, DistillationTrainer, LoraConfig, ModelConfig
 from rlmodules.callbacks import AtomicCheckpointIO, RunReport, SaveLast, newest_checkpoint
 from rlmodules.functional import generalized_jsd
+from rlmodules.models import PolicyModel
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.models.teacher import require_same_vocabulary
 
@@ -107,6 +110,23 @@ def test_the_loss_is_the_mean_divergence_of_both_models_distributions(beta):
     assert_close(found, torch.cat([p.grad.flatten() for p in made.base_model.parameters()]),
                  rtol=1e-3, atol=1e-6)  # fmt: skip
     assert all(p.grad is None for p in made.reference.parameters())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "gpt2", "granite", "mamba", "qwen3_moe"])
+def test_teachers_and_policies_are_of_any_architecture(name):
+    """With its caps, scales and padding, on either side; one text has two turns."""
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(3, 250, (n,), generator=generator) for n in (9, 14)]
+    tokens = TokenBatch.collate(ids, [torch.arange(4, 9), torch.tensor([2, 3, 9, 10])])
+    built = [PolicyModel(model.eval()) for model in (build(name), teacher())]
+    for policy, other in (built, built[::-1]):
+        aims = other.predictions(tokens)
+        found, _ = policy.divergence(tokens, aims, beta=0.3, temperature=0.9)
+        expected = []
+        for text, at in zip(ids, tokens.positions, strict=True):
+            sides = [logprobs_of(m.base_model, text, 0.9)[at - 1] for m in (policy, other)]
+            expected.append(generalized_jsd(*sides, 0.3))
+        assert_close(found, torch.cat(expected), rtol=1e-3, atol=1e-5)
 
 
 def test_minibatches_and_company_change_nothing():
