@@ -32,13 +32,18 @@ def comparable(body: nn.Module, sharpness: float) -> Iterator[None]:
 
 
 def largest_error(wrong: Tensor, right: Tensor, least: float = 1e-6) -> float:
-    """Largest difference of two vectors [..., H], relative to the norm of the right one.
+    """Largest of ``relative_errors``."""
+    return relative_errors(wrong, right, least).max().item()
+
+
+def relative_errors(wrong: Tensor, right: Tensor, least: float = 1e-6) -> Tensor:
+    """Differences [...] of vectors [..., H], relative to the norm of the right one.
 
     Args:
         least: what a smaller norm counts as.
     """
     wrong, right = wrong.cpu().double(), right.cpu().double()
-    return ((wrong - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=least)).max().item()
+    return (wrong - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=least)
 
 
 @contextlib.contextmanager
