@@ -18,16 +18,30 @@ REMARKS = (
     ".*does not have many workers.*",  # batches are made in this process, by the policy
     ".*modules? in eval mode at the start of training.*",  # frozen parts
     ".*number of training batches .* is smaller than the logging interval.*",
+    ".*have no logger configured.*",  # of each metric, where a model is only judged
 )
 """Of warnings."""
+LINES = ("💡 Tip", "`Trainer(limit_", "`weights_only` was not set")
+"""What lines of a log begin with that advertise, or tell what this project told Lightning."""
+TELLERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
+"""Loggers that write them."""
 BANNERS = ("lightning.pytorch", "lightning.fabric")
 """Loggers that tell of each Trainer what it was told, and advertise."""
 
 
 def ignore_remarks() -> None:
-    """Ignore ``REMARKS`` from now on."""
+    """Ignore ``REMARKS`` and ``LINES`` from now on."""
     for message in REMARKS:
         warnings.filterwarnings("ignore", message=message)
+    for name in TELLERS:
+        logging.getLogger(name).addFilter(_tells_of_the_run)
+
+
+def _tells_of_the_run(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(LINES)
 
 
 def hide_bars() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlmodules.quiet import BANNERS, ignore_remarks, without_banners
+from rlmodules.quiet import BANNERS, LINES, TELLERS, ignore_remarks, without_banners
 
 ROOT = Path(__file__).parent.parent
 NOISE = ("weights_only", "litlogger", "LeafSpec", "sync_dist", "is_gradient_checkpointing",
@@ -41,6 +41,7 @@ REMARKS = [
     "`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)`",
     "`is_gradient_checkpointing` is deprecated and will be removed in v6.",
     "It is recommended to use `self.log('val/kl', ..., sync_dist=True)` when logging on epoch",
+    "You called `self.log('val/kl', ..., logger=True)` but have no logger configured. You can",
     "Total length of `list` across ranks is zero. Please make sure this was your intention.",
 ]
 
@@ -53,6 +54,22 @@ def test_remarks_of_others_are_ignored_and_warnings_are_not(remark):
         warnings.warn(remark, FutureWarning, stacklevel=1)
         warnings.warn("the KL is high", UserWarning, stacklevel=1)
     assert [str(w.message) for w in caught] == ["the KL is high"]
+
+
+def test_advertisements_in_the_log_are_left_out_and_other_lines_are_not():
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    for name in TELLERS:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        try:
+            ignore_remarks()
+            for line in (*LINES, "a Tip", "GPU available: False"):
+                logger.handle(logger.makeRecord(name, logging.INFO, "", 0, f"{line} ...", (), None))
+        finally:
+            logger.removeHandler(handler)
+    assert said == ["a Tip ...", "GPU available: False ..."] * len(TELLERS)
 
 
 def test_banners_are_silent_for_a_while_and_warnings_never(monkeypatch):
