@@ -39,7 +39,7 @@ from rlmodules.resuming.changes import flatten, references
 from rlmodules.resuming.folder import is_follower, require_own
 from rlmodules.schemas import refuse_contradictions
 from rlmodules.sweeping.jobs import RESULT, reported, write_result
-from rlmodules.tasks.evaluate import judge_export
+from rlmodules.tasks.evaluate import Evaluation, judge_export
 from rlmodules.trackers.rows import conclude, tracked
 from rlmodules.trainer_options import check_shared_out, check_trainer, several_processes
 
@@ -192,8 +192,9 @@ def record_of(cfg: DictConfig, settings: dict[str, Any]) -> RunRecord:
     return RunRecord(known, named, cfg.resume.allow)
 
 
-def run_task(cfg: DictConfig) -> None:
-    """Another ``task=`` than training, done with the same parts."""
+def run_task(cfg: DictConfig) -> float | None:
+    """Another ``task=`` than training, done with the same parts; returns what ``train`` returns of
+    a model that is evaluated, else None."""
     L.seed_everything(cfg.seed, verbose=False)
     settings = settings_of(cfg)
     trainer = silent_trainer(cfg.trainer)
@@ -215,7 +216,9 @@ def run_task(cfg: DictConfig) -> None:
 
     datamodule = instantiate(cfg.data)
     with meanwhile:
-        print(instantiate(cfg.task)(make_module, datamodule, trainer, settings))
+        told = instantiate(cfg.task)(make_module, datamodule, trainer, settings)
+    print(told)
+    return told.value if isinstance(told, Evaluation) else None
 
 
 def make_trainer(options: DictConfig, **parts: Any) -> L.Trainer:

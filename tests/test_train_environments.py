@@ -64,6 +64,12 @@ def test_ppo_plays_in_the_same_environment(tmp_path, command):
 def test_a_model_is_judged_without_being_trained(tmp_path, command):
     output = command(*QUICK, "task=evaluate")
     assert "random:tiny on held-out data:" in output and "val/pass@1" in output
+    (path,) = tmp_path.glob("outputs/*/*/evaluation.json")
+    written = json.loads(path.read_text())
+    assert written["model"] == "random:tiny"
+    assert all(f"  {name}  {value:.4f}" in output for name, value in written["metrics"].items())
+    result = json.loads((path.parent / "result.json").read_text())
+    assert result == {"metric": "val/reward", "value": written["metrics"]["val/reward"]}
     assert not list(tmp_path.glob("outputs/*/*/model"))
 
 

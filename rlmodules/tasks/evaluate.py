@@ -1,15 +1,32 @@
 """``task=evaluate``: judge a model on held-out data, instead of training it."""
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from datamodules.atomic import write_text
 from rlmodules.algorithms.base import AlgorithmModule
 from rlmodules.callbacks import ExportModel
 from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.report import Report
+
+
+FILE = "evaluation.json"
+"""What a run's folder holds of it: the model, and its figures on held-out data."""
+
+
+class Evaluation(NamedTuple):
+    """Held-out figures, as text, and the one that the run was asked to return."""
+
+    text: str
+    value: float | None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def evaluate(
@@ -17,8 +34,8 @@ def evaluate(
     data: L.LightningDataModule,
     trainer: L.Trainer,
     settings: Mapping[str, Any],
-) -> str:
-    """Every ``val/`` metric of the module, which ``settings`` name, as lines of text.
+) -> Evaluation:
+    """Every ``val/`` metric of the module, which ``settings`` name; ``FILE`` has them too.
 
     Raises:
         ValueError: nothing is held out.
@@ -26,8 +43,13 @@ def evaluate(
     found = held_out_metrics(trainer, make_module(), data)
     if not found:
         raise ValueError("nothing is held out to evaluate on: see data.eval_size, data.eval_path")
-    lines = [f"{settings['ckpt_path'] or settings['model']['name']} on held-out data:"]
-    return "\n".join([*lines, *(f"  {name}  {value:.4f}" for name, value in found.items())])
+    judged = settings["ckpt_path"] or settings["model"]["name"]
+    if trainer.is_global_zero:
+        told = {"model": str(judged), "metrics": found}
+        write_text(Path(settings["paths"]["output_dir"]) / FILE, json.dumps(told, indent=1))
+    lines = [f"{judged} on held-out data:"]
+    lines += [f"  {name}  {value:.4f}" for name, value in found.items()]
+    return Evaluation("\n".join(lines), found.get(settings["optimized_metric"]))
 
 
 def judge_export(
