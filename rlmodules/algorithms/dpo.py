@@ -182,6 +182,6 @@ class DPO(TextPolicy):
                 f"chosen responses have become less likely than under the reference: by"
                 f" {-drift:.1f} nats each on held-out pairs. DPO may push both sides down; to hold"
                 " the chosen ones up, add an sft loss (algo.loss_type=[sigmoid,sft]"
-                " algo.loss_weights=[1.0,0.1]), or lower algo.learning_rate",
+                " algo.loss_weights=[1.0,1.0]), or lower algo.learning_rate",
                 stacklevel=2,
             )
