@@ -14,7 +14,6 @@ from rlmodules.callbacks import ExportModel
 from rlmodules.callbacks.card import write_card
 from rlmodules.callbacks.report import Report
 
-
 FILE = "evaluation.json"
 """What a run's folder holds of it: the model, and its figures on held-out data."""
 

@@ -197,7 +197,7 @@ def test_what_rounding_of_a_text_explains_of_that_text_refuses_no_way(
 
 
 def test_a_text_whose_states_hang_on_the_last_bit_makes_no_way_wrong():
-    """As training made one of the trial's texts: its states moved a hundred times as far as others'."""
+    """As training made one of the texts of the trial: it moved a hundred times as far as others."""
     policy = PolicyModel(tiny_model()[0])
     body = backbone(policy.base_model)
 

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From a model to a better one, by commands alone, each stage on the adapters that the one before left:
+#
+#     bash examples/road/road.sh [OVERRIDE ...]      # in folders of road/, or of $ROAD
+#
+# Overrides go to every command. A stage that is complete is not run again.
+set -euo pipefail
+road=${ROAD:-road}
+more=("$@")
+judge="{learned: {reward: model, path: $road/reward/model}, sentiment: sentiment}"
+
+stage() { # NAME ARGUMENT...: a run in a folder of the road, unless it is there
+    local name=$1 && shift
+    if [ -e "$road/$name/result.json" ]; then return; fi  # a run writes it last
+    echo "== $name"
+    python train.py "$@" "${more[@]}" hydra.run.dir="$road/$name"
+}
+
+# 1. What to write: the chosen side of the carried pairs (238 texts), with LoRA.
+stage sft algo=sft model.lora.r=16 algo.learning_rate=3e-4
+
+# 2. What is good: a reward model from the pairs, that begins as the adapter of 1.
+sft=(model=hf model.name="$road/sft/model")
+stage reward algo=reward "${sft[@]}" algo.learning_rate=2e-4
+
+# 3. Three ways to better answers, each from the adapter of 1, which is the reference too. PPO and GRPO
+#    ask the reward model; the lexicon by which the pairs were once labelled only looks on (weight 0).
+reward=(reward=weighted "reward.components=$judge" "reward.weights={learned: 1, sentiment: 0}")
+stage ppo algo=ppo "${sft[@]}" "${reward[@]}" algo.learning_rate=3e-4
+stage grpo algo=grpo env=text "${sft[@]}" "${reward[@]}" algo.learning_rate=3e-4 algo.beta=0.02 \
+    algo.batch_size=128 algo.mini_batch_size=64 algo.num_iterations=12 algo.max_new_tokens=24 \
+    data.eval_generations=1 data.eval_batch_size=96
+stage dpo algo=dpo "${sft[@]}" algo.learning_rate=1e-4 \
+    'algo.loss_type=[sigmoid,sft]' 'algo.loss_weights=[1.0,1.0]'
+
+# 4. All of them judged alike: answers to 96 openings that no stage has seen.
+stage judged/start task=evaluate algo=ppo "${reward[@]}"
+for name in sft ppo grpo dpo; do
+    stage "judged/$name" task=evaluate algo=ppo model=hf model.name="$road/$name/model" "${reward[@]}"
+done
+python examples/road/table.py "$road"

@@ -1,0 +1,52 @@
+"""The road of ``examples/road``: its commands, one after the other, on the tiny model."""
+
+import os
+import runpy
+import shlex
+import subprocess
+
+import pytest
+from reading_helpers import ROOT
+
+ROAD = ROOT / "examples" / "road"
+SMALL = ["experiment=smoke", "algo.device=cpu", "trainer.precision=32-true",
+         "logger=none"]  # fmt: skip
+ONLINE = ["algo.num_iterations=1", "algo.batch_size=16", "algo.mini_batch_size=8",
+          "algo.eval_every=1", "algo.max_new_tokens=4", "data.eval_size=4"]  # fmt: skip
+STAGES = ["sft", "reward", "ppo", "grpo", "dpo"]
+JUDGED = ["judged/start", *(f"judged/{name}" for name in STAGES if name != "reward")]
+
+
+def calls(folder, *overrides):
+    """Arguments of each call of python by the script, that itself is not run."""
+    say = 'python() { printf "%q " "$@"; echo; }; export -f python; bash "$0" "$@"'
+    script = str(ROAD / "road.sh")
+    done = subprocess.run(["bash", "-c", say, script, *overrides], text=True, capture_output=True,
+                          env=os.environ | {"ROAD": str(folder)}, check=True)  # fmt: skip
+    return [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("== ")]
+
+
+def test_each_stage_goes_on_from_the_adapters_of_the_one_before(tmp_path, command, capsys):
+    road = tmp_path / "road"
+    *runs, table = calls(road, *SMALL)
+    names = [run[-1].removeprefix(f"hydra.run.dir={road}/") for run in runs]
+    assert names == [*STAGES, *JUDGED]
+    for name, (program, *arguments) in zip(names, runs, strict=True):
+        assert program == "train.py" and arguments[-1 - len(SMALL) : -1] == SMALL
+        is_online = any(word in ("algo=ppo", "algo=grpo") for word in arguments)
+        command(*arguments, *(ONLINE if is_online else []))
+        assert (road / name / "result.json").exists()
+    for name in ("sft", "ppo", "grpo", "dpo"):
+        assert (road / name / "model" / "adapter_config.json").exists()
+    assert calls(road, *SMALL) == [table]  # what is complete is not run again
+    assert table == ["examples/road/table.py", str(road)]
+    lines = list(runpy.run_path(str(ROAD / "table.py"))["lines"](road))
+    cells = [line.strip("|").split("|") for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    assert [row[0].strip(" `") for row in cells[2:]] == ["as it came", *STAGES]
+    assert all(cell.strip() for row in cells[4:] for cell in row if "reward" not in row[0])
+
+
+def test_a_table_of_half_a_road_names_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match=r"evaluation.json is missing: run examples/road/road.sh"):
+        list(runpy.run_path(str(ROAD / "table.py"))["lines"](tmp_path))
