@@ -50,3 +50,11 @@ def test_each_stage_goes_on_from_the_adapters_of_the_one_before(tmp_path, comman
 def test_a_table_of_half_a_road_names_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match=r"evaluation.json is missing: run examples/road/road.sh"):
         list(runpy.run_path(str(ROAD / "table.py"))["lines"](tmp_path))
+
+
+def test_a_stage_that_was_interrupted_goes_on(tmp_path):
+    checkpoint = tmp_path / "ppo" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    going = [run for run in calls(tmp_path) if f"ckpt_path={tmp_path / 'ppo'}" in run]
+    assert [run[-1] for run in going] == [f"hydra.run.dir={tmp_path / 'ppo'}"]

@@ -3,17 +3,19 @@
 #
 #     bash examples/road/road.sh [OVERRIDE ...]      # in folders of road/, or of $ROAD
 #
-# Overrides go to every command. A stage that is complete is not run again.
-set -euo pipefail
+# Overrides go to every command. A stage that is complete is not run again; one that was
+# interrupted goes on.
+set -eo pipefail  # no -u: bash 3 takes an empty array for an unset one
 road=${ROAD:-road}
 more=("$@")
 judge="{learned: {reward: model, path: $road/reward/model}, sentiment: sentiment}"
 
 stage() { # NAME ARGUMENT...: a run in a folder of the road, unless it is there
-    local name=$1 && shift
+    local name=$1 on=() && shift
     if [ -e "$road/$name/result.json" ]; then return; fi  # a run writes it last
+    if [ -e "$road/$name/checkpoints/last.ckpt" ]; then on=(ckpt_path="$road/$name"); fi
     echo "== $name"
-    python train.py "$@" "${more[@]}" hydra.run.dir="$road/$name"
+    python train.py "$@" "${on[@]}" "${more[@]}" hydra.run.dir="$road/$name"
 }
 
 # 1. What to write: the chosen side of the carried pairs (238 texts), with LoRA.
