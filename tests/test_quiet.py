@@ -56,7 +56,14 @@ def test_remarks_of_others_are_ignored_and_warnings_are_not(remark):
     assert [str(w.message) for w in caught] == ["the KL is high"]
 
 
-def test_advertisements_in_the_log_are_left_out_and_other_lines_are_not():
+@pytest.fixture
+def enabled(monkeypatch):
+    """A sweep in this process may have switched Lightning's loggers off."""
+    for name in (*TELLERS, *BANNERS):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+
+
+def test_advertisements_in_the_log_are_left_out_and_other_lines_are_not(enabled):
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -72,9 +79,7 @@ def test_advertisements_in_the_log_are_left_out_and_other_lines_are_not():
     assert said == ["a Tip ...", "GPU available: False ..."] * len(TELLERS)
 
 
-def test_banners_are_silent_for_a_while_and_warnings_never(monkeypatch):
-    for name in BANNERS:  # a run in this process may have switched them off
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+def test_banners_are_silent_for_a_while_and_warnings_never(enabled):
     before = [logging.getLogger(name).level for name in BANNERS]
     with without_banners():
         for name in BANNERS:
