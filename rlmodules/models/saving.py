@@ -21,6 +21,7 @@ from datamodules.atomic import ordinary_mode
 from rlmodules.models.heads import unwrapped
 from rlmodules.models.media import copy_processors
 from rlmodules.models.merging import MERGED, adapted_layers, merged_layer, plain_layer, unties
+from rlmodules.models.older_names import write_older_names
 from rlmodules.models.quantized import (
     config_without_quantization,
     empty_layer,
@@ -87,6 +88,7 @@ def save_language_model(
         save_plain(model, dirpath, dtype=dtype_of(dtype))
     tokenizer.save_pretrained(dirpath)
     copy_processors(model, dirpath)
+    write_older_names(dirpath)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

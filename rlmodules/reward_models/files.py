@@ -19,6 +19,7 @@ from datamodules.atomic import ordinary_mode
 from datamodules.ends import end_ids
 from rlmodules.models import ModelConfig, load_backbone
 from rlmodules.models.heads import unwrapped
+from rlmodules.models.older_names import write_older_names
 from rlmodules.models.quantized import config_without_quantization
 from rlmodules.models.saving import Weights, dtype_of, plain_weights, save_plain
 
@@ -98,6 +99,7 @@ def export(model: Any, dirpath: Path, dtype: str | None = None) -> None:
             tokenizer.pad_token_id = padding
     if tokenizer is not None:
         tokenizer.save_pretrained(dirpath)
+    write_older_names(dirpath)
     heads = {n: t for n, t in model.state_dict().items() if n.startswith(HEADS)}
     save_file({n: t.cpu().contiguous() for n, t in heads.items()}, dirpath / HEAD)
     ordinary_mode(dirpath / HEAD)
