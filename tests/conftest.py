@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections import Counter
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite compares bit by bit; benchmarks use the GPU
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,10 +11,29 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from matplotlib.figure import Figure
 
 from rlmodules.models.embedded import tiny_model
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few tests first: theirs are whole processes, for which one worker would be left."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: sizes[item.path])
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Figures are files without a drawing, which takes a fifth of a short run.
+
+    Those of tests that are marked ``draws`` are drawn.
+    """
+    if request.node.get_closest_marker("draws") is None:
+        blank, write = Figure((0.1, 0.1)), Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: write(blank, path))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +56,8 @@ def command(tmp_path, monkeypatch, capsys):
 
     def call(*arguments, status=0):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        if not any(word.startswith("hydra.mode=") for word in arguments):
+            monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes all for that
         capsys.readouterr()
         said, code = "", 0
         with warnings.catch_warnings(record=True) as warned:

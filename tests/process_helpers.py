@@ -2,13 +2,16 @@
 
 import atexit
 import functools
-import json
 import os
 import runpy
-import select
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from unittest import mock
@@ -16,6 +19,7 @@ from unittest import mock
 import torch
 
 HERE = Path(__file__).parent
+PATHS = f"{HERE}{os.pathsep}{HERE.parent}"
 LIMIT_S = 240
 
 
@@ -23,7 +27,7 @@ def alone_and_together(folder, script, *arguments):
     """What a script saves as ``1.pt`` and ``2.pt``, and what it wrote the second time.
 
     It is given the number of processes, ``arguments`` and ``folder``. Alone it runs in this
-    process, together in forks of one that has imported everything (``fork_server``).
+    process, together by ``warm_python``.
     """
     path = folder / "script.py"
     path.write_text(script)
@@ -41,42 +45,62 @@ def forked(argv, folder, *, processes):
     Raises:
         AssertionError: one of them fails, or they take longer than ``LIMIT_S``.
     """
-    server, log = _server(), f"{folder}/log"
-    job = {"argv": argv, "folder": str(folder), "processes": processes, "log": log}
-    server.stdin.write(json.dumps(job) + "\n")
-    server.stdin.flush()
-    ready, _, _ = select.select([server.stdout], [], [], LIMIT_S)
-    answer = server.stdout.readline() if ready else ""
-    if not answer:
-        _end(server)
-        _server.cache_clear()
-    logs = [Path(f"{log}-{rank}.txt") for rank in range(processes)]
-    written = "\n".join(path.read_text() for path in logs if path.exists())
-    assert answer, f"not done in {LIMIT_S} s:\n{written[-3000:]}"
-    assert set(json.loads(answer)) == {0}, written[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    logs = [Path(f"{folder}/log-{rank}.txt") for rank in range(processes)]
+    running = []
+    for rank, log in enumerate(logs):
+        environment = os.environ | place | {
+            "NODE_RANK": "0", "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "PYTHONPATH": PATHS,
+        }  # fmt: skip
+        with log.open("w") as file:
+            running.append(subprocess.Popen([warm_python(ours=True), *argv], env=environment,
+                                            cwd=folder, stdout=file, stderr=file))  # fmt: skip
+    end = time.monotonic() + LIMIT_S
+    while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.02)
+    statuses = [process.poll() for process in running]
+    for process in running:  # one that fails ends the others
+        process.kill()
+        process.wait()
+    written = "\n".join(log.read_text() for log in logs)
+    assert None not in statuses or any(statuses), f"not done in {LIMIT_S} s:\n{written[-3000:]}"
+    assert set(statuses) == {0}, written[-3000:]
     return written
 
 
 @functools.cache
-def _server():
+def warm_python(ours=False):
+    """The path of a python that starts at once: the libraries are there, and ``ours``, too.
+
+    SIGINT and SIGTERM are passed on; one that is killed is gone a moment later than it seems.
+    """
+    folder = tempfile.mkdtemp(prefix="warm")
+    script, place = HERE / "warm_python.py", f"{folder}/socket"
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "fork_server.py")],
+        [sys.executable, script, place, "serve", *(["ours"] if ours else [])],
         env=os.environ
-        | {
-            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        },
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    atexit.register(_end, server)
-    return server
+        | {"PYTHONPATH": PATHS if ours else "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg",
+           "TOKENIZERS_PARALLELISM": "false"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    atexit.register(_end, server, folder)
+    while not Path(place).exists():
+        assert server.poll() is None
+        time.sleep(0.01)
+    python = Path(folder) / "python"
+    words = shlex.join([sys.executable, "-S", "-E", str(script), place])
+    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
 
 
-def _end(server):
+def _end(server, folder):
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+    shutil.rmtree(folder, ignore_errors=True)

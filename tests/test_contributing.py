@@ -4,9 +4,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
+from process_helpers import warm_python
 from reading_helpers import ROOT
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -46,7 +46,7 @@ def test_a_recipe_works_as_it_stands(project, title):
     chosen = {word.split("=")[0] for word in given}
     small = [word for word in (*SMALL, *wanted) if word.split("=")[0] not in chosen]
     for command in [*preparations, f"python {shlex.join([*given, *small])}"]:
-        line = re.sub(r"^python\b", shlex.quote(sys.executable), command)
+        line = re.sub(r"^python\b", shlex.quote(warm_python()), command)
         done = subprocess.run(line, shell=True, cwd=project, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     (report,) = project.glob("outputs/*/*/report.txt")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from process_helpers import warm_python
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import kill_campaign
@@ -19,7 +20,7 @@ def test_killed_runs_end_as_those_that_were_left_in_peace(tmp_path):
     results = tmp_path / "results.jsonl"
     only = "^(ppo-windows|dpo-lora)$"
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--only", only, "--schedules", "1", "--to", str(results)],
+        [warm_python(), str(SCRIPT), "--only", only, "--schedules", "1", "--to", str(results)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

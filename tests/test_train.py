@@ -5,12 +5,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from process_helpers import warm_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -32,7 +32,7 @@ def start(folder, *arguments, **options):
     overrides = [a for a in arguments if not a.startswith("-")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), *flags, *QUICK, *overrides],
+        [warm_python(), str(TRAIN), *flags, *QUICK, *overrides],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from rlmodules.callbacks.plots import plot_calibration, plot_iterations, plot_steps
 from rlmodules.functional.calibration import calibration_curve
 
+pytestmark = pytest.mark.draws
+
 
 @pytest.fixture
 def figures(monkeypatch):

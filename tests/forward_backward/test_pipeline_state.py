@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipeline_helpers import (
     tiny,
     weights,
 )
+from process_helpers import warm_python
 
 from rlmodules.models import LoraConfig, ModelConfig, load_model
 
@@ -58,7 +58,7 @@ def test_a_run_that_was_killed_goes_on_in_another_process_bit_for_bit(tmp_path):
     """
     root = os.environ.get("PYTHONPATH", "")
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}:{root}"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [warm_python(ours=True), "-c", textwrap.dedent(code)]
     killed = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
