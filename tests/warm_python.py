@@ -31,7 +31,8 @@ def ask(path: str, arguments: list[str]) -> int:
         status = server.recv(8)
     code = int.from_bytes(status, "big", signed=True) if status else 70
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 
