@@ -178,10 +178,15 @@ class DPO(TextPolicy):
         drift = float(self.trainer.callback_metrics.get("val/chosen_drift", 0.0))
         if drift < -1.0 and not self._warned and not self.config.reference_free:
             self._warned = True
+            weights = self.config.weight_of_loss
+            remedy = (
+                f"weigh the sft loss more (algo.loss_weights={list(weights.values())} now)"
+                if "sft" in weights
+                else "add an sft loss (algo.loss_type=[sigmoid,sft] algo.loss_weights=[1.0,1.0])"
+            )
             warnings.warn(
                 f"chosen responses have become less likely than under the reference: by"
                 f" {-drift:.1f} nats each on held-out pairs. DPO may push both sides down; to hold"
-                " the chosen ones up, add an sft loss (algo.loss_type=[sigmoid,sft]"
-                " algo.loss_weights=[1.0,1.0]), or lower algo.learning_rate",
+                f" the chosen ones up, {remedy}, or lower algo.learning_rate",
                 stacklevel=2,
             )

@@ -177,8 +177,8 @@ SYMPTOMS = (
         symptoms.lost_chosen,
         "Chosen responses are less likely than at the start by more than 1 nat each.",
         "DPO pushes both sides down, and the policy writes neither.",
-        "Add an sft loss (algo.loss_type=[sigmoid,sft] algo.loss_weights=[1.0,1.0]), or lower"
-        " algo.learning_rate.",
+        "Add an sft loss (algo.loss_type=[sigmoid,sft] algo.loss_weights=[1.0,1.0]; or a larger"
+        " weight of it), or lower algo.learning_rate.",
         "Razin et al. 2024, likelihood displacement (arXiv:2410.08847); Pal et al. 2024"
         " (arXiv:2402.13228).",
     ),

@@ -91,8 +91,8 @@ _IN_TRAINING = (
         low=-1.0,
         healthy="-1 or more",
         otherwise="DPO pushes both sides down, and the policy writes neither: add an sft loss"
-        " (algo.loss_type=[sigmoid,sft] algo.loss_weights=[1.0,1.0]), or lower"
-        " algo.learning_rate.",
+        " (algo.loss_type=[sigmoid,sft] algo.loss_weights=[1.0,1.0]; or a larger weight of it), or"
+        " lower algo.learning_rate.",
         trl="rewards/chosen divided by beta",
         better=UP,
     ),

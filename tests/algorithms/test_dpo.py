@@ -232,9 +232,17 @@ def test_common_beginnings_of_the_responses_are_predicted_once():
 
 
 def test_falling_chosen_log_probabilities_are_warned_of():
-    c = config(num_epochs=6, learning_rate=2e-2, loss_type="apo_down")
-    with pytest.warns(UserWarning, match="chosen responses have become less likely"):
-        fit(DPO(c), data(c, held_out=dataset()))
+    losing = {"num_epochs": 6, "learning_rate": 2e-2}
+    for losses, remedy in (
+        ({"loss_type": "apo_down"}, r"add an sft loss \(algo.loss_type=\[sigmoid,sft\]"),
+        (
+            {"loss_type": ["apo_down", "sft"], "loss_weights": [1.0, 1e-3]},
+            r"weigh the sft loss more \(algo.loss_weights=\[1.0, 0.001\] now\)",
+        ),
+    ):
+        c = config(**losing, **losses)
+        with pytest.warns(UserWarning, match=f"chosen responses have become less .* {remedy}"):
+            fit(DPO(c), data(c, held_out=dataset()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         passed = ".*(does not have many workers|checkpoint|in eval mode).*"
