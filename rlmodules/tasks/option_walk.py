@@ -24,7 +24,9 @@ Outcome = dict[str, str] | str
 """What a run left: a digest by name, or the sentence that it ended with."""
 NAMED_BY_TIME = r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d\w*|\d{6,}\S*"
 TIMES = ("time/", "seconds")
-UNLIKE = ("config.yaml", "hparams.yaml", "README.md", "probe.json", "error.txt", "report.txt")
+UNLIKE = (
+    "config.yaml", "hparams.yaml", "README.md", "probe.json", "run.json", "error.txt", "report.txt",
+)  # fmt: skip
 """Files that repeat the options themselves, or times."""
 
 

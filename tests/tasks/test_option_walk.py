@@ -92,15 +92,17 @@ def test_what_a_run_left_is_compared_without_times_and_its_own_options(tmp_path)
     (folder / "metrics.csv").write_text("a,time/s\n1,2\n")
     (folder / "config.yaml").write_text("a: 1")
     (folder / "README.md").write_text("a: 1")  # a model card names the settings
+    (folder / "run.json").write_text('{"overrides": ["a=1"]}')
     (folder / "report.json").write_text(json.dumps({"seconds": 3, "history": [{"time/x": 1}]}))
     (folder / "model.safetensors").write_bytes(b"1")
     one = outcome_of(tmp_path)
     (folder / "metrics.csv").write_text("a,time/s\n1,9\n")
     (folder / "config.yaml").write_text("a: 2")
     (folder / "README.md").write_text("a: 2")
+    (folder / "run.json").write_text('{"overrides": ["a=2"]}')
     (folder / "report.json").write_text(json.dumps({"seconds": 4, "history": [{"time/x": 2}]}))
     folder.rename(folder.with_name("09-09-09"))
-    assert outcome_of(tmp_path) == one and len(one) == 5
+    assert outcome_of(tmp_path) == one and len(one) == 6
     (folder.with_name("09-09-09") / "model.safetensors").write_bytes(b"2")
     assert outcome_of(tmp_path) != one
 
