@@ -25,7 +25,8 @@ Outcome = dict[str, str] | str
 NAMED_BY_TIME = r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d\w*|\d{6,}\S*"
 TIMES = ("time/", "seconds")
 UNLIKE = (
-    "config.yaml", "hparams.yaml", "README.md", "probe.json", "run.json", "error.txt", "report.txt",
+    "config.yaml", "hparams.yaml", "README.md", "probe.json", "run.json", "reward_model.json",
+    "error.txt", "report.txt",
 )  # fmt: skip
 """Files that repeat the options themselves, or times."""
 
