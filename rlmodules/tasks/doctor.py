@@ -4,36 +4,34 @@ import contextlib
 import copy
 import io
 import json as json_format
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Checkpoint
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from datamodules.atomic import write_text
 from datamodules.checks import require_whole
 from rlmodules.algorithms.online import OnlineModule
-from rlmodules.callbacks import AtomicCheckpointIO
 from rlmodules.memory.machine import room_bytes
 from rlmodules.memory.run import AUTOCAST
-from rlmodules.models import resolve_precision
+from rlmodules.quiet import without_banners
 from rlmodules.tasks import doctor_checks as checks
-from rlmodules.tasks.doctor_checks import Check
+from rlmodules.tasks.dead_options import dead_options
+from rlmodules.tasks.doctor_checks import Check, tried
 from rlmodules.tasks.doctor_sample import sample_of
-from rlmodules.tasks.estimate import estimate
+from rlmodules.tasks.doctor_steps import Make, steps_tried
+from rlmodules.tasks.estimate import counted
 from rlmodules.tasks.ready import make_ready
 
-STEPS = 3
 COLOURS = {"green": "green", "red": "red", "skipped": "dim"}
-Make = Callable[[], Any]
 
 
 def doctor(
@@ -68,9 +66,10 @@ def doctor(
         )
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise ValueError(f"out={out!r}: there is no folder {Path(out).absolute().parent}")
-    make = partial(cut, make_module, max_new_tokens)
-    with TemporaryDirectory(prefix="doctor-") as folder:
-        found = list(examine(make, data, trainer, settings, texts, Path(folder)))
+    make, told = partial(cut, make_module, max_new_tokens), Told()
+    with TemporaryDirectory(prefix="doctor-") as folder, without_banners():
+        looks = examine(make, data, trainer, settings, texts, Path(folder), told)
+        found = [told.check(check) for check in looks]
     Console().print(as_table(found))
     ill = [check for check in found if check.status == "red"]
     if out is not None:
@@ -79,6 +78,24 @@ def doctor(
         return "All that was looked at is as it should be."
     print("\n".join(f"{check.name}: {check.remedy}" for check in ill), flush=True)
     raise SystemExit(1)
+
+
+class Told:
+    """Says what is done as soon as it is, for on a real model each takes seconds."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def part(self, name: str, status: str = "") -> float:
+        """Say how long it took since the part before; returns the seconds."""
+        now = time.perf_counter()
+        seconds, self.began = round(now - self.began, 1), now
+        print(f"{name:14} {status:8}{seconds:6.1f} s", flush=True)
+        return seconds
+
+    def check(self, found: Check) -> Check:
+        """``found``, with the seconds that it took."""
+        return replace(found, seconds=self.part(found.name, found.status))
 
 
 def cut(make_module: Make, max_new_tokens: int) -> Any:
@@ -100,117 +117,63 @@ def examine(
     settings: Mapping[str, Any],
     texts: int,
     folder: Path,
+    told: Told,
 ) -> Iterator[Check]:
     """Every check, one after another; one that fails by an error is red."""
-    yield from _computed(make(), copy.copy(data), trainer, texts, folder)
-    yield from _trained(make, data, settings, folder)
-    yield _tried("memory", lambda: _memory(make, data, trainer, settings, folder))
+    yield _options(settings)
+    # Before anything is loaded: this process, as it is, counts.
+    yield tried("memory", lambda: _memory(data, trainer, settings))
+    yield from _computed(make(), copy.copy(data), trainer, texts, folder, told)
+    yield from steps_tried(make, data, settings, folder)
+
+
+def _options(settings: Mapping[str, Any]) -> Check:
+    """Whether what the command sets does anything."""
+    if not HydraConfig.initialized():
+        return checks.skipped("options", "there is no command that sets any")
+    overrides = HydraConfig.get().overrides.task
+    dead = dead_options(overrides, settings)
+    said = "; ".join(f"{option} changes nothing: {why}" for option, why in dead.items())
+    return Check(
+        "options", "red" if dead else "green",
+        said or f"none of {len(overrides)} is known to change nothing",
+        "Leave out what changes nothing, or set what it waits for.", len(dead), 0,
+    )  # fmt: skip
 
 
 def _computed(
-    module: Any, data: Any, trainer: L.Trainer, texts: int, folder: Path
+    module: Any, data: Any, trainer: L.Trainer, texts: int, folder: Path, told: Told
 ) -> Iterator[Check]:
     """What the model computes, before it is trained."""
     make_ready(module, data, trainer)
+    told.part("model and data")
     trained = next(p for p in module.parameters() if p.requires_grad)
     dtype = AUTOCAST.get(str(trainer.precision), trained.dtype)
     near, steep = checks.ROUNDING.get(dtype, 1e-3), checks.GRADIENTS.get(dtype, 1e-3)
     sample = sample_of(module, data, texts)
+    told.part("sample")
+    groups, said = sample.groups, cache(partial(checks.outputs, module, sample.groups))
     looks: dict[str, Callable[[], Check]] = {
-        "padding": lambda: checks.padding(module, sample.groups, near),
-        "packing": lambda: checks.packing(module, sample.groups, near),
-        "batch order": lambda: checks.batch_order(module, sample.groups, near),
+        "padding": lambda: checks.padding(module, groups, near),
+        "packing": lambda: checks.packing(module, groups, said, near),
+        "batch order": lambda: checks.batch_order(module, groups, said, near),
         "sampler": lambda: checks.sampler(module, sample.trajectories, near),
-        "reference": lambda: checks.reference(module, sample.groups, near),
+        "reference": lambda: checks.reference(module, groups, said, near),
         "accumulation": lambda: sample.accumulation(steep),
-        "export": lambda: checks.exported(module, folder / "model", sample.groups, near),
+        "export": lambda: checks.exported(module, folder / "model", groups, said, near),
     }
     for name, look in looks.items():
-        yield _tried(name, look)
+        yield tried(name, look)
 
 
-def _trained(make: Make, data: Any, settings: Mapping[str, Any], folder: Path) -> Iterator[Check]:
-    """What three steps of a training come to."""
-    first = folder / "first.ckpt"
-    module = make()
-    try:
-        straight, before = _fit(module, copy.copy(data), settings, folder / "straight", first)
-    except Exception as error:
-        yield from (_failed(name, error) for name in ("steps", "resume"))
-        return
-    told, excuse = getattr(module, "rollout_metrics", {}), ""
-    if told.get("rollout/equal_groups") == 1 or told.get("rollout/reward_std") == 0:
-        excuse = "the episodes are all rewarded alike: there is nothing to learn from them"
-    yield checks.movement(before, straight["state_dict"], STEPS, excuse)
-
-    def resumed() -> Check:
-        again, _ = _fit(make(), copy.copy(data), settings, folder / "again", None, first)
-        return checks.resumption(straight, again)
-
-    yield _tried("resume", resumed)
-
-
-class _Keeps(Checkpoint):
-    """Keeps what there was before, and a checkpoint after the first step.
-
-    (A ``Checkpoint``, because Lightning runs those after the module's own hooks.)
-    """
-
-    def __init__(self, first: Path | None) -> None:
-        self.first, self.before = first, {}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        trained = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
-        saved = pl_module._saved_names()
-        self.before = {saved[name]: p.detach().cpu().clone() for name, p in trained.items()}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx + 1 < trainer.num_training_batches:  # else its epoch has its own work to do
-            self._keep(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._keep(trainer)
-
-    def _keep(self, trainer: L.Trainer) -> None:
-        if self.first is not None and trainer.global_step >= 1 and not self.first.exists():
-            trainer.save_checkpoint(self.first)
-
-
-def _fit(
-    module: Any,
-    data: Any,
-    settings: Mapping[str, Any],
-    folder: Path,
-    first: Path | None,
-    ckpt_path: Path | None = None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The checkpoint after ``STEPS`` optimizer steps, and the weights before them."""
-    own = {"precision": resolve_precision(str(settings["trainer"]["precision"]))}
-    own |= {"max_steps": STEPS, "max_epochs": max(settings["trainer"]["max_epochs"], STEPS)}
-    own |= {"logger": False, "enable_progress_bar": False, "default_root_dir": str(folder)}
-    own |= {"limit_val_batches": 0, "plugins": [AtomicCheckpointIO()]}
-    options = {k: v for k, v in settings["trainer"].items() if not k.startswith("_")} | own
-    keeps = _Keeps(first)
-    trainer = L.Trainer(**options, callbacks=[keeps])
-    L.seed_everything(settings["seed"], verbose=False)
-    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return torch.load(folder / "last.ckpt", weights_only=True), keeps.before
-
-
-def _memory(
-    make: Make, data: Any, trainer: L.Trainer, settings: Mapping[str, Any], folder: Path
-) -> Check:
+def _memory(data: Any, trainer: L.Trainer, settings: Mapping[str, Any]) -> Check:
     with contextlib.redirect_stdout(io.StringIO()):
-        path = str(folder / "memory.json")
         try:
-            estimate(make, copy.copy(data), trainer, settings, json=path)
+            found = counted(copy.copy(data), trainer, settings)
         except ValueError as error:  # it says what it does not count
             return checks.skipped("memory", str(error))
-    peak = json_format.loads(Path(path).read_text())["peak_bytes"] / 2**30
-    room = room_bytes("cuda" if trainer.strategy.root_device.type == "cuda" else "cpu")
+    peak = found.peak.total / 2**30
+    room = room_bytes(found.run.device)
     status = "green" if room is None or peak <= room / 2**30 else "red"
     there = "" if room is None else f" of {room / 2**30:.1f} GiB"
     return Check(
@@ -219,18 +182,6 @@ def _memory(
         " model.gradient_checkpointing).",
         peak, None if room is None else room / 2**30,
     )  # fmt: skip
-
-
-def _tried(name: str, look: Callable[[], Check]) -> Check:
-    try:
-        return look()
-    except Exception as error:
-        return _failed(name, error)
-
-
-def _failed(name: str, error: Exception) -> Check:
-    said = f"{type(error).__name__}: {error}"
-    return Check(name, "red", said, "It could not be tried: mend this first.")
 
 
 def as_table(found: list[Check]) -> Table:

@@ -31,6 +31,8 @@ GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 MOVED = 0.01
 """Share of the trained weights that a step moves at least."""
 Groups = Sequence[Sequence[Tensor]]
+Said = Callable[[], list[Tensor]]
+"""What ``outputs`` has for these texts; computed once, for several checks compare with it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Check:
         remedy: what to do if it is red.
         figure: the number that decides; None where there is none.
         limit: what it may be at most, or at least.
+        seconds: that it took.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Check:
     remedy: str = ""
     figure: float | None = None
     limit: float | None = None
+    seconds: float | None = None
 
 
 def below(name: str, figure: float, limit: float, said: str, remedy: str) -> Check:
@@ -62,6 +66,19 @@ def below(name: str, figure: float, limit: float, said: str, remedy: str) -> Che
 
 def skipped(name: str, why: str) -> Check:
     return Check(name, "skipped", why)
+
+
+def tried(name: str, look: Callable[[], Check]) -> Check:
+    """What ``look`` finds, or the error that it ends with."""
+    try:
+        return look()
+    except Exception as error:
+        return failed(name, error)
+
+
+def failed(name: str, error: Exception) -> Check:
+    said = f"{type(error).__name__}: {error}"
+    return Check(name, "red", said, "It could not be tried: mend this first.")
 
 
 # ------------------------------------------------------------------------ what a text is
@@ -115,13 +132,12 @@ def padding(module: Any, groups: Groups, limit: float) -> Check:
     )  # fmt: skip
 
 
-def packing(module: Any, groups: Groups, limit: float) -> Check:
+def packing(module: Any, groups: Groups, said: Said, limit: float) -> Check:
     """What texts begin with alike may be computed once."""
     if not getattr(module, "policy", module).packs:
         return skipped("packing", "rows are padded: nothing is packed here")
-    packed = outputs(module, groups)
     with padded(module):
-        figure = apart(packed, outputs(module, groups))
+        figure = apart(said(), outputs(module, groups))
     return below(
         "packing", figure, limit, "packed and padded rows differ by",
         "Packed rows are not computed rightly: set model.attn_implementation=sdpa (or eager),"
@@ -129,12 +145,12 @@ def packing(module: Any, groups: Groups, limit: float) -> Check:
     )  # fmt: skip
 
 
-def batch_order(module: Any, groups: Groups, limit: float) -> Check:
+def batch_order(module: Any, groups: Groups, said: Said, limit: float) -> Check:
     """A text says the same wherever in its batch it stands."""
     turned = outputs(module, groups[::-1])
     sizes = [len(group) for group in groups[::-1]]
     parts = [turned[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))][::-1]
-    figure = apart(outputs(module, groups), [one for part in parts for one in part])
+    figure = apart(said(), [one for part in parts for one in part])
     return below(
         "batch order", figure, limit, "texts in another order differ by",
         "Texts of a batch change each other (batch statistics, experts with a capacity): train"
@@ -195,14 +211,14 @@ def sampler(module: Any, trajectories: Sequence[Trajectory], limit: float) -> Ch
     )  # fmt: skip
 
 
-def reference(module: Any, groups: Groups, limit: float) -> Check:
+def reference(module: Any, groups: Groups, said: Said, limit: float) -> Check:
     """Before the first step the reference is the policy."""
     held = getattr(module, "reference", None)
     if held is None:
         return skipped("reference", "this algorithm has none")
     if isinstance(held, Teacher):
         return skipped("reference", "a teacher is in its place, which is another model")
-    mine = outputs(module, groups)
+    mine = said()
     with held.of(module.policy) as other, evaluating(other), module.inference():
         texts = [text for group in groups for text in group]
         places = [torch.arange(1, len(text)) for text in texts]
@@ -210,9 +226,9 @@ def reference(module: Any, groups: Groups, limit: float) -> Check:
         found = other.score(tokens.to(other.device)).logprobs.float().cpu()
     theirs = list(found.split([len(at) for at in places]))
     divergence = kl_estimate(torch.cat(mine), torch.cat(theirs), "k3").mean().item()
-    said = f"reference and policy differ (KL {divergence:.1g}) in log-probability by"
+    told = f"reference and policy differ (KL {divergence:.1g}) in log-probability by"
     return below(
-        "reference", apart(mine, theirs), limit, said,
+        "reference", apart(mine, theirs), limit, told,
         "The KL would not begin at 0: the policy was changed after its reference was made, or the"
         " two compute differently (compile, dropout). Start from the exported model.",
     )  # fmt: skip
@@ -243,14 +259,20 @@ def movement(
     return Check("steps", status, said, remedy, share, MOVED)
 
 
-def resumption(straight: Mapping[str, Any], resumed: Mapping[str, Any]) -> Check:
-    """Three steps at once are one and then two more, bit by bit."""
-    mine, theirs = straight["state_dict"], resumed["state_dict"]
+def resumption(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], steps: tuple[int, int]
+) -> Check:
+    """Three steps at once are one and then two more, bit by bit.
+
+    Args:
+        mine, theirs: weights after each, by name.
+        steps: how many each took.
+    """
     unlike = [name for name, w in mine.items() if not torch.equal(w, theirs[name])]
     gaps = [(mine[name].double() - theirs[name].double()).abs().max() for name in unlike]
-    largest, steps = float(max(gaps, default=0.0)), straight["global_step"]
-    status = "red" if unlike or steps != resumed["global_step"] else "green"
-    said = f"{len(unlike)} of {len(mine)} tensors differ after {steps} steps, by {largest:.2g}"
+    largest = float(max(gaps, default=0.0))
+    status = "red" if unlike or steps[0] != steps[1] else "green"
+    said = f"{len(unlike)} of {len(mine)} tensors differ after {steps[0]} steps, by {largest:.2g}"
     remedy = (
         "A run that goes on from ckpt_path is another one: something draws random numbers or keeps"
         " a state that no checkpoint holds (a reward or environment of your own?)."
@@ -258,12 +280,12 @@ def resumption(straight: Mapping[str, Any], resumed: Mapping[str, Any]) -> Check
     return Check("resume", status, said, remedy, largest, 0.0)
 
 
-def exported(module: Any, folder: Path, groups: Groups, limit: float) -> Check:
+def exported(module: Any, folder: Path, groups: Groups, said: Said, limit: float) -> Check:
     """What is written and loaded again says the same."""
     module.export(folder)
     written = module.from_export(folder).to(module.device)
     written.trainer = module.trainer
-    figure = apart(outputs(module, groups), outputs(written, groups))
+    figure = apart(said(), outputs(written, groups))
     return below(
         "export", figure, limit, "the exported folder, loaded again, differs by",
         "The folder is not what was trained: weights that are tied on paper and not in fact, or"

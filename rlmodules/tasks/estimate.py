@@ -60,6 +60,28 @@ def estimate(
         raise ValueError(f"task.memory_gb={memory_gb} must be positive, or null for this machine's")
     if json is not None and not Path(json).absolute().parent.is_dir():
         raise ValueError(f"task.json={json!r}: there is no folder {Path(json).absolute().parent}")
+    found = counted(data, trainer, settings, device, devices, prompt_length)
+    room = room_bytes(found.run.device) if memory_gb is None else int(memory_gb * 2**30)
+    console = Console()
+    console.print(as_table(found))
+    said = said_of(found, room)
+    if json is not None:
+        write_text(Path(json), json_format.dumps(said.figures, indent=2))
+    return said.text
+
+
+def counted(
+    data: L.LightningDataModule,
+    trainer: L.Trainer,
+    settings: Mapping[str, Any],
+    device: str | None = None,
+    devices: int | None = None,
+    prompt_length: int | None = None,
+) -> Estimate:
+    """What the run takes; arguments as of ``estimate``.
+
+    On a CPU this process, as it is now, is a part of it.
+    """
     device = device or ("cuda" if trainer.strategy.root_device.type == "cuda" else "cpu")
     world = devices or trainer.num_devices * trainer.num_nodes
     run = Run.of(get_class(settings["module"]), settings, device=device, world=world)
@@ -69,7 +91,7 @@ def estimate(
     if device == "cpu":
         use_libraries(AUTOCAST.get(run.precision))
     base = base_bytes(device)  # before kernels are made, which are counted apart
-    found = Estimate(
+    return Estimate(
         run,
         texts,
         base=base,
@@ -77,13 +99,6 @@ def estimate(
         file_bytes=file_bytes(run.model) if device == "cpu" else 0,
         kernel=measured(run.half_on_cpu),
     )
-    room = room_bytes(device) if memory_gb is None else int(memory_gb * 2**30)
-    console = Console()
-    console.print(as_table(found))
-    said = said_of(found, room)
-    if json is not None:
-        write_text(Path(json), json_format.dumps(said.figures, indent=2))
-    return said.text
 
 
 def _loaded_bytes() -> int:

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpo_helpers
 import lightning as L
@@ -14,11 +17,12 @@ from distillation_helpers import teacher
 from helpers import config
 from helpers import data as rollouts
 
-from rlmodules import DPO, PPO, DPOConfig, RewardModel, RewardModelConfig
+from rlmodules import DPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.tasks import doctor
 from rlmodules.tasks import doctor_checks as checks
 from rlmodules.tasks.doctor_sample import sample_of
+from rlmodules.tasks.doctor_steps import cut_sizes
 from rlmodules.tasks.ready import make_ready
 
 QUICK = ["task=doctor", "model=tiny", "trainer.precision=32-true", "algo.device=cpu", "size=smoke"]
@@ -26,8 +30,8 @@ NEAR = 1e-3
 PAIRS = {"model_name": "random:tiny", "batch_size": 4, "device": "cpu"}
 
 
-def quick_estimate(make_module, data, trainer, settings, *, json):
-    Path(json).write_text('{"peak_bytes": 1073741824}')
+def quick_estimate(data, trainer, settings):
+    return SimpleNamespace(peak=SimpleNamespace(total=2**30), run=SimpleNamespace(device="cpu"))
 
 
 def ready(kind):
@@ -46,14 +50,15 @@ def ready(kind):
 
 
 def looks(module, sample, folder):
+    groups, said = sample.groups, partial(checks.outputs, module, sample.groups)
     return [
-        checks.padding(module, sample.groups, NEAR),
-        checks.packing(module, sample.groups, NEAR),
-        checks.batch_order(module, sample.groups, NEAR),
+        checks.padding(module, groups, NEAR),
+        checks.packing(module, groups, said, NEAR),
+        checks.batch_order(module, groups, said, NEAR),
         checks.sampler(module, sample.trajectories, NEAR),
-        checks.reference(module, sample.groups, NEAR),
+        checks.reference(module, groups, said, NEAR),
         sample.accumulation(NEAR),
-        checks.exported(module, folder, sample.groups, NEAR),
+        checks.exported(module, folder, groups, said, NEAR),
     ]
 
 
@@ -145,7 +150,8 @@ def test_what_is_broken_is_red(breaks, kind, found, tmp_path):
 def test_texts_that_change_each_other_are_seen():
     module, sample = ready("ppo")
     mixes_rows(module, sample)
-    assert checks.batch_order(module, sample.groups, NEAR).status == "red"
+    said = checks.outputs(module, sample.groups)
+    assert checks.batch_order(module, sample.groups, lambda: said, NEAR).status == "red"
 
 
 def test_no_number_is_red():
@@ -165,11 +171,35 @@ def test_steps_that_move_nothing_are_red_but_for_an_excuse():
 
 
 def test_a_run_that_goes_on_as_another_is_red():
-    straight = {"state_dict": {"a": torch.zeros(3)}, "global_step": 3}
-    other = {"state_dict": {"a": torch.tensor([0.0, 0.5, 0.0])}, "global_step": 3}
-    assert checks.resumption(straight, copy.deepcopy(straight)).status == "green"
-    found = checks.resumption(straight, other)
+    straight, other = {"a": torch.zeros(3)}, {"a": torch.tensor([0.0, 0.5, 0.0])}
+    assert checks.resumption(straight, copy.deepcopy(straight), (3, 3)).status == "green"
+    assert checks.resumption(straight, copy.deepcopy(straight), (3, 2)).status == "red"
+    found = checks.resumption(straight, other, (3, 3))
     assert (found.status, found.figure) == ("red", 0.5)
+
+
+# ------------------------------------------------------------------------ the steps
+
+
+@pytest.mark.parametrize(
+    ("told", "sizes"),
+    [
+        ({"batch_size": 64, "mini_batch_size": 16}, {"mini_batch_size": 4, "batch_size": 8}),
+        ({"batch_size": 64, "mini_batch_size": 8, "gradient_accumulation_steps": 8},
+         {"mini_batch_size": 4, "batch_size": 32}),  # an iteration is one step, and stays one
+        ({"batch_size": 4, "mini_batch_size": 2}, {}),
+    ],
+)  # fmt: skip
+def test_steps_are_of_few_episodes_and_as_many_an_iteration_as_show_its_end(told, sizes):
+    assert cut_sizes(config(**told)) == sizes
+
+
+def test_groups_stay_whole_and_examples_become_few():
+    sizes = {"batch_size": 256, "mini_batch_size": 128, "gradient_accumulation_steps": 2}
+    assert cut_sizes(GRPOConfig(**sizes)) == {"mini_batch_size": 8, "batch_size": 16}
+    assert cut_sizes(GRPOConfig(**sizes | {"mini_batch_size": 4})) == {}
+    assert cut_sizes(DPOConfig(batch_size=8)) == {"batch_size": 2}
+    assert cut_sizes(DPOConfig(batch_size=1)) == {"batch_size": 1}
 
 
 # ------------------------------------------------------------------------ the command
@@ -183,6 +213,18 @@ def fn(prompts, responses, metadata=None):
 """
 
 
+def test_each_check_is_said_before_the_next_is_tried(monkeypatch, capsys):
+    def examine(*args):
+        yield checks.Check("one", "green", "")
+        assert re.fullmatch(r"one +green +\d+\.\d s\n", capsys.readouterr().out)
+        yield checks.Check("two", "skipped", "")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    said = doctor.doctor(None, None, SimpleNamespace(world_size=1), {})
+    assert said == "All that was looked at is as it should be."
+    assert "What was" in capsys.readouterr().out  # the table
+
+
 @contextmanager
 def nothing_left(folder, *but):
     before = set(folder.rglob("*"))
@@ -193,13 +235,14 @@ def nothing_left(folder, *but):
 
 @pytest.mark.parametrize("algo", ["sft", "multi_objective"])
 def test_a_sound_run_is_said_to_be_sound(algo, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "estimate", quick_estimate)
+    monkeypatch.setattr(doctor, "counted", quick_estimate)
     with nothing_left(tmp_path, "found.json"):
         said = command(*QUICK, f"algo={algo}", "out=found.json", "model.lora.r=4")
     assert "All that was looked at is as it should be." in said
     found = {check["name"]: check for check in json.loads(Path("found.json").read_text())}
-    assert list(found) == ["padding", "packing", "batch order", "sampler", "reference",
-                           "accumulation", "export", "steps", "resume", "memory"]  # fmt: skip
+    assert list(found) == ["options", "memory", "padding", "packing", "batch order", "sampler",
+                           "reference", "accumulation", "export", "steps", "resume"]  # fmt: skip
+    assert all(check["seconds"] >= 0 for check in found.values())
     assert {"steps", "resume", "export"} <= {n for n, c in found.items() if c["status"] == "green"}
 
 
@@ -218,11 +261,13 @@ def test_a_teacher_is_no_reference_and_its_memory_is_not_counted(command, tmp_pa
 
 def test_a_run_that_cannot_be_resumed_ends_with_status_1(command, tmp_path, monkeypatch):
     """Its reward counts its calls, of which no checkpoint knows."""
-    monkeypatch.setattr(doctor, "estimate", quick_estimate)
+    monkeypatch.setattr(doctor, "counted", quick_estimate)
     (tmp_path / "counting.py").write_text(COUNTING)
     reward = ["reward=function", "reward.path=counting:fn", "algo.batch_size=4", "data.eval_size=2"]
+    dead = "algo.early_stop_kl=0.1"  # of an iteration that is one step
     said = command(*QUICK, "algo=ppo", *reward, "algo.mini_batch_size=4", "algo.ppo_epochs=1",
-                   "algo.gradient_accumulation_steps=1", status=1)  # fmt: skip
+                   "algo.gradient_accumulation_steps=1", dead, status=1)  # fmt: skip
+    assert "options: Leave out what changes nothing" in said
     assert "resume: A run that goes on from ckpt_path is another one" in said
     assert "padding: " not in said
 
