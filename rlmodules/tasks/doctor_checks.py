@@ -24,7 +24,10 @@ from rlmodules.models import Teacher
 from rlmodules.models.modes import evaluating
 from rlmodules.reward_models.scalar import RewardModel
 
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+# Of bfloat16 twice, and of gradients three times the largest that benchmarks/doctor.py measured on
+# healthy models (tiny and SmolLM2 under ppo, grpo, dpo, reward and sft): 0.30 nats of padding and
+# 0.032 of gradients, both under dpo in bf16-true; in bf16-mixed 0.24 and 0.021.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.6, torch.float16: 0.05}
 """Of one number that goes through a model in a type: the largest difference that is no fault."""
 GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """The same of gradients, relative to their norm."""
