@@ -14,27 +14,25 @@ TINY = ("algo.mini_batch_size=8", "algo.batch_size=8")
 PARTS = {"algo": {}, "model": {"lora": {"r": 4}}, "data": {}, "trainer": {}, "ckpt_path": None}
 DEAD = [
     # a run, what it is told besides, the options that then do nothing
-    (GRPO, (), ("algo.sampler_is_cap=0.5",)),
-    (PPO, ("algo.kl_penalty_coef=0",), ("algo.kl_horizon=20",)),
-    (PPO, ("algo.value_coef=0",), ("algo.value_learning_rate=0.5",)),
+    (GRPO, (*TINY, "algo.num_epochs=1"),
+     ("algo.epsilon=0.0001", "algo.epsilon_high=0.0002", "algo.delta=1.0003",
+      "algo.sampler_is_cap=0.5")),
+    (PPO, ("algo.kl_penalty_coef=0", "algo.value_coef=0", "data.eval_size=0"),
+     ("algo.kl_horizon=20", "algo.value_learning_rate=0.5", "data.eval_generations=3",
+      "data.eval_path=nowhere.txt", "model.lora.alpha=64", "model.lora.target_modules=[q_proj]",
+      "resume.allow=[algo.temperature]")),
+    (PPO, ("data.eval_size=0",), ("data.eval_prompts=[Nine,Ten]",)),
     (PPO, (*TINY, "algo.ppo_epochs=1"), ("algo.early_stop_kl=1e-9",)),
     (PPO, (*TINY, "algo.ppo_epochs=1"), ("algo.target_kl=1e-9",)),
     (PPO, ("algo.value_warmup_iterations=2",),
      ("algo.clip_ratio=0.0001", "algo.entropy_coef=0.5", "algo.early_stop_kl=1e-9")),
-    (GRPO, (*TINY, "algo.num_epochs=1"),
-     ("algo.epsilon=0.0001", "algo.epsilon_high=0.0002", "algo.delta=1.0003")),
-    (DPO, (), ("algo.discopop_tau=0.5",)),
-    (DPO, ("algo.lr_scheduler_type=constant",), ("algo.warmup_ratio=0.9",)),
-    (ALGO["reward"], ("algo.lr_scheduler_type=constant",), ("algo.warmup_steps=0",)),
-    (ALGO["reward"], (), ("algo.lora_rank=2", "algo.lora_alpha=64", "algo.lora_dropout=0.5")),
-    (PPO, (), ("model.lora.alpha=64", "model.lora.target_modules=[q_proj]")),
+    (DPO, ("algo.lr_scheduler_type=constant",), ("algo.warmup_ratio=0.9", "algo.discopop_tau=0.5")),
+    (ALGO["reward"], ("algo.lr_scheduler_type=constant",),
+     ("algo.warmup_steps=0", "algo.lora_rank=2", "algo.lora_alpha=64", "algo.lora_dropout=0.5")),
     (ALGO["sft"], ("algo.eval_samples=0",), ("algo.max_new_tokens=9",)),
     (ALGO["sft"], ("data.eval_size=0",),
      ("data.eval_path=${oc.env:WALKED}/others.jsonl", "data.eval_batch_size=1",
       "algo.eval_samples=3")),
-    (PPO, ("data.eval_size=0",), ("data.eval_generations=3", "data.eval_path=nowhere.txt")),
-    (PPO, ("data.eval_size=0",), ("data.eval_prompts=[Nine,Ten]",)),
-    (PPO, (), ("resume.allow=[algo.temperature]",)),
 ]  # fmt: skip
 NEVER_RUN = {"data.eval_split"}
 """Of data sets with parts; read where ``data.eval_path`` is."""
