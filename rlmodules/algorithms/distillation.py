@@ -112,15 +112,16 @@ class Distillation(OnlineModule):
                 "algo.teacher_model_name_or_path=null: name the model to learn from, such as"
                 " algo.teacher_model_name_or_path=outputs/DATE/TIME/model"
             )
+        policys = ModelConfig.of(self.hparams["model_config"], c.model_name, given=True)
         if given is None:
             given = load_teacher(
-                ModelConfig.of(self.hparams["model_config"], c.model_name, given=True),
+                policys,
                 self.tokenizer,
                 name=str(name),
                 revision=c.teacher_model_revision,
                 quantization=c.teacher_quantization,
             )
-        return Teacher(given, self.tokenizer)
+        return Teacher(given, self.tokenizer, packs=policys.attn_implementation == "auto")
 
     @property
     def has_reference(self) -> bool:

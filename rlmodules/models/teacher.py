@@ -28,17 +28,21 @@ class Teacher(nn.Module):
     Args:
         model: a causal language model, which is frozen.
         tokenizer: of the policy.
+        packs: whether rows are packed, if the model can.
 
     Raises:
         ValueError: the model does not know some of the tokens.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packs: bool = True
+    ) -> None:
         super().__init__()
         disable_dropout(model)
         match_tokenizer(model, tokenizer)
         self.model = PolicyModel(model.requires_grad_(False))
-        self.model.enable_packing()
+        if packs:
+            self.model.enable_packing()
 
     @contextlib.contextmanager
     def of(self, policy: PolicyModel) -> Iterator[PolicyModel]:

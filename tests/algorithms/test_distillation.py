@@ -72,6 +72,12 @@ def test_a_teacher_is_loaded_by_name_and_what_is_wrong_names_the_option(tmp_path
         assert not its.requires_grad
 
 
+def test_where_an_attention_is_named_the_teacher_packs_no_rows_either():
+    for attention, packs in (("sdpa", False), ("auto", True)):
+        made = module(model_config=ModelConfig("random:tiny", attn_implementation=attention))
+        assert made.policy.packs == made.reference.model.packs == packs
+
+
 def test_with_a_teacher_that_writes_too_no_other_engine_samples():
     with pytest.raises(ValueError, match=r"algo\.lmbda=0\.5 .*set algo\.lmbda=1\.0"):
         module(config(lmbda=0.5)).sample_elsewhere(lambda made: None)
