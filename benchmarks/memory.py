@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                 # PPO, GRPO, DPO, reward x tiny, embedded, LoRA
     python benchmarks/memory.py dpo-8bit dpo-4bit dpo-4bit+checkpointing
+    PYTHONPATH=. python benchmarks/memory.py distill-tiny distill-embedded
     python benchmarks/memory.py dpo-tiny ppo-lora --trace
 
 Each run is a process of its own, `train.py` as a user starts it, with few iterations or pairs; its
@@ -43,6 +44,7 @@ ALGORITHMS = {
     "grpo": ["algo=grpo", *FEW, "algo.gradient_accumulation_steps=1"],
     "dpo": ["algo=dpo", "algo.num_epochs=1", "data.eval_size=8"],
     "reward": ["algo=reward", "algo.num_epochs=1", "data.eval_size=8"],
+    "distill": ["algo=distill", *FEW],
 }
 """Two optimizer steps at least: in the second, state and gradients of the first are there."""
 PAIRS = 32
@@ -55,6 +57,9 @@ def command(case: str, folder: Path) -> list[str]:
     options = [*ALGORITHMS[algorithm], *MODELS[model], "logger=none"]
     if algorithm in ("dpo", "reward"):
         options.append(f"data.path={pairs(folder)}")
+    if algorithm == "distill":
+        name = larger(folder) if model == "tiny" else "wheel:smollm2"
+        options.append(f"algo.teacher_model_name_or_path={name}")
     return [sys.executable, str(ROOT / "train.py"), *options]
 
 
@@ -66,6 +71,22 @@ def pairs(folder: Path) -> Path:
         rows = sorted(carried.read_text(encoding="utf-8").splitlines(), key=len)
         half = PAIRS // 2
         path.write_text("\n".join([*rows[:half], *rows[-half:]]) + "\n", encoding="utf-8")
+    return path
+
+
+def larger(folder: Path) -> Path:
+    """A random teacher of the tiny model, of 27 million weights."""
+    from transformers import LlamaForCausalLM
+
+    from rlmodules.models.embedded import tiny_config, tiny_tokenizer
+
+    path = folder / "teacher"
+    if not path.is_dir():
+        config = tiny_config()
+        config.hidden_size, config.intermediate_size, config.head_dim = 512, 1536, 128
+        config.num_hidden_layers = 8
+        LlamaForCausalLM(config).save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
     return path
 
 

@@ -26,7 +26,7 @@ from rlmodules.algorithms.online import OnlineModule
 from rlmodules.algorithms.policy import policy_from_export
 from rlmodules.checks import require, require_known
 from rlmodules.models import ModelConfig, Teacher
-from rlmodules.models.teacher import load_teacher
+from rlmodules.models.teacher import config_of_teacher, load_teacher
 from rlmodules.quantization import QUANTIZATIONS
 from rlmodules.sampling.decoding import sample
 
@@ -75,6 +75,19 @@ class DistillationConfig(OnlineConfig):
                     f" distillation has none: set it to {plain}"
                 )
 
+    def teacher(self, policy: ModelConfig) -> ModelConfig:
+        """How the teacher is loaded, where ``policy`` is how the policy is.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return config_of_teacher(
+            policy,
+            name=self.teacher_model_name_or_path,
+            revision=self.teacher_model_revision,
+            quantization=self.teacher_quantization,
+        )
+
 
 class Distillation(OnlineModule):
     """Distillation of a teacher into any causal language model.
@@ -106,21 +119,9 @@ class Distillation(OnlineModule):
         self._authors = torch.zeros(2)
 
     def _teacher(self, given: nn.Module | None) -> Teacher:
-        c, name = self.config, self.config.teacher_model_name_or_path
-        if given is None and name is None:
-            raise ValueError(
-                "algo.teacher_model_name_or_path=null: name the model to learn from, such as"
-                " algo.teacher_model_name_or_path=outputs/DATE/TIME/model"
-            )
-        policys = ModelConfig.of(self.hparams["model_config"], c.model_name, given=True)
+        policys = ModelConfig.of(self.hparams["model_config"], self.config.model_name, given=True)
         if given is None:
-            given = load_teacher(
-                policys,
-                self.tokenizer,
-                name=str(name),
-                revision=c.teacher_model_revision,
-                quantization=c.teacher_quantization,
-            )
+            given = load_teacher(self.config.teacher(policys), self.tokenizer)
         return Teacher(given, self.tokenizer, packs=policys.attn_implementation == "auto")
 
     @property

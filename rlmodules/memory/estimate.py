@@ -18,7 +18,15 @@ from rlmodules.memory.parts import (
     Parts,
     size_of,
 )
-from rlmodules.memory.passes import Peaks, evaluate, judge, sample, update, update_rewards
+from rlmodules.memory.passes import (
+    Peaks,
+    distill,
+    evaluate,
+    judge,
+    sample,
+    update,
+    update_rewards,
+)
 from rlmodules.memory.run import Run, stepping_bytes
 from rlmodules.memory.texts import Group, size, width
 
@@ -39,6 +47,7 @@ class Estimate:
         base: bytes of the process itself.
         beside: bytes of models that score, on the same device.
         file_bytes: of the weights' files, which are in memory while they are read; 0 on a GPU.
+        teacher_file_bytes: the same of the teacher's.
         kernel: bytes of a kernel that is kept for a shape of products, by their dimensions; nothing
             where none are.
     """
@@ -48,6 +57,7 @@ class Estimate:
     base: int
     beside: int = 0
     file_bytes: int = 0
+    teacher_file_bytes: int = 0
     kernel: Mapping[int, float] = field(default_factory=lambda: {2: 0.0, 3: 0.0})
     parts: Parts = field(init=False)
 
@@ -70,7 +80,7 @@ class Estimate:
     @cached_property
     def _made(self) -> list[Moment]:
         """The moments without kernels, of which each counts some."""
-        return [self._loading(), *self._passes(), self._stepping()]
+        return [*self._loading(), *self._passes(), self._stepping()]
 
     @property
     def peak(self) -> Moment:
@@ -84,17 +94,31 @@ class Estimate:
         kept = self._kernels.bytes(self.kernel) if self._made else 0
         return replace(moment, parts={**moment.parts, KERNELS: kept}) if kept else moment
 
-    def _peak(self, passed: Callable[[Parts], Peaks], batches: int, tokens: int = 1) -> Any:
-        """Of a pass, of whose products kernels are kept."""
-        self.parts.products.clear()
-        found = self._deep.peak(passed)
-        self._kernels.add(self.parts.products, batches, tokens)
+    def _peak(
+        self,
+        passed: Callable[[Parts], Peaks],
+        batches: int,
+        tokens: int = 1,
+        deep: Deep | None = None,
+    ) -> Any:
+        """Of a pass, of whose products kernels are kept.
+
+        Args:
+            deep: of other parts than the run's.
+        """
+        deep = deep or self._deep
+        deep.parts.products.clear()
+        found = deep.peak(passed)
+        self._kernels.add(deep.parts.products, batches, tokens)
         return found
 
     def _update(self, rows: int) -> Moment:
         if rows not in self._updates:
             groups, run = self.groups(rows), self.run
-            if run.scores_tokens:
+            if run.has_teacher:
+                c = run.config
+                passed = partial(distill, groups=groups, beta=c.beta, temperature=c.temperature)
+            elif run.scores_tokens:
                 kinds = {"entropy": run.has_entropy, "entropy_grad": run.trains_entropy}
                 kinds["values"] = run.has_critic
                 passed = partial(update, groups=groups, compared=run.compared(groups), **kinds)
@@ -141,26 +165,41 @@ class Estimate:
         run, texts = self.run, self.texts
         if isinstance(texts, Examples):
             return [self._update(self.rows), *self._judged(texts)]
-        made = []
-        for name, rows, held_out in (
-            ("rollout", run.config.batch_size, False),
-            ("held-out rollout", texts.eval_batch_size, True),
-        ):
-            if rows and (texts.held_out or not held_out):
-                prompts, count = texts.sampled(max(rows // run.world, 1), held_out=held_out)
-                written = partial(sample, prompts=prompts, rows=count, new=texts.new)
-                times = 1 if held_out else run.config.num_iterations
-                found = self._peak(written, times, texts.new)
-                said = f"{count} x ({max(prompts)} + {texts.new})"
-                made.append(self._of(name, found, said))
-        scored = texts.evaluated(max(run.config.batch_size // run.world, 1), self.parts.packs)
-        if run.recompute or run.has_reference:
-            passed = partial(evaluate, groups=scored, policy=run.recompute)
-            rows = sum(len(group.lengths) for group in scored)
-            times = -(-run.config.batch_size // (rows * run.world)) * run.config.num_iterations
-            found = self._peak(passed, times)
-            made.append(self._moment("evaluation", found, scored))
-        return [*made, self._update(self.rows)]
+        policys, teachers = run.written(max(run.config.batch_size // run.world, 1))
+        made = [self._rollout(texts, "rollout", policys)] if policys else []
+        if teachers:
+            made.append(self._rollout(texts, "rollout by the teacher", teachers))
+        if texts.eval_batch_size and texts.held_out:
+            rows = max(texts.eval_batch_size // run.world, 1)
+            made.append(self._rollout(texts, "held-out rollout", rows))
+        return [*made, *self._evaluation(texts), self._update(self.rows)]
+
+    def _rollout(self, texts: Episodes, name: str, rows: int) -> Moment:
+        """Writing the longest responses, ``rows`` together."""
+        held_out, teachers = name.startswith("held-out"), name.endswith("teacher")
+        prompts, count = texts.sampled(rows, held_out=held_out)
+        written = partial(sample, prompts=prompts, rows=count, new=texts.new)
+        times = 1 if held_out else self.run.config.num_iterations
+        deep = Deep(self.parts.of_teacher()) if teachers else None
+        found = self._peak(written, times, texts.new, deep)
+        if teachers:
+            found |= {REFERENCE: found[WEIGHTS], WEIGHTS: self.parts.weight_bytes,
+                      OPTIMIZER: self.parts.optimizer_bytes}  # fmt: skip
+        return self._of(name, found, f"{count} x ({max(prompts)} + {texts.new})")
+
+    def _evaluation(self, texts: Episodes) -> list[Moment]:
+        """Of what an iteration wrote, if it is scored; where there is a teacher, of what is held
+        out."""
+        run, held_out = self.run, self.run.has_teacher
+        if not (texts.held_out if held_out else run.recompute or run.has_reference):
+            return []
+        rows = texts.eval_batch_size if held_out else run.config.batch_size
+        here = max(rows // run.world, 1)
+        scored = texts.evaluated(here, self.parts.packs, held_out=held_out)
+        passed = partial(evaluate, groups=scored, policy=run.recompute)
+        together = sum(len(group.lengths) for group in scored) * run.world
+        times = -(-rows // together) * (1 if held_out else run.config.num_iterations)
+        return [self._moment("evaluation", self._peak(passed, times), scored)]
 
     def _judged(self, texts: Examples) -> list[Moment]:
         groups = texts.evaluated(self.run.world, self.parts.packs)
@@ -173,9 +212,16 @@ class Estimate:
         found = self._peak(passed, -(-len(texts.held_out) // texts.eval_batch_size))
         return [self._moment("held-out batch", found, groups)]
 
-    def _loading(self) -> Moment:
-        parts = {WEIGHTS: self.parts.weight_bytes, "file": self.file_bytes}
-        return Moment("loading", {k: v for k, v in (self._around() | parts).items() if v})
+    def _loading(self) -> list[Moment]:
+        parts = {**self._around(), WEIGHTS: self.parts.weight_bytes}
+        made = {"loading": {"file": self.file_bytes}}
+        if self.run.has_teacher:
+            teachers = {REFERENCE: self.parts.reference_bytes, "file": self.teacher_file_bytes}
+            made["loading of the teacher"] = teachers
+        return [
+            Moment(name, {k: v for k, v in (parts | more).items() if v})
+            for name, more in made.items()
+        ]
 
     def _stepping(self) -> Moment:
         trained = size_of(self.parts.trained)

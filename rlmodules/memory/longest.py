@@ -41,9 +41,13 @@ class Episodes:
         """The longest ``rows`` episodes, each written to its end."""
         return self._groups(self.prompts, rows, self.generations[0])
 
-    def evaluated(self, rows: int, packs: bool) -> list[Group]:
+    def evaluated(self, rows: int, packs: bool, *, held_out: bool = False) -> list[Group]:
         """The longest episodes that are scored together: whole groups or padded rows."""
-        episodes = self._groups(self.prompts, rows, self.generations[0])
+        prompts, repeats = self.prompts, self.generations[0]
+        if held_out:
+            prompts, repeats = self.held_out, self.generations[1]
+            rows = min(rows, len(prompts) * repeats)
+        episodes = self._groups(prompts, rows, repeats)
         texts = [(g.shared, n) for g in episodes for n in g.lengths]
         longest = max(n for _, n in texts)
         chosen, tokens = 0, 0
@@ -52,7 +56,7 @@ class Episodes:
             if chosen and tokens > EVALUATION_TOKENS:
                 break
             chosen += 1
-        return self._groups(self.prompts, chosen, self.generations[0])
+        return self._groups(prompts, chosen, repeats)
 
     def _groups(self, prompts: Sequence[int], rows: int, size: int) -> list[Group]:
         groups = []

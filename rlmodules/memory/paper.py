@@ -70,6 +70,12 @@ class Paper:
         model.config.get_text_config().num_hidden_layers = layers
         return replace(self, model=model)
 
+    def shallow(self) -> "Paper":
+        """The same with as few layers as show what each takes that is let go of, where they are
+        alike."""
+        period = period_of(self)
+        return self if period is None else self.shortened(2 * period)
+
     @property
     def packs(self) -> bool:
         return getattr(self.model.config, "_attn_implementation", None) in PACKED.values()
@@ -94,6 +100,8 @@ def on_paper(
     packs: bool,
     half: bool,
     dtype: torch.dtype | None = None,
+    trained: bool = True,
+    mode: FakeTensorMode | None = None,
 ) -> Paper:
     """The model that ``config`` names, as a run on ``device`` would load it, but for its weights.
 
@@ -102,6 +110,8 @@ def on_paper(
         packs: whether rows are packed, if its attention is one that can.
         half: whether frozen weights are bfloat16 by themselves.
         dtype: what the Trainer makes of all weights; None leaves them.
+        trained: False freezes all of it.
+        mode: that of another model, to be in passes with it.
 
     Raises:
         ValueError: no config is at ``model.name``.
@@ -109,7 +119,7 @@ def on_paper(
     saved = saved_adapter(config.name, config.revision)
     goes_on = saved is not None and config.adapter == "continue"
     base = config if saved is None else config_of_base(config, saved)
-    frozen = goes_on or config.lora.r > 0
+    frozen = goes_on or config.lora.r > 0 or not trained
     config.require_holding(frozen)
     with torch.device("meta"):
         model = _base(base, head, dtype_of(base, frozen and half), _attention(config, device))
@@ -126,7 +136,9 @@ def on_paper(
         keep_less(body_of(model, head))
         if dtype is not None:
             model.to(dtype)
-    mode = FakeTensorMode()
+        if not trained:
+            model.requires_grad_(False)
+    mode = mode or FakeTensorMode()
     give_sizes(model, mode)
     return Paper(model, mode, head, is_own_reference=config.lora.r > 0 and not goes_on)
 

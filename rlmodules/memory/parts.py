@@ -29,13 +29,15 @@ class Parts:
 
     Attributes:
         paper: the model that is trained.
-        reference: a copy of it; None where there is none, or it is the model without adapters.
+        reference: a copy of it, or the teacher; None where there is none, or it is the model
+            without adapters.
         has_reference: whether there is one at all.
         heads: what is trained beside it: a critic, a reward head.
         autocast: the type that is computed in, where the precision is mixed.
         device: what the run is on, ``cpu`` or ``cuda``; the tensors here always are on the CPU.
         optimizer_bytes: of the optimizer's state.
         accumulates: whether gradients of earlier batches are there when one is computed.
+        teacher: of distillation, what ``reference`` is.
         products: shapes of products in half precision, of all passes so far.
     """
 
@@ -47,6 +49,7 @@ class Parts:
     device: str
     optimizer_bytes: int
     accumulates: bool
+    teacher: Paper | None = None
     products: set[tuple[torch.Size, ...]] = field(default_factory=set)
 
     @property
@@ -74,8 +77,8 @@ class Parts:
 
     def projection(self, model: Any = None) -> Projection:
         """From hidden states of ``model``, or of the one that is trained, to logits."""
-        head = unwrapped(model or self.paper.model).get_output_embeddings()
-        config = self.paper.config
+        model = model or self.paper.model
+        head, config = unwrapped(model).get_output_embeddings(), model.config.get_text_config()
         caps = [getattr(config, name, None) for name in SOFTCAPS]
         cap = next((float(cap) for cap in caps if cap), None)
         return Projection(head.weight, getattr(head, "bias", None), softcap=cap)
@@ -118,10 +121,19 @@ class Parts:
 
     def shortened(self, layers: int) -> "Parts":
         """The same with the first ``layers`` of the model's layers."""
-        short, reference = self.paper.shortened(layers), None
-        if self.reference is not None:
+        short, reference, teacher = self.paper.shortened(layers), None, self.teacher
+        if teacher is not None:
+            teacher = teacher.shallow()
+            reference = teacher.model
+        elif self.reference is not None:
             reference = short.reference()
-        return replace(self, paper=short, reference=reference)
+        return replace(self, paper=short, reference=reference, teacher=teacher)
+
+    def of_teacher(self) -> "Parts":
+        """The teacher as if it were alone, to write."""
+        assert self.teacher is not None, "nobody else writes"
+        alone = {"reference": None, "has_reference": False, "heads": None, "teacher": None}
+        return replace(self, paper=self.teacher, optimizer_bytes=0, products=set(), **alone)
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
         """The precision that passes are made in."""

@@ -2,7 +2,8 @@
 
 What a pass keeps is not counted by formulas: the model's own code, autograd and autocast run on
 tensors without content. What they share with the real passes of ``models/scoring.py`` is
-``flat_hidden``, ``token_logprobs`` and ``choose``, where the large tensors come to be.
+``flat_hidden``, ``token_logprobs``, ``divergence`` and ``choose``, where the large tensors come to
+be.
 
 Each pass has phases, of which each has a peak of its own: within one, memory grows and falls in
 proportion to the layers, so that a few of them say what many take (``depth.py``).
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from datamodules.types import SamplingParams
+from rlmodules.functional.divergences import Predictions, divergence
 from rlmodules.functional.logprobs import token_logprobs
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.paper import body_of, layers_of
@@ -65,6 +67,25 @@ def update(
             if asked is not None:
                 with torch.no_grad(), parts.as_reference() as reference:
                     _forward(parts, live, reference, *asked, "reference")
+        return _backward(parts, live, loss)
+
+
+def distill(parts: Parts, groups: Sequence[Group], *, beta: float, temperature: float) -> Peaks:
+    """Forward and backward pass of a batch whose predictions are drawn to the teacher's."""
+    layout, _, before = _fake(parts, *laid_out(groups, packs=parts.packs, scored=True))
+    with parts.counting(gradients=parts.accumulates) as live:
+        with parts.autocasting():
+            with torch.no_grad():
+                states = _states(parts, live, parts.reference, layout, TEMPORARY, "teacher")
+                aims = Predictions(states[before], parts.projection(parts.reference))
+            states = _trained_states(parts, live, layout)
+            live.begin("logits")
+            with live.as_label(LOGITS):
+                said = Predictions(states[before], parts.projection())
+                del states
+                found, entropy = divergence(said, aims, beta=beta, temperature=temperature)
+            loss = found.sum()
+            del said, aims, found, entropy
         return _backward(parts, live, loss)
 
 

@@ -1,5 +1,6 @@
 """What of a run's settings decides how much memory it takes."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from rlmodules.memory.texts import Group
 from rlmodules.models import ModelConfig, PPOModel, ValueHead, resolve_precision
 from rlmodules.models.config import DTYPES
 from rlmodules.models.loading import has_native_bf16
+from rlmodules.models.teacher import naming_teacher
 from rlmodules.optimizers.muon import matrices
 from rlmodules.optimizers.table import Held, state_bytes, step_bytes
 from rlmodules.reward_models.config import with_lora
@@ -88,7 +90,23 @@ class Run:
         return not issubclass(self.algorithm, RewardModel)
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether the reference is another model, and asked of held-out episodes alone."""
+        return issubclass(self.algorithm, Distillation)
+
+    @property
+    def teacher(self) -> ModelConfig | None:
+        """How the teacher is loaded.
+
+        Raises:
+            ValueError: there is to be one, and it has no name.
+        """
+        return self.config.teacher(self.model) if self.has_teacher else None
+
+    @property
     def has_reference(self) -> bool:
+        if self.has_teacher:
+            return True
         if self.is_online:
             return bool(self._says("has_reference"))
         if issubclass(self.algorithm, KTO):
@@ -98,7 +116,7 @@ class Run:
     @property
     def recompute(self) -> bool:
         """Whether sampled tokens are scored again before they are learned from."""
-        return bool(self._says("recompute"))
+        return self.has_teacher or bool(self._says("recompute"))
 
     @property
     def has_entropy(self) -> bool:
@@ -111,6 +129,16 @@ class Run:
     @property
     def has_critic(self) -> bool:
         return self.is_online and issubclass(self.algorithm.policy_class, PPOModel)
+
+    def written(self, rows: int) -> tuple[int, int]:
+        """How many of ``rows`` responses of an iteration policy and teacher write, at most: drawn
+        are as many or fewer in 39 of 40 iterations (two standard deviations)."""
+        if not self.has_teacher:
+            return rows, 0
+        shares = (self.config.lmbda, 1 - self.config.lmbda)
+        most = (rows * x + 2 * math.sqrt(rows * x * (1 - x)) for x in shares)
+        policys, teachers = (min(math.ceil(count), rows) for count in most)
+        return policys, teachers
 
     def compared(self, groups: Sequence[Group]) -> Sequence[Group]:
         """What the reference scores of a batch while the policy's activations are there."""
@@ -161,33 +189,36 @@ class Run:
         """The run's models on paper.
 
         Raises:
-            ValueError: see ``on_paper``; or a teacher is there, which is not counted.
+            ValueError: see ``on_paper``.
         """
-        if issubclass(self.algorithm, Distillation):
-            raise ValueError(
-                "algo=distill: what the teacher takes is not counted; algo=grpo with the same sizes"
-                " says what the policy takes, to which the teacher's weights come"
-            )
         dtype = TRUE.get(self.precision)
         kinds = {"head": self.scores_tokens, "device": self.device, "packs": self.packs,
-                 "half": self.half}  # fmt: skip
-        paper = on_paper(self.model, dtype=dtype, **kinds)
+                 "half": self.half, "dtype": dtype}  # fmt: skip
+        paper, teacher = on_paper(self.model, **kinds), None
+        if (config := self.teacher) is not None:
+            with naming_teacher(config.name):
+                teacher = on_paper(config, trained=False, mode=paper.mode, **kinds)
         with torch.device("meta"):
             heads = self._heads(paper)
         if heads is not None:
             give_sizes(heads.to(dtype), paper.mode)
-        own = self.has_reference and not paper.is_own_reference
         made = Parts(
             paper=paper,
-            reference=paper.reference() if own else None,
+            reference=self._reference(paper, teacher),
             has_reference=self.has_reference,
             heads=heads,
             autocast=AUTOCAST.get(self.precision),
             device=self.device,
             optimizer_bytes=0,
             accumulates=self.config.gradient_accumulation_steps > 1,
+            teacher=teacher,
         )
         return replace(made, optimizer_bytes=optimizer_bytes(made, self.config.optimizer.name))
+
+    def _reference(self, paper: Paper, teacher: Paper | None) -> Any:
+        if teacher is not None:
+            return teacher.model
+        return paper.reference() if self.has_reference and not paper.is_own_reference else None
 
     def _heads(self, paper: Paper) -> nn.Module | None:
         if self.has_critic:

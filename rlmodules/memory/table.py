@@ -106,15 +106,20 @@ def advice(run: Any, peak: Moment) -> str:
     said = {
         "update": [f"algo.{run.batch_option} with algo.gradient_accumulation_steps raised"],
         "rollout": ["algo.batch_size"],
+        "rollout by the teacher": ["algo.batch_size"],
         "held-out rollout": ["data.eval_batch_size"],
         "held-out batch": ["data.eval_batch_size"],
     }.get(peak.name, [])
     lengths = ["algo.max_new_tokens"] if run.is_online else ["algo.max_length"]
-    lower = [*said, *lengths] if peak.name not in ("loading", "optimizer step") else []
+    lower = [*said, *lengths]
+    if peak.name.startswith("loading") or peak.name == "optimizer step":
+        lower = []
     raised = []
     if not run.model.gradient_checkpointing and peak.name == "update":
         raised.append("model.gradient_checkpointing=true")
     if not run.model.lora.r:
         raised.append("model.lora.r=16")
+    if run.has_teacher and run.config.teacher_quantization == "none":
+        raised.append("algo.teacher_quantization=4bit")
     parts = [f"lower {', '.join(lower)}"] if lower else []
     return "; ".join([*parts, *([f"set {' or '.join(raised)}"] if raised else [])]) + "."

@@ -50,30 +50,48 @@ class Teacher(nn.Module):
         yield self.model
 
 
-def load_teacher(
-    policy: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: str,
-    revision: str | None,
-    quantization: str,
-) -> nn.Module:
-    """The model ``name``, to be read alone.
+def config_of_teacher(
+    policy: ModelConfig, *, name: str | None, revision: str | None, quantization: str
+) -> ModelConfig:
+    """How the model ``name`` is loaded, to be read alone.
 
     Args:
-        policy: how the policy was loaded; type, attention and trust are the teacher's too.
+        policy: how the policy is; type, attention and trust are the teacher's too.
+
+    Raises:
+        ValueError: no model is named, or it could not be held like that.
+    """
+    if name is None:
+        raise ValueError(
+            "algo.teacher_model_name_or_path=null: name the model to learn from, such as"
+            " algo.teacher_model_name_or_path=outputs/DATE/TIME/model"
+        )
+    with naming_teacher(name):
+        return replace(
+            policy, name=name, revision=revision, quantization=quantization, lora=LoraConfig(),
+            adapter="continue", gradient_checkpointing=False, activation_offload=False,
+        )  # fmt: skip
+
+
+def load_teacher(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The model of ``config_of_teacher``.
+
+    Args:
         tokenizer: of the policy.
 
     Raises:
         ValueError: nothing loadable is there, or its tokenizer has other tokens.
     """
-    try:
-        config = replace(
-            policy, name=name, revision=revision, quantization=quantization, lora=LoraConfig(),
-            adapter="continue", gradient_checkpointing=False, activation_offload=False,
-        )  # fmt: skip
+    with naming_teacher(config.name):
         require_same_vocabulary(load_tokenizer(config), tokenizer)
         return load_model(config, trained=False)
+
+
+@contextlib.contextmanager
+def naming_teacher(name: str) -> Iterator[None]:
+    """Have what goes wrong with the model ``name`` name the teacher's options."""
+    try:
+        yield
     except ValueError as error:
         said = str(error)
         for option, teachers in NAMES.items():

@@ -97,6 +97,7 @@ def counted(
         base=base,
         beside=_loaded_bytes() if device == "cuda" else 0,
         file_bytes=file_bytes(run.model) if device == "cpu" else 0,
+        teacher_file_bytes=file_bytes(run.teacher) if run.teacher and device == "cpu" else 0,
         kernel=measured(run.half_on_cpu),
     )
 

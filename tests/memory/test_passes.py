@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import distillation_helpers
 import kto_helpers
 import pytest
 import sft_helpers
@@ -17,6 +18,7 @@ from rlmodules import (
     KTO,
     PPO,
     SFT,
+    Distillation,
     DPOConfig,
     GRPOConfig,
     KTOConfig,
@@ -24,14 +26,17 @@ from rlmodules import (
     RewardModelConfig,
     SFTConfig,
 )
+from rlmodules.functional.logprobs import CHUNK_BYTES
 from rlmodules.memory.depth import Deep
 from rlmodules.memory.live import LiveBytes
 from rlmodules.memory.longest import groups_of
 from rlmodules.memory.parts import GRADIENTS, WEIGHTS, held, size_of
-from rlmodules.memory.passes import evaluate, sample, update, update_rewards
+from rlmodules.memory.passes import distill, evaluate, sample, update, update_rewards
 from rlmodules.memory.run import Run
 from rlmodules.memory.texts import Group
 from rlmodules.models import LoraConfig, ModelConfig
+from rlmodules.models.embedded import tiny_tokenizer
+from rlmodules.models.loading import has_native_bf16
 
 TINY = "random:tiny"
 
@@ -133,6 +138,49 @@ def test_a_step_of_kto_takes_what_is_counted_on_paper(lora, loss_type):
     assert -0.02 < (peak(found) - parts.optimizer_bytes) / real - 1 < 0.05
 
 
+def episodes(groups):
+    """A minibatch of texts of those lengths, each learned from where its response is."""
+    texts = [text for group in groups for text in group.texts()]
+    spans = [span for g in groups for span in zip(g.starts, g.lengths, strict=True)]
+    positions = [torch.arange(start, end) for start, end in spans]
+    mask = torch.ones(len(texts), len(positions[0]), dtype=torch.bool)
+    nothing = torch.zeros(mask.shape)
+    batch = Experience(texts, positions, mask, nothing, nothing)
+    return batch.minibatch(range(len(texts)), float(mask.sum()))
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """The folder of a teacher of another width and depth than the policy's."""
+    folder = str(tmp_path_factory.mktemp("teacher"))
+    distillation_helpers.fresh().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("chunk", [None, 20], ids=["one chunk", "chunks"])
+def test_a_step_of_distillation_takes_what_is_counted_on_paper(
+    lora, precision, chunk, wider, monkeypatch
+):
+    if chunk:
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 257 * chunk)
+    model = ModelConfig(name=TINY, lora=LoraConfig(r=lora))
+    config = distillation_helpers.config(
+        teacher_model_name_or_path=wider, gradient_accumulation_steps=1
+    )
+    module, groups = Distillation(config, model), [Group.of_prompt(n, [90]) for n in (20, 9, 31)]
+    assert module.policy.packs and module.reference.model.packs
+    batch = episodes(groups)
+    real = counted(module, precision != "32-true", lambda: module.training_step(batch, 0))
+    run = Run(Distillation, config, model, precision, "cpu", 1, half=has_native_bf16())
+    parts = run.parts()
+    assert parts.weight_bytes + parts.reference_bytes == size_of(held(module))
+    found = distill(parts, groups, beta=config.beta, temperature=config.temperature)
+    assert peak(found) - parts.optimizer_bytes == pytest.approx(real, rel=0.02)
+
+
 @pytest.mark.parametrize("steps", [{"batch_size": 8}, {"batch_size": 16}, {"beta": 0.1}])
 def test_what_is_scored_again_is_known_without_the_module(steps):
     config = GRPOConfig(model_name=TINY, **{"batch_size": 8, "mini_batch_size": 8} | steps,
@@ -141,15 +189,20 @@ def test_what_is_scored_again_is_known_without_the_module(steps):
     assert (run.recompute, run.has_reference) == (module.recompute, module.has_reference)
 
 
-def test_few_layers_say_what_many_take(tmp_path):
+def deep(folder, layers=11, width=32):
     LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=11,
+        vocab_size=300, hidden_size=width, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    ).save_pretrained(tmp_path)  # fmt: skip
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def test_few_layers_say_what_many_take(tmp_path):
+    deep(tmp_path)
     config = ppo_config(model_name=str(tmp_path))
     run = Run(PPO, config, ModelConfig(name=str(tmp_path)), "bf16-mixed", "cpu", 1)
-    deep = Deep(run.parts())
-    assert deep.depths == (2, 4)
+    drawn = Deep(run.parts())
+    assert drawn.depths == (2, 4)
     short, long = [Group.of_prompt(3, [2])], [Group.of_prompt(90, [60])] * 9
     for passed in (
         partial(update, groups=short, entropy=True, values=True),
@@ -157,7 +210,22 @@ def test_few_layers_say_what_many_take(tmp_path):
         partial(evaluate, groups=long),
         partial(sample, prompts=[9, 7], rows=4, new=12),
     ):
-        assert sum(deep.peak(passed).values()) == peak(passed(deep.parts))
+        assert sum(drawn.peak(passed).values()) == peak(passed(drawn.parts))
+
+
+def test_few_layers_say_what_a_deep_teacher_takes(tmp_path):
+    names = [deep(tmp_path / "policy"), deep(tmp_path / "teacher", layers=17, width=64)]
+    config = distillation_helpers.config(model_name=names[0], teacher_model_name_or_path=names[1])
+    run = Run(Distillation, config, ModelConfig(name=names[0]), "bf16-mixed", "cpu", 1)
+    parts, long = run.parts(), [Group.of_prompt(90, [60])] * 9
+    told = {"beta": 1.0, "temperature": 1.0}
+    for whole, passed in (
+        (parts, partial(distill, groups=[Group.of_prompt(3, [2])], **told)),
+        (parts, partial(distill, groups=long, **told)),
+        (parts, partial(evaluate, groups=long)),
+        (parts.of_teacher(), partial(sample, prompts=[9, 7], rows=4, new=12)),
+    ):
+        assert sum(Deep(whole).peak(passed).values()) == peak(passed(whole))
 
 
 def test_the_cache_holds_keys_and_values_of_every_token_of_every_row():
@@ -166,3 +234,11 @@ def test_the_cache_holds_keys_and_values_of_every_token_of_every_row():
     kept = 2 * 2 * 16 * 4  # keys and values of 2 heads of 16 numbers in float32
     assert found["KV cache"] == 2 * 5 * 42 * kept  # of 2 layers; 30 read, 12 written
     assert GRADIENTS not in found  # a step has let go of them
+
+
+def test_a_teacher_that_writes_keeps_its_own_cache_beside_none_of_the_policys(wider):
+    config = distillation_helpers.config(teacher_model_name_or_path=wider)
+    parts = parts_of(Distillation, config, dtype="float32")
+    found = sample(parts.of_teacher(), [30], rows=5, new=12)["drawing"]
+    assert found["KV cache"] == 3 * 5 * 42 * 2 * 2 * 24 * 4  # 3 layers, 2 heads of 24 numbers
+    assert found[WEIGHTS] == parts.reference_bytes

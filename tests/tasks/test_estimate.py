@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 
+import distillation_helpers
 import pytest
 from test_train_preferences import QUICK
 
-from rlmodules import DPO, DPOConfig
+from rlmodules import DPO, Distillation, DPOConfig
 from rlmodules.algorithms import policy
 from rlmodules.memory import run
 from rlmodules.memory.run import Run, _refuse_uncounted
 from rlmodules.models import ModelConfig, loading
+from rlmodules.models.embedded import tiny_tokenizer
 
 RUN = [*QUICK, "task=estimate", "task.json=figures.json"]
 
@@ -51,6 +54,52 @@ def test_each_option_says_something_else(figures):
     assert update["size"] == "8 x 400 (3200)"  # four of the eight pairs
     assert update["parts"]["gradients in transit"] > 0
     assert 0 < there["largest_batch_size"] < 65536
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """The options of distillation from a wider and deeper model, and the model."""
+    model, folder = distillation_helpers.teacher(), tmp_path / "teacher"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    few = ["reward=length", "algo.num_iterations=1", "algo.max_new_tokens=8", "algo.batch_size=8"]
+    sizes = ["algo.mini_batch_size=4", "algo.gradient_accumulation_steps=2"]
+    sizes.append("model.dtype=float32")
+    return ["algo=distill", f"algo.teacher_model_name_or_path={folder}", *few, *sizes], model
+
+
+def test_a_teacher_is_there_from_when_it_is_loaded_and_writes_its_share(figures, teacher):
+    options, model = teacher
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    _, found = figures(*options, "algo.lmbda=0.25")
+    moments = {moment.pop("name"): moment for moment in found["moments"]}
+    assert list(moments) == ["loading", "loading of the teacher", "rollout",
+                             "rollout by the teacher", "held-out rollout", "evaluation", "update",
+                             "optimizer step"]  # fmt: skip
+    assert "reference" not in moments.pop("loading")["parts"]
+    for moment in moments.values():
+        assert moment["parts"]["reference"] == pytest.approx(weights, rel=1e-2)
+    assert moments["loading of the teacher"]["parts"].pop("file") > weights
+    assert len({moment["parts"]["weights"] for moment in moments.values()}) == 1
+    sizes = [moments[name]["size"].split()[0] for name in ("rollout", "rollout by the teacher")]
+    assert sizes == ["5", "8"]  # 2 and 6 of 8, and twice 1.2
+
+
+def test_of_a_share_as_many_rows_as_hardly_any_iteration_has_more_of():
+    config = distillation_helpers.config(lmbda=0.75)
+    of = partial(Run, Distillation, model=ModelConfig("random:tiny"), precision="32-true",
+                 device="cpu", world=1)  # fmt: skip
+    assert of(config).written(48) == (42, 18)  # 36 and 12, and twice 3
+    assert of(config).written(1) == (1, 1)
+    assert of(distillation_helpers.config()).written(48) == (48, 0)
+
+
+def test_a_teacher_that_is_not_there_is_refused_by_its_option(command, teacher):
+    options, _ = teacher
+    said = command(*RUN, *options, "algo.teacher_model_name_or_path=null", status=1)
+    assert "algo.teacher_model_name_or_path=null: name the model to learn from" in said
+    said = command(*RUN, *options, "algo.teacher_model_name_or_path=./nowhere", status=1)
+    assert "algo.teacher_model_name_or_path='./nowhere': its config.json is not here" in said
 
 
 def test_what_does_not_fit_says_what_to_lower(figures):
