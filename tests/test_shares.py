@@ -25,8 +25,9 @@ from rlmodules.callbacks import AtomicCheckpointIO
 from rlmodules.callbacks.best import SaveBest
 from rlmodules.resuming import saving_shares
 from rlmodules.resuming.checkpoint import newest, read
+from rlmodules.resuming.kept import keep, kept
 from rlmodules.resuming.saving_shares import require_one_disk, write_shares
-from rlmodules.resuming.shares import Share, Shares, with_places, with_values
+from rlmodules.resuming.shares import Share, Shares, named_by, with_places, with_values
 from rlmodules.strategies import Sharded
 
 WHOLE = {"weight": torch.arange(12.0).reshape(4, 3), "bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -130,6 +131,18 @@ def test_shares_that_another_file_names_stay(tmp_path):
     save(path, 2)
     kept = AtomicCheckpointIO().load_checkpoint(tmp_path / "kept.ckpt")
     assert kept["state_dict"]["bias"][0] == 1
+
+
+def test_a_checkpoint_that_is_no_longer_kept_takes_its_shares_with_it(tmp_path):
+    for step in (1, 2, 3, 4):
+        keep(save(tmp_path / "last.ckpt", step), tmp_path, step, 2)
+    assert list(kept(tmp_path)) == [3, 4] and len(list(tmp_path.glob("*.shares-*"))) == 2
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    keep(tmp_path / "last.ckpt", elsewhere, 4, 1)  # as where another run goes on from it
+    keep(save(elsewhere / "last.ckpt", 5), elsewhere, 5, 1)
+    (left,) = elsewhere.glob("*.shares-*")
+    assert left.name == named_by(elsewhere / "last.ckpt")
 
 
 def test_a_save_that_fails_leaves_the_old_one(tmp_path):

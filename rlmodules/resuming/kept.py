@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from datamodules.atomic import replacing
-from rlmodules.resuming.shares import copy_checkpoint, remove_unnamed
+from rlmodules.resuming.shares import copy_checkpoint, remove_link, remove_unnamed
 from rlmodules.resuming.torch_files import read_file
 
 LAST = "last.ckpt"
@@ -48,8 +48,7 @@ def keep(last: Path, folder: Path, at: int, most: int) -> None:
     before = kept(folder)
     for other in {*list(before)[:-most], *(later for later in before if later > at)}:
         for path in before[other].values():
-            path.unlink()
-            remove_unnamed(path)
+            remove_link(path)
 
 
 def go_back(folder: Path, at: int, changes: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def with_places(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def copy_checkpoint(path: Path, place: Path) -> None:
     """Copy a checkpoint's file to ``place``, in another folder, and what lies beside it."""
-    if (name := _named(path)) is not None and not place.with_name(name).exists():
+    if (name := named_by(path)) is not None and not place.with_name(name).exists():
         with replacing(place.with_name(name)) as partial:
             shutil.copytree(path.with_name(name), partial)
     with replacing(place) as partial:
@@ -204,15 +204,27 @@ def copy_checkpoint(path: Path, place: Path) -> None:
 
 def remove_unnamed(path: Path) -> None:
     """Remove what an older checkpoint in ``path`` had beside it, but what another file names."""
-    found = set(path.parent.glob(f"{glob.escape(path.name)}{MARK}*"))
-    if found:
-        named = {_named(file) for file in path.parent.iterdir() if file.is_file()}
-        for folder in found:
-            if folder.name not in named:
-                shutil.rmtree(folder, ignore_errors=True)
+    _remove(set(path.parent.glob(f"{glob.escape(path.name)}{MARK}*")), path.parent)
 
 
-def _named(path: Path) -> str | None:
+def remove_link(path: Path) -> None:
+    """Remove a checkpoint that is a link or a copy, whose shares are called as those that it was
+    made of, and them, but for what another file names."""
+    name = named_by(path)
+    path.unlink()
+    if name is not None:
+        _remove({path.with_name(name)}, path.parent)
+
+
+def _remove(shares: set[Path], folder: Path) -> None:
+    if shares:
+        named = {named_by(file) for file in folder.iterdir() if file.is_file()}
+        for found in shares:
+            if found.name not in named:
+                shutil.rmtree(found, ignore_errors=True)
+
+
+def named_by(path: Path) -> str | None:
     """The folder that a checkpoint says its shares are in."""
     try:
         found = read_file(path, mmap=True)
