@@ -243,7 +243,8 @@ class HealthGuard(Checkpoint):
                 " or save more often (algo.save_every)."
             )
         scale = record.lr_scale * self.lr_factor
-        rollback = {"symptom": symptom, "said": said, "unit": unit, "at": self._number,
+        at = max(self._number, began)  # of a gradient that is no number nothing was logged
+        rollback = {"symptom": symptom, "said": said, "unit": unit, "at": at,
                     "to": healthy[-1], "lr_scale": scale}  # fmt: skip
         changes = {"rollbacks": [*record.rollbacks, rollback], "lr_scale": scale}
         go_back(saver.dirpath, healthy[-1], changes)

@@ -4,31 +4,28 @@ import csv
 import json
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pair_helpers
 import pytest
 import torch
 from helpers import assert_same, config, run
+from rollback_helpers import (
+    BACK,
+    FAST,
+    QUICK,
+    REWARDS,
+    assert_rolled_back_together,
+    assert_same_training,
+    checkpoint,
+    history,
+    make_ill,
+)
 
-from rlmodules import DPO, DPOConfig
+from rlmodules import DPO, PPO, DPOConfig
 from rlmodules.callbacks import AtomicCheckpointIO, HealthGuard, SaveLast
 from rlmodules.callbacks.stopping import UnhealthyRunError
 from rlmodules.resuming.kept import go_back, keep, kept
-
-REWARDS = """
-def varied(prompts, responses, metadata=None):
-    return [sum(map(ord, response)) % 97 / 97 for response in responses]
-"""
-QUICK = ["experiment=smoke", "trainer.precision=32-true", "algo.device=cpu", "data.eval_size=2"]
-QUICK += [f"~callbacks.{name}" for name in ("export", "samples", "tokens", "progress")]
-QUICK += ["reward=function", "reward.path=varied_rewards:varied", "logger=csv"]
-QUICK += ["algo.eval_every=1", "algo.ppo_epochs=2", "algo.value_warmup_iterations=0"]
-FAST = ["algo.kl_target=0.2", "algo.kl_penalty_coef=0.0", "algo.learning_rate=0.02"]
-BACK = ["callbacks.health.on_failure=rollback", "callbacks.health.lr_factor=0.0078125"]
-BACK += ["algo.save_every=1"]
-"""Runs whose KL runs away within a few iterations; at a 128th of the learning rate it does not."""
 
 
 @pytest.fixture
@@ -52,25 +49,8 @@ def rolled_back(once, train, monkeypatch):
     """The folder of a run that was rolled back once, and has come to its end."""
     monkeypatch.setattr("rlmodules.callbacks.health.KEPT", 9)
     if not once.exists():
-        train(once, *FAST, *BACK)
+        train(once, *FAST, *BACK, iterations=6)
     return once
-
-
-def checkpoint(folder, name="last"):
-    return torch.load(Path(folder, "checkpoints", f"{name}.ckpt"), weights_only=True)
-
-
-def history(saved):
-    return saved["callbacks"]["HealthGuard"]["rows"]
-
-
-def assert_same_training(left, right):
-    for part in ("state_dict", "global_step", "loops"):
-        assert_same(left[part], right[part], part)
-    for a, b in zip(left["optimizer_states"], right["optimizer_states"], strict=True):
-        assert_same(a["state"], b["state"], "optimizer")
-        assert [g["lr"] for g in a["param_groups"]] == [g["lr"] for g in b["param_groups"]]
-    assert_same(history(left), history(right), "history")
 
 
 # ------------------------------------------------------------------------- rolling back
@@ -87,9 +67,9 @@ def test_a_run_goes_on_from_the_last_healthy_checkpoint_with_a_lower_rate(rolled
     saved = checkpoint(rolled_back)
     rows = list(csv.DictReader((rolled_back / "csv" / "metrics.csv").open()))
     rates = [float(row["train/learning_rate"]) for row in rows if row["train/loss"]]
-    assert rates == pytest.approx([0.02] * to + [lowered] * (5 - to))
+    assert rates == pytest.approx([0.02] * to + [lowered] * (6 - to))
     done = [row["iteration"] for row in rows if row["train/loss"]]
-    assert done == [f"{i}.0" for i in range(1, 6)]  # of the failure nothing is left
+    assert done == [f"{i}.0" for i in range(1, 7)]  # of the failure nothing is left
     assert max(row["rollout/kl"] for row in history(saved)) < 0.6  # three times algo.kl_target
 
     # the same as whoever goes on by hand, from that checkpoint and with that rate
@@ -101,27 +81,32 @@ def test_a_run_goes_on_from_the_last_healthy_checkpoint_with_a_lower_rate(rolled
         *FAST[:-1],
         f"algo.learning_rate={lowered}",
         f"algo.value_learning_rate={1e-3 * 0.0078125}",
+        iterations=6,
     )
     assert_same_training(saved, checkpoint("hand"))
     by_hand = checkpoint("hand")
     assert by_hand["lr_scale"] == 1.0 and by_hand["rollbacks"] == saved["rollbacks"]
 
 
-def test_a_run_that_was_rolled_back_goes_on_exactly(rolled_back, train):
+def test_a_run_that_was_rolled_back_goes_on_exactly_and_once_more(rolled_back, train):
     back = [*BACK, "~callbacks.report"]
     said = train("begun", *FAST, *back, iterations=4)
     assert "Rolled back to iteration 1; from there on the learning rate is 0.0078125 of" in said
-    said = train("gone_on", *FAST, *back, "ckpt_path=begun")
-    assert "Rolled back" not in said
-    assert "The learning rate is 0.0078125 of algo.learning_rate, since the run was" in said
+    for before, iterations in (("begun", 5), ("gone_on", 6)):
+        said = train("gone_on", *FAST, *back, f"ckpt_path={before}", iterations=iterations)
+        assert "Rolled back" not in said
+        assert "The learning rate is 0.0078125 of algo.learning_rate, since the run was" in said
     assert_same_training(checkpoint(rolled_back), checkpoint("gone_on"))
     assert checkpoint("gone_on")["rollbacks"] == checkpoint(rolled_back)["rollbacks"] != []
     # another rate is taken at its word
-    train("told", *FAST[:-1], *back, "algo.learning_rate=0.0001", "ckpt_path=begun")
-    assert checkpoint("told")["optimizer_states"][0]["param_groups"][0]["lr"] == 0.0001
+    for before, iterations in (("begun", 5), ("told", 6)):
+        told = ["algo.learning_rate=0.0001", f"ckpt_path={before}"]
+        train("told", *FAST[:-1], *back, *told, iterations=iterations)
+        assert checkpoint("told")["optimizer_states"][0]["param_groups"][0]["lr"] == 0.0001
 
 
-def test_after_the_last_rollback_the_run_stops_with_a_checkpoint(train):
+def test_after_the_last_rollback_the_run_stops_with_a_checkpoint(train, monkeypatch):
+    monkeypatch.setattr("rlmodules.callbacks.health.KEPT", 9)
     more = [
         "~callbacks.report",
         "callbacks.health.lr_factor=0.9",
@@ -135,6 +120,14 @@ def test_after_the_last_rollback_the_run_stops_with_a_checkpoint(train):
     stop = ["~callbacks.report", "callbacks.health.on_failure=stop"]
     train("gone_on", *FAST, *stop, "ckpt_path=run")
     assert len(history(checkpoint("gone_on"))) == 5
+    # or is rolled back further, which adds up, until it goes well
+    said = train("run", *FAST, *BACK, "~callbacks.report", "ckpt_path=run", iterations=8)
+    assert said.count("Rolled back to") == 2
+    saved = checkpoint("run")
+    scale = 0.9 * 0.0078125**2
+    assert [r["to"] for r in saved["rollbacks"]] == [1, 3, 1]
+    assert saved["lr_scale"] == scale and len(history(saved)) == 8
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 0.02 * scale
 
 
 def test_a_gradient_that_is_no_number_is_a_failure(train):
@@ -142,6 +135,26 @@ def test_a_gradient_that_is_no_number_is_a_failure(train):
     said = train("run", "algo.learning_rate=1e30", *BACK, status=1)
     assert "It is not rolled back: it is so since iteration 1, which" in said
     assert "NonFiniteGradientError: the gradient norm is nan in epoch 0" in said
+
+
+def test_a_gradient_that_is_no_number_takes_the_run_back(train, monkeypatch):
+    monkeypatch.setattr("rlmodules.callbacks.health.KEPT", 9)
+    make_ill(PPO, 3, monkeypatch)
+    quiet = ["~callbacks.report", "callbacks.health.symptoms=[lost_loss]"]
+    said = train("run", *FAST, *BACK, *quiet)
+    assert "the gradient norm is nan in epoch 3" in said and "Rolled back to iteration 2;" in said
+    saved, lowered = checkpoint("run"), [f"algo.learning_rate={0.02 * 0.0078125}"]
+    (rollback,) = saved["rollbacks"]
+    assert [rollback[k] for k in ("symptom", "at", "to")] == ["lost_loss", 4, 2]
+    lowered.append(f"algo.value_learning_rate={1e-3 * 0.0078125}")
+    begun = "ckpt_path=run/checkpoints/rollback-2.last.ckpt"
+    train("hand", *FAST[:-1], *lowered, "~callbacks.report", begun)
+    assert_same_training(saved, checkpoint("hand"))
+
+
+def test_two_processes_that_share_a_model_out_go_back_together(tmp_path):
+    """All of it, and ``trainer=ddp``, in ``scale/test_rollback.py``."""
+    assert_rolled_back_together(tmp_path, "fsdp", "high_kl", at=4)
 
 
 # ----------------------------------------------------------------- the files of a rollback
