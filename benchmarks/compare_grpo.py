@@ -1,4 +1,5 @@
-"""`compare_trl.py grpo`: GRPO side by side with TRL 1.16.0 and its transformers backend.
+"""`compare_trl.py grpo` and `distill`: GRPO and distillation side by side with TRL 1.16.0 and its
+transformers backend.
 
 Both sides train the same checkpoint (bfloat16 weights, all of them) on the same questions in the
 same order, with the same reward, a reference at a weight of `--beta`, and one optimizer step a
@@ -8,6 +9,9 @@ peak_gib: samples_per_step, response_tokens (of each response), and of each time
 - prompt_tokens: mean over its questions,
 - computed: what the layers compute, in tokens, padding included: `prefill` of the prompts,
   `decoding`, `reference` and `training`.
+
+Of distillation the teacher is where the reference is, and as large as the policy: a copy of the
+same checkpoint. All responses are the policy's, one to each question.
 """
 
 import argparse
@@ -46,7 +50,7 @@ def computed(rows: list[Row]) -> dict[str, int]:
 
 
 def paired(rows: list[Row]) -> list[str]:
-    """The two ratios that count, taken within rounds, with their targets."""
+    """The two ratios that count, taken within rounds, with GRPO's targets."""
     both = both_sides(rows)
     if not both:
         return []
@@ -103,7 +107,7 @@ def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for name, batch in (("--batch", args.batch), ("--trl-batch", args.trl_batch)):
         if batch < 1 or episodes % batch:
             raise ValueError(f"{name} {batch} must divide the {episodes} responses of a step")
-    if args.beta <= 0:
+    if args.beta <= 0 and args.command == "grpo":
         raise ValueError(f"--beta {args.beta} must be positive: both sides are to hold a reference")
     trl_only = [f"--batch={args.trl_batch}"]
     trl_only += ["--checkpointing"] if args.trl_checkpointing else []
@@ -121,6 +125,7 @@ def compare(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     shared += [f"--questions-per-step={args.questions}", f"--generations={args.generations}"]
     shared += [f"--response-length={args.response_length}", f"--warmup={args.warmup}"]
     shared += [f"--beta={args.beta}", f"--learning-rate={args.learning_rate}"]
+    shared += [f"--teacher={made['model']}"] if args.command == "distill" else []
     rows = alternate(comparison, shared, args)
     limit = limits(comparison, made["model"], rows, args)
     source = f"{args.questions} of {count} questions a step, from: {made['source']}"
@@ -141,6 +146,11 @@ def limits(
         command += [f"--response={args.response_length}"]
         found[side] = call_helper(comparison, args, command)
     return found
+
+
+def add_distillation(command: argparse.ArgumentParser) -> None:
+    add_arguments(command)
+    command.set_defaults(questions=16, generations=1, beta=1.0, trl_batch=8)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ both alike; ratios are taken within a round. Each prints one JSON line.
 - `ppo`: against TRL 1.12.0, the last release with PPO. A row holds side, version, seconds (one an
   iteration), episodes_per_iteration, peak_gib, response_tokens, notes.
 - `dpo`, `reward`, `sft`: against TRL 1.16.0; see `compare_pairs.py`.
-- `grpo`: against TRL 1.16.0; see `compare_grpo.py`.
+- `grpo`, `distill`: against TRL 1.16.0; see `compare_grpo.py`.
 - `grpo`, `dpo`, `reward` with `--learn`: not how fast a step is, but what is learned in equal steps
   and after how many seconds; see `compare_learning.py`.
 
@@ -16,6 +16,7 @@ both alike; ratios are taken within a round. Each prints one JSON line.
     python benchmarks/compare_trl.py dpo
     python benchmarks/compare_trl.py reward --pairs pairs.jsonl
     python benchmarks/compare_trl.py grpo --prompts gsm8k_train.jsonl
+    python benchmarks/compare_trl.py distill
     python benchmarks/compare_trl.py grpo --learn
 """
 
@@ -141,10 +142,11 @@ def parse() -> argparse.Namespace:
         "reward": ("a Bradley-Terry reward model, full fine-tuning", compare_pairs.add_arguments),
         "sft": ("SFT, full fine-tuning", compare_pairs.add_arguments),
         "grpo": ("GRPO, full fine-tuning", compare_grpo.add_arguments),
+        "distill": ("distillation, full fine-tuning", compare_grpo.add_distillation),
     }
     if "--learn" in sys.argv[1:]:  # other options then; argparse refuses those that nothing reads
         learning = {name: partial(compare_learning.add_arguments, task=name) for name in kinds}
-        del kinds["ppo"], kinds["sft"]
+        del kinds["ppo"], kinds["sft"], kinds["distill"]
         kinds = {name: (described, learning[name]) for name, (described, _) in kinds.items()}
     for name, (described, add) in kinds.items():
         command = commands.add_parser(name, help=described)

@@ -1,4 +1,5 @@
-"""What both sides of `compare_trl.py grpo` share: questions, reward, and a count of their work.
+"""What both sides of `compare_trl.py grpo` and `distill` share: questions, reward, and a count of
+their work.
 
 TRL's side reads this file in an environment of its own, so it imports our packages only where it
 makes questions up. Run as a program it prints the `GRPOInputs` as one JSON line; a process of its
@@ -95,7 +96,7 @@ def reward(response: str, answer: str) -> float:
 
 
 class Work:
-    """Tokens, padding included, that a policy and its reference compute, optimizer step by step."""
+    """Tokens, padding included, that a policy and its reference (or teacher) compute, by step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, int]] = []
@@ -135,6 +136,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--response-length", type=int, default=64, help="tokens of a response")
     parser.add_argument("--warmup", type=int, default=1, help="optimizer steps before timed ones")
     parser.add_argument("--beta", type=float, default=0.04)
+    parser.add_argument("--teacher", help="folder of a model to distill, instead of GRPO")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, required=True, help="responses a backward pass")

@@ -1,4 +1,4 @@
-"""Our side of `compare_trl.py grpo`: the work of `peers/trl_grpo.py`, by our API.
+"""Our side of `compare_trl.py grpo` and `distill`: the work of `peers/trl_grpo.py`, by our API.
 
 The Trainer's options are those of our `conf/trainer/default.yaml` and `conf/algo/base/online.yaml`;
 checkpoints, reports and loggers are left out, as on TRL's side. Standard output is one JSON line.
@@ -26,7 +26,7 @@ from datamodules import RolloutDataModule, TextGenerationEnv
 from datamodules.experience import Minibatch
 from datamodules.rollouts.streams import nth_start
 from datamodules.text.prompts import Prompt
-from rlmodules import GRPO, GRPOConfig
+from rlmodules import GRPO, Distillation, DistillationConfig, GRPOConfig
 from rlmodules.models import backbone
 
 
@@ -74,23 +74,27 @@ def in_order(rows: Sequence[dict[str, str]], seed: int) -> list[Prompt]:
     return prompts
 
 
-def build(args: argparse.Namespace, steps: int) -> GRPO:
+def build(args: argparse.Namespace, steps: int) -> GRPO | Distillation:
     episodes = args.questions_per_step * args.generations
-    config = GRPOConfig(
-        model_name=args.model,
-        learning_rate=args.learning_rate,
-        batch_size=episodes,
-        mini_batch_size=args.batch,
-        gradient_accumulation_steps=episodes // args.batch,
-        num_generations=args.generations,
-        max_new_tokens=args.response_length,
-        beta=args.beta,
-        temperature=1.0,
-        num_iterations=steps,
-        device="cpu",
-        seed=args.seed,
-    )
-    module = GRPO(config, model_config(args))
+    shared: dict[str, Any] = {
+        "model_name": args.model,
+        "learning_rate": args.learning_rate,
+        "batch_size": episodes,
+        "mini_batch_size": args.batch,
+        "gradient_accumulation_steps": episodes // args.batch,
+        "max_new_tokens": args.response_length,
+        "beta": args.beta,
+        "temperature": 1.0,
+        "num_iterations": steps,
+        "device": "cpu",
+        "seed": args.seed,
+    }
+    module: GRPO | Distillation
+    if args.teacher:
+        config = DistillationConfig(**shared, teacher_model_name_or_path=args.teacher)
+        module = Distillation(config, model_config(args))
+    else:
+        module = GRPO(GRPOConfig(**shared, num_generations=args.generations), model_config(args))
     no_end(module)
     return module
 
@@ -108,7 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         prompts=in_order(rows, c.seed),
         eval_size=0,
         batch_size=c.batch_size,
-        num_generations=c.num_generations,
+        num_generations=args.generations,
         mini_batch_size=c.mini_batch_size,
         gradient_accumulation_steps=c.gradient_accumulation_steps,
         epochs=c.num_epochs,

@@ -16,7 +16,8 @@ from ours_mode import enter_mode, model_config
 from side_by_side import add_mode
 
 from datamodules import rewards
-from rlmodules import GRPO, PPO, PPOConfig, PPOTrainer
+from rlmodules import PPOConfig, PPOTrainer
+from rlmodules.algorithms.online import OnlineModule
 from rlmodules.models.vocabulary import match_ends
 
 SPENT = ("time/rollout_s", "time/evaluate_s")
@@ -35,7 +36,7 @@ class IterationClock(L.Callback):
         self.seconds.append(time.perf_counter() - self._began)
 
 
-def no_end(module: PPO | GRPO) -> None:
+def no_end(module: OnlineModule) -> None:
     """Have every response take its full length, as TRL's do here: nothing ends one."""
     module.tokenizer.eos_token = module.tokenizer.chat_template = None
     module.base_model.generation_config.eos_token_id = None

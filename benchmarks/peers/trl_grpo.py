@@ -1,4 +1,5 @@
-"""TRL's side of `compare_trl.py grpo`: TRL 1.16.0's `GRPOTrainer` as its users run it, timed.
+"""TRL's side of `compare_trl.py grpo` and `distill`: TRL 1.16.0's `GRPOTrainer` or, where there is
+a teacher, `DistillationTrainer` as its users run it, timed.
 
 Runs in TRL's own environment (`compare_trl.py` builds it); of ours it imports the task alone.
 Standard output is one JSON line; whatever TRL prints goes to standard error.
@@ -13,6 +14,7 @@ no worker processes), except where one costs time or has to agree with our side:
 - questions in the order of the file (`shuffle_dataset=False`), so that both sides' steps are alike.
 - `beta`, the sizes and a constant learning rate are those of the comparison; one generation and one
   optimizer step a batch, in `episodes / --batch` backward passes.
+- of distillation the teacher is held as the policy is; each question has one response.
 - `min_new_tokens` forbids the end token, so that every response has exactly `--response-length`.
 """
 
@@ -36,7 +38,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import torch
 from datasets import Dataset
 from grpo_task import Work, arguments, check_lengths, questions, reward
-from trl import GRPOConfig, GRPOTrainer
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 from trl_pairs import Clock, peak_gib
 
 
@@ -59,11 +61,12 @@ class StepClock(Clock):
 
         def timed(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            responses, logprobs = generate(prompt_ids, *args, **kwargs)
+            generated = generate(prompt_ids, *args, **kwargs)
             self.generation.append(time.perf_counter() - start)
             self.prompt_lengths.append(mean(map(len, prompt_ids)))
+            responses = generated[0] if isinstance(generated, tuple) else generated
             self.response_lengths += map(len, responses)
-            return responses, logprobs
+            return generated
 
         return timed
 
@@ -73,12 +76,16 @@ def judge(completions: list[str], answer: list[str], **kwargs: Any) -> list[floa
     return [reward(text, right) for text, right in zip(completions, answer, strict=True)]
 
 
-def build(args: argparse.Namespace, output_dir: str) -> GRPOTrainer:
+def build(args: argparse.Namespace, output_dir: str) -> GRPOTrainer | DistillationTrainer:
     """TRL's trainer with the settings that the module's docstring explains."""
     episodes = args.questions_per_step * args.generations
-    config = GRPOConfig(
+    loaded = {"dtype": "bfloat16", "attn_implementation": args.attention}
+    own: dict[str, Any] = {"num_generations": args.generations}
+    if args.teacher:
+        own = {"teacher_model_init_kwargs": loaded}
+    config = (DistillationConfig if args.teacher else GRPOConfig)(
         output_dir=output_dir,
-        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": args.attention},
+        model_init_kwargs=loaded,
         use_cpu=True,
         bf16=False,
         seed=args.seed,
@@ -87,7 +94,6 @@ def build(args: argparse.Namespace, output_dir: str) -> GRPOTrainer:
         per_device_train_batch_size=args.batch,
         gradient_accumulation_steps=episodes // args.batch,
         gradient_checkpointing=args.checkpointing,
-        num_generations=args.generations,
         max_completion_length=args.response_length,
         generation_kwargs={"min_new_tokens": args.response_length},
         beta=args.beta,
@@ -101,8 +107,13 @@ def build(args: argparse.Namespace, output_dir: str) -> GRPOTrainer:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **own,
     )
     rows = Dataset.from_list(questions(args.questions))
+    if args.teacher:
+        models = {"model": args.model, "teacher_model": args.teacher}
+        prompts = rows.select_columns("prompt")
+        return DistillationTrainer(**models, args=config, train_dataset=prompts)
     return GRPOTrainer(model=args.model, reward_funcs=judge, args=config, train_dataset=rows)
 
 
@@ -114,7 +125,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         trainer = build(args, output_dir)
         trainer.add_callback(clock)
         trainer._generate_single_turn = clock.watch(trainer._generate_single_turn)
-        work.watch(trainer.model.base_model, trainer.ref_model.base_model)
+        frozen = trainer.teacher_model if args.teacher else trainer.ref_model
+        work.watch(trainer.model.base_model, frozen.base_model)
         trainer.train()
     check_lengths(clock.response_lengths, args.response_length)
     steps = len(trainer.train_dataset) // args.questions_per_step
