@@ -26,7 +26,7 @@ COMMON = (
     "logger=csv",
     "trainer.precision=32-true",
     "algo.device=cpu",
-    *(f"~callbacks.{name}" for name in ("export", "report", "best", "last")),
+    *(f"~callbacks.{name}" for name in ("report", "best", "last")),
 )
 OFFLINE = ("data.eval_size=40", "algo.eval_every=10")
 ONLINE = (
@@ -41,6 +41,7 @@ ONLINE = (
     "algo.eval_every=60",
     "data.eval_size=8",
 )
+GRPO = ("algo=grpo", "env=text", *ONLINE, "algo.num_generations=8", "data.eval_generations=1")
 PREFERENCES = (*OFFLINE, "algo.num_epochs=4")
 
 
@@ -57,12 +58,14 @@ class Failure(NamedTuple):
         well: those of the run that goes well.
         ill: those of the one that does not.
         metrics: what is drawn, a panel each.
+        teacher: the overrides of a run that both learn from the model of.
     """
 
     run: Sequence[str]
     well: Sequence[str]
     ill: Sequence[str]
     metrics: Sequence[str]
+    teacher: Sequence[str] = ()
 
 
 FAILURES = {
@@ -73,10 +76,20 @@ FAILURES = {
         ("rollout/reward", "rollout/kl", "train/entropy"),
     ),
     "grpo": Failure(
-        ("algo=grpo", "env=text", *ONLINE, "algo.num_generations=8", "data.eval_generations=1"),
+        GRPO,
         ("algo.learning_rate=1e-3",),
         ("algo.learning_rate=2e-2",),
         ("rollout/reward", "rollout/entropy", "rollout/equal_groups"),
+    ),
+    "distill": Failure(
+        (
+            *("algo=distill", "env=text", *ONLINE, "algo.batch_size=32"),
+            *("algo.gradient_accumulation_steps=1", "algo.eval_every=5", "data.eval_size=32"),
+        ),
+        ("algo.learning_rate=3e-2",),
+        ("algo.learning_rate=3e-1",),
+        ("val/kl", "train/entropy", "rollout/reward"),
+        teacher=(*GRPO, "algo.learning_rate=1e-3"),
     ),
     "dpo": Failure(
         ("algo=dpo", *OFFLINE),
@@ -141,13 +154,16 @@ def rows(overrides: Sequence[str], folder: Path) -> list[dict[str, float]]:
 
 def draw(name: str, failure: Failure, folder: Path) -> Path:
     """Train both runs of a failure, and draw them over each other."""
-    count = len(failure.metrics)
+    count, run = len(failure.metrics), [*failure.run, "~callbacks.export"]
+    if failure.teacher:
+        rows(failure.teacher, folder / "teacher")
+        run.append(f"algo.teacher_model_name_or_path={folder / 'teacher' / 'model'}")
     figure, panels = plt.subplots(1, count, figsize=(3.2 * count, 2.7), layout="constrained")
     for label, overrides, colour in (
         ("well", failure.well, "#2a6fb0"),
         ("ill", failure.ill, "#d1495b"),
     ):
-        logged = rows([*failure.run, *overrides], folder / f"{name}-{label}")
+        logged = rows([*run, *overrides], folder / f"{name}-{label}")
         said = " ".join(text.removeprefix("algo.") for text in overrides)
         for panel, metric in zip(panels, failure.metrics, strict=True):
             points = [(i, row[metric]) for i, row in enumerate(logged, 1) if metric in row]
