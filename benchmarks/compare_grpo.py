@@ -50,7 +50,7 @@ def computed(rows: list[Row]) -> dict[str, int]:
 
 
 def paired(rows: list[Row]) -> list[str]:
-    """The two ratios that count, taken within rounds, with GRPO's targets."""
+    """The two ratios that count, taken within rounds, with the targets of GRPO."""
     both = both_sides(rows)
     if not both:
         return []
@@ -61,7 +61,7 @@ def paired(rows: list[Row]) -> list[str]:
         [trl["peak_gib"] / ours["peak_gib"] for trl, ours in both],
     )
     return [
-        f"- **{what}, paired rounds: {spread(values)}** (target: {target:g})"
+        f"- **{what}, paired rounds: {spread(values)}** (target of GRPO: {target:g})"
         for (what, target), values in zip(TARGETS.items(), ratios, strict=True)
     ]
 

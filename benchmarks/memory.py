@@ -44,7 +44,7 @@ ALGORITHMS = {
     "grpo": ["algo=grpo", *FEW, "algo.gradient_accumulation_steps=1"],
     "dpo": ["algo=dpo", "algo.num_epochs=1", "data.eval_size=8"],
     "reward": ["algo=reward", "algo.num_epochs=1", "data.eval_size=8"],
-    "distill": ["algo=distill", *FEW],
+    "distill": ["algo=distill", *FEW, "algo.gradient_accumulation_steps=1"],
 }
 """Two optimizer steps at least: in the second, state and gradients of the first are there."""
 PAIRS = 32
