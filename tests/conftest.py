@@ -36,6 +36,14 @@ def undrawn(request, monkeypatch):
         monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: write(blank, path))
 
 
+@pytest.fixture(autouse=True)
+def same_recursion_limit():
+    """As in the beginning; torch.compile raises it for good."""
+    limit = sys.getrecursionlimit()
+    yield
+    sys.setrecursionlimit(limit)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_model()[1]

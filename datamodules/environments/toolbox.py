@@ -8,6 +8,7 @@ import fractions
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -18,6 +19,8 @@ from datamodules.environments.call_forms import calls_in, named_call
 
 MAX_ANSWER = 2000
 """Characters of a tool's answer that the model is shown."""
+DEEPEST = 100
+"""Lists in lists that a tool may return."""
 _FORM = '<tool_call>{"name": "TOOL", "arguments": {"ARGUMENT": "VALUE"}}</tool_call>'
 
 
@@ -103,11 +106,14 @@ def answer_text(value: Any, tool: str) -> str:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as what JSON holds."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """``value``, that is so deep in another, as what JSON holds."""
+    if depth > DEEPEST:  # not left to Python's limit, which may lie beyond the end of the stack
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    part_of = partial(_plain, depth=depth + 1)
     match value:
         case enum.Enum():
-            return _plain(value.value)
+            return part_of(value.value)
         case None | bool() | int() | float():
             return value
         case str() | decimal.Decimal() | uuid.UUID() | PurePath():
@@ -119,16 +125,16 @@ def _plain(value: Any) -> Any:
         case bytes() | bytearray():
             return bytes(value).decode(errors="backslashreplace")
         case Mapping():
-            return {str(_plain(key)): _plain(part) for key, part in value.items()}
+            return {str(part_of(key)): part_of(part) for key, part in value.items()}
         case set() | frozenset():
-            return sorted(map(_plain, value), key=lambda part: (type(part).__name__, str(part)))
+            return sorted(map(part_of, value), key=lambda part: (type(part).__name__, str(part)))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: part_of(getattr(value, f.name)) for f in dataclasses.fields(value)}
     for method in ("tolist", "model_dump", "_asdict", "to_dict"):  # NumPy, torch, pydantic, pandas
         if callable(found := getattr(value, method, None)) and not isinstance(value, type):
-            return _plain(found())
+            return part_of(found())
     if isinstance(value, Iterable):
-        return list(map(_plain, value))
+        return list(map(part_of, value))
     raise TypeError(f"a {type(value).__name__} has no text")
 
 

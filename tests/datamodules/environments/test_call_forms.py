@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 import json
 import time
 
@@ -195,7 +196,8 @@ def test_what_a_tool_returns_is_text(value, text):
 def test_what_has_no_text_names_the_tool_to_the_user():
     circle = []
     circle.append(circle)
-    for value in (object(), circle, add):
+    deep = functools.reduce(lambda inner, _: [inner], range(500), 1)
+    for value in (object(), circle, deep, add):
 
         def look() -> str:
             """Look."""
