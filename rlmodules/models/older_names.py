@@ -37,7 +37,7 @@ def write_older_names(dirpath: Path) -> None:
         _write(config, with_older_names(_read(config)))
     if tokenizer.is_file():
         template = dirpath / "chat_template.jinja"
-        text = template.read_text() if template.is_file() else None
+        text = template.read_text(encoding="utf-8") if template.is_file() else None
         _write(tokenizer, tokenizer_with_older_names(_read(tokenizer), text))
 
 
@@ -49,12 +49,11 @@ def with_older_names(config: Names) -> Names:
         part |= {old: part[new] for old, new in RENAMED.items() if new in part}
     if config.get("model_type") not in CONFIG_MAPPING:  # code of its own reads it
         return config
-    wanted = _as_read(config)
     try:
-        read = _as_read(both)
-    except Exception:  # of any kind: both together are refused
+        wanted, read = _as_read(config), _as_read(both)
+    except Exception:  # of any kind: an export is not lost for them
         return config
-    return both if all(read[name] == value for name, value in wanted.items()) else config
+    return both if all(read.get(name) == value for name, value in wanted.items()) else config
 
 
 def tokenizer_with_older_names(config: Names, template: str | None) -> Names:
@@ -104,8 +103,9 @@ def _as_read(config: Names) -> Names:
 
 
 def _read(path: Path) -> Names:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, content: Names) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

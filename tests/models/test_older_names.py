@@ -95,7 +95,8 @@ def test_where_both_would_be_read_otherwise_nothing_is_written(monkeypatch):
     for other in ({"rope_parameters": LINEAR}, {"hidden_size": 7}):  # another, and refused
         monkeypatch.setattr(older_names, "_positions", lambda part, other=other: other)
         assert with_older_names(config) == config
-    assert with_older_names({"model_type": "of_a_hub"}) == {"model_type": "of_a_hub"}
+    for unread in ({"model_type": "of_a_hub"}, {"model_type": "llama", "hidden_size": "wide"}):
+        assert with_older_names(unread) == unread
 
 
 def test_a_tokenizer_is_named_as_transformers_4_knows_it_and_holds_its_template():
