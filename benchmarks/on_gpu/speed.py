@@ -21,6 +21,8 @@ from ours_pairs import computed_tokens, predictions, tokens
 from ours_ppo import no_end
 
 from datamodules import (
+    DemonstrationDataModule,
+    DemonstrationDataset,
     PreferenceDataModule,
     PreferenceDataset,
     RolloutDataModule,
@@ -34,12 +36,14 @@ from rlmodules import (
     DPO,
     GRPO,
     PPO,
+    SFT,
     DPOConfig,
     GRPOConfig,
     ModelConfig,
     PPOConfig,
     RewardModel,
     RewardModelConfig,
+    SFTConfig,
 )
 from rlmodules.models import resolve_precision
 
@@ -141,31 +145,41 @@ def offline(
     warmup: int = 2,
     compiled: bool = False,
 ) -> Result:
-    """DPO or a reward model: optimizer steps on pairs of random letters."""
+    """DPO, a reward model or SFT (on the chosen sides): optimizer steps on random letters."""
     bench.fresh()
     s, folder = bench.size, str(bench.model(size))
     c: Any = {"model_name": folder, "batch_size": s["pairs"], "gradient_accumulation_steps": 1,
               "learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_length": 1024,
-              "max_prompt_length": 512, "device": bench.device}  # fmt: skip
+              "device": bench.device}  # fmt: skip
     model = ModelConfig(name=folder, compile=compiled)
-    if algorithm == "dpo":
-        module: Any = DPO(DPOConfig(**c), model)
-    else:
-        module = RewardModel(RewardModelConfig(**c, dropout_prob=0.0), model)
     rows = pairs(s["pairs"] * steps, s["pair_prompt"], s["shortest"], s["longest"])
-    columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
-    every = PreferenceDataset(*columns, module.tokenizer, 1024, 512, close=module.closes_texts)
-    data = PreferenceDataModule(train_dataset=every, eval_size=0, batch_size=s["pairs"],
-                                max_length=1024, max_prompt_length=512, seed=0)  # fmt: skip
+    asked, chosen, rejected = (
+        [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")
+    )
+    options = {"eval_size": 0, "batch_size": s["pairs"], "max_length": 1024, "seed": 0}
+    if algorithm == "sft":
+        module: Any = SFT(SFTConfig(**c), model)
+        shown = DemonstrationDataset(chosen, module.tokenizer, 1024, prompts=asked)
+        data: Any = DemonstrationDataModule(train_dataset=shown, **options)
+    else:
+        c |= {"max_prompt_length": 512}
+        if algorithm == "dpo":
+            module = DPO(DPOConfig(**c), model)
+        else:
+            module = RewardModel(RewardModelConfig(**c, dropout_prob=0.0), model)
+        every = PreferenceDataset(asked, chosen, rejected, module.tokenizer, 1024, 512,
+                                  close=module.closes_texts)  # fmt: skip
+        data = PreferenceDataModule(train_dataset=every, max_prompt_length=512, **options)
     clock = Clock(bench)
     fitting = trainer(bench, module, 1, clock)
     fitting.fit(module, data)
     seconds = [end - start for start, end in pairwise(clock.stamps)][warmup:]
     timed = [example for batch in clock.examples[warmup:] for example in batch]
-    w, is_dpo = bench.counts(size), algorithm == "dpo"
+    w = bench.counts(size)
     layers = sum(map(computed_tokens, timed)) * w["layers"]
-    vocabulary = sum(map(predictions, timed)) * w["vocabulary"] if is_dpo else 0
-    passes = 4 if is_dpo else 3  # forward, two of the backward; the reference
+    predicted = sum(map(predictions, timed)) if algorithm != "reward" else 0
+    vocabulary = predicted * w["vocabulary"]
+    passes = 4 if algorithm == "dpo" else 3  # forward, two of the backward; the reference
     limit = 2 * passes * (layers + vocabulary) / bench.peak / len(seconds)
     limit += ADAM_BYTES * (w["layers"] + w["vocabulary"]) / bench.bandwidth
     return {
@@ -191,7 +205,7 @@ def main() -> None:
         if bench_limits is None and not args.only:
             return
         for size, online_ones, offline_ones in (
-            ("0.5B", ("grpo", "ppo"), ("dpo", "reward")),
+            ("0.5B", ("grpo", "ppo"), ("dpo", "reward", "sft")),
             ("1.5B", ("ppo",), ("dpo",)),
         ):
             for name in offline_ones:

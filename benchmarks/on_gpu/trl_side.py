@@ -1,4 +1,4 @@
-"""TRL's side of `speed.py`, on the same card and checkpoints: GRPO, DPO and a reward model.
+"""TRL's side of `speed.py`, on the same card and checkpoints: GRPO, DPO, a reward model, SFT.
 
 TRL's defaults (float32 weights under bf16), except what costs time or has to agree with our side:
 no gradient checkpointing (on by default), no saving, no logging; a constant learning rate; the same
@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from on_gpu.parts import Parts, Result, arguments, quiet
 from on_gpu.shapes import SIZES, model_folder, pairs, prompts
@@ -25,6 +34,7 @@ KINDS = {
     "grpo": (GRPOConfig, GRPOTrainer),
     "dpo": (DPOConfig, DPOTrainer),
     "reward": (RewardConfig, RewardTrainer),
+    "sft": (SFTConfig, SFTTrainer),
 }
 
 
@@ -79,6 +89,8 @@ def run(name: str, s: dict[str, int], folder: Path, device: str) -> Result:
     else:
         rows = pairs(s["pairs"] * steps, s["pair_prompt"], s["shortest"], s["longest"])
         extra = {}
+    if name == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     config_kind, kind = KINDS[name]
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as out:
