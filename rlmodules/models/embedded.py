@@ -121,5 +121,5 @@ def tiny_config() -> LlamaConfig:
 def tiny_model(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A two-layer Llama with random weights: every run with one seed builds the same."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no card's
         return LlamaForCausalLM(tiny_config()), tiny_tokenizer()
