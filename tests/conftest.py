@@ -1,22 +1,32 @@
 """Shared fixtures: everything runs on the random tiny model, on the CPU, without a network."""
 
+import functools
+import gc
 import os
 import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite compares bit by bit; benchmarks use the GPU
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import omegaconf
 import pytest
 import torch
+import yaml
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
+from lightning.fabric.utilities import registry
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from rlmodules.models.embedded import tiny_model
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
+gc.set_threshold(700, 10, 200)  # a third of a second to look at all that is imported, for nothing
 
 
 def pytest_collection_modifyitems(items):
@@ -34,6 +44,32 @@ def undrawn(request, monkeypatch):
     if request.node.get_closest_marker("draws") is None:
         blank, write = Figure((0.1, 0.1)), Figure.savefig
         monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: write(blank, path))
+
+
+@functools.cache
+def parsed(text):
+    """What a YAML file holds."""
+    return yaml.load(text, omegaconf._utils.get_yaml_loader())
+
+
+def read(file):
+    """As OmegaConf reads a file."""
+    return OmegaConf.create({} if (held := parsed(file.read())) is None else held)
+
+
+parsed_value = functools.cache(omegaconf.base.parse)
+entry_points = functools.cache(registry.entry_points)
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch):
+    """What hundreds of commands read anew: 22 files and some 50 interpolations each, all schemas
+    (copied before they are looked at), and what is installed."""
+    monkeypatch.setattr(file_config_source, "OmegaConf", SimpleNamespace(load=read))
+    monkeypatch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(omegaconf.base, "parse", parsed_value)
+    monkeypatch.setattr(omegaconf._utils, "parse", parsed_value)
 
 
 @pytest.fixture(autouse=True)

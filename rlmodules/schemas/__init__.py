@@ -5,6 +5,7 @@ imported here.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ NAMES_A_FILE = re.compile(r"^ckpt_path$|^model\.name$|\.(eval_)?path$")
 """Options that may."""
 
 
+@cache
 def register() -> None:
     """Make the schemas known as ``GROUP/schema/NAME``, and the resolvers that YAML uses."""
     from rlmodules.schemas.nodes import NODES  # so that `derive` works where there are none yet
