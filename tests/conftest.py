@@ -16,6 +16,7 @@ import omegaconf
 import pytest
 import torch
 import yaml
+from asked_once import ask_once
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
@@ -70,6 +71,17 @@ def read_once(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", entry_points)
     monkeypatch.setattr(omegaconf.base, "parse", parsed_value)
     monkeypatch.setattr(omegaconf._utils, "parse", parsed_value)
+
+
+ASKING = {"models", "sampling"}
+"""Folders of tests of how models are asked, and of what that costs."""
+
+
+@pytest.fixture(autouse=True)
+def asked_once(request, monkeypatch):
+    """Equal models are asked once how they compute."""
+    if request.node.path.parent.name not in ASKING:
+        ask_once(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
