@@ -18,7 +18,7 @@ SCRIPT = Path(kill_campaign.__file__)
 
 def test_killed_runs_end_as_those_that_were_left_in_peace(tmp_path):
     results = tmp_path / "results.jsonl"
-    only = "^(ppo-windows|dpo-lora)$"
+    only = "^ppo-windows$"
     done = subprocess.run(
         [warm_python(), str(SCRIPT), "--only", only, "--schedules", "1", "--to", str(results)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -26,7 +26,7 @@ def test_killed_runs_end_as_those_that_were_left_in_peace(tmp_path):
         text=True,
         timeout=400,
     )
-    assert "2 of 2 schedules equal to the last bit" in done.stdout, (
+    assert "1 of 1 schedules equal to the last bit" in done.stdout, (
         done.stdout + done.stderr[-3000:]
     )
     rows = list(map(json.loads, results.read_text().splitlines()))

@@ -6,13 +6,13 @@ That a stopped run goes on bit by bit is tested with the algorithms.
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from process_helpers import warm_python
 
 from rlmodules.callbacks import AtomicCheckpointIO, SaveLast, newest_checkpoint
 from rlmodules.callbacks.stopping import StoppedBySignal
@@ -72,7 +72,7 @@ while True:
 def test_a_kill_during_a_save_never_loses_the_previous_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     process = subprocess.Popen(
-        [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True
+        [warm_python(ours=True), "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True
     )
     process.stdout.readline()
     while not path.exists():
