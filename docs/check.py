@@ -166,7 +166,7 @@ def check(page: Path) -> list[str]:
     """What is wrong with a page: a sentence for each block that fails."""
     try:
         found = list(blocks(page))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return [str(error)]
     failures = []
     with TemporaryDirectory(prefix="docs-check-") as folder:
