@@ -58,3 +58,18 @@ def test_a_stage_that_was_interrupted_goes_on(tmp_path):
     checkpoint.touch()
     going = [run for run in calls(tmp_path) if f"ckpt_path={tmp_path / 'ppo'}" in run]
     assert [run[-1] for run in going] == [f"hydra.run.dir={tmp_path / 'ppo'}"]
+
+
+def test_a_stage_that_was_asked_for_otherwise_is_refused(tmp_path):
+    """Complete, it would be left as it is, and the table be of another road than was asked for."""
+    calls(tmp_path, "seed=1")
+    assert "seed=2" in calls(tmp_path, "seed=2")[0]  # nothing had been written
+    calls(tmp_path, "seed=1")
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "result.json").touch()
+    assert "algo=reward" in calls(tmp_path, "seed=1")[0]
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        calls(tmp_path, "seed=2")
+    assert refused.value.stdout == "" and refused.value.returncode == 1
+    assert f"{tmp_path}/sft was asked for by other words" in refused.value.stderr
+    assert "seed=1\n" in refused.value.stderr and "ROAD=again" in refused.value.stderr

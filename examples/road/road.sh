@@ -4,7 +4,7 @@
 #     bash examples/road/road.sh [OVERRIDE ...]      # in folders of road/, or of $ROAD
 #
 # Overrides go to every command. A stage that is complete is not run again; one that was
-# interrupted goes on.
+# interrupted goes on; one that was asked for otherwise is refused.
 set -eo pipefail  # no -u: bash 3 takes an empty array for an unset one
 road=${ROAD:-road}
 more=("$@")
@@ -12,8 +12,19 @@ judge="{learned: {reward: model, path: $road/reward/model}, sentiment: sentiment
 
 stage() { # NAME ARGUMENT...: a run in a folder of the road, unless it is there
     local name=$1 on=() && shift
-    if [ -e "$road/$name/result.json" ]; then return; fi  # a run writes it last
-    if [ -e "$road/$name/checkpoints/last.ckpt" ]; then on=(ckpt_path="$road/$name"); fi
+    local asked="$* ${more[*]}" noted="$road/$name.asked"
+    local last="$road/$name/checkpoints/last.ckpt"
+    local end="$road/$name/result.json" # a run writes it last
+    if [ -e "$end" ] || [ -e "$last" ]; then
+        if [ -e "$noted" ] && [ "$(<"$noted")" != "$asked" ]; then
+            echo "$road/$name was asked for by other words ($noted): $(<"$noted")" >&2
+            echo "Say the same, or take another folder: ROAD=again bash $0 ..." >&2
+            exit 1
+        fi
+        if [ -e "$end" ]; then return; fi
+        on=(ckpt_path="$road/$name")
+    fi
+    mkdir -p "$(dirname "$noted")" && echo "$asked" > "$noted"
     echo "== $name"
     python train.py "$@" "${on[@]}" "${more[@]}" hydra.run.dir="$road/$name"
 }
