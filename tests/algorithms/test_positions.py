@@ -111,8 +111,8 @@ class SaveEverywhere(Checkpoint):
         trainer.save_checkpoint(self.paths[-1])
 
 
-EVERY_NTH = {"ppo": 5, "grpo": 7, "dpo": 1, "reward": 7}
-"""Of the checkpoints of a run, those that are gone on from: all of one algorithm."""
+EVERY_NTH = {"ppo": 5, "grpo": 7, "dpo": 2, "reward": 7}
+"""Of the checkpoints of a run, those that are gone on from."""
 
 
 @pytest.mark.parametrize("name", RUNS)
