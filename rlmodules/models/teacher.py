@@ -96,7 +96,8 @@ def naming_teacher(name: str) -> Iterator[None]:
         said = str(error)
         for option, teachers in NAMES.items():
             said = said.replace(option, teachers)
-        raise ValueError(f"algo.teacher_model_name_or_path={name!r}: {said}") from error
+        start = f"algo.teacher_model_name_or_path={name!r}: "
+        raise ValueError(start + said.removeprefix(start)) from error
 
 
 def require_same_vocabulary(

@@ -100,6 +100,7 @@ def test_a_teacher_that_is_not_there_is_refused_by_its_option(command, teacher):
     assert "algo.teacher_model_name_or_path=null: name the model to learn from" in said
     said = command(*RUN, *options, "algo.teacher_model_name_or_path=./nowhere", status=1)
     assert "algo.teacher_model_name_or_path='./nowhere': its config.json is not here" in said
+    assert said.count("algo.teacher_model_name_or_path='./nowhere'") == 1
 
 
 def test_what_does_not_fit_says_what_to_lower(figures):
