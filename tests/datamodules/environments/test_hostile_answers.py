@@ -158,7 +158,7 @@ def test_no_text_stops_a_task_of_reasoning_gym():
 
 @pytest.mark.parametrize("part", [*REPEATED, "1", "x", "é", " "])
 def test_the_time_to_read_an_answer_grows_as_its_length(part):
-    """Thirty thousand characters in half a second: what is quadratic takes ten."""
+    """Thirty thousand characters in half a second, for which what is quadratic is too slow."""
     for before in ("", "```", "answer is ", "\\boxed{", "1"):
         text = before + (part * 30_000)[:30_000]
         began = time.process_time()
