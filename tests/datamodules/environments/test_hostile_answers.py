@@ -158,13 +158,13 @@ def test_no_text_stops_a_task_of_reasoning_gym():
 
 @pytest.mark.parametrize("part", [*REPEATED, "1", "x", "é", " "])
 def test_the_time_to_read_an_answer_grows_as_its_length(part):
-    """Thirty thousand characters in half a second, for which what is quadratic is too slow."""
+    """A hundred thousand characters in a second and a half: what is quadratic takes longer."""
     for before in ("", "```", "answer is ", "\\boxed{", "1"):
-        text = before + (part * 30_000)[:30_000]
+        text = before + (part * 100_000)[:100_000]
         began = time.process_time()
         extract_code(text), calls_in(text), extract(text, "tag"), extract(text, "last_line")
         is_correct(text, "7"), is_correct(text, "north")
-        assert time.process_time() - began < 0.5, before
+        assert time.process_time() - began < 1.5, before
 
 
 # ------------------------------------------------------------------- and stays what it was
