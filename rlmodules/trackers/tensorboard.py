@@ -1,5 +1,7 @@
 """TensorBoard: curves over any axis, samples as text, settings once, runs by their result."""
 
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rlmodules.trackers.rows import AXES, Once
 HP_METRIC = "hp_metric"
 TOLD = ("algo.", "seed", "optimized_metric")
 """Settings of the HPARAMS tab, besides those that were swept; all others are text."""
+BEHIND_S = 5.0
 
 
 class TensorBoard(TensorBoardLogger):
@@ -95,6 +98,7 @@ class TensorBoard(TensorBoardLogger):
     def go_on(self, over: Mapping[str, float]) -> None:
         """Take back what was written after what is over: it comes again. The settings are there."""
         self._settings = {}
+        begin_after(Path(self.log_dir))
         self.experiment.close()  # the next file says from where on the earlier ones are void
         self.experiment.purge_step = self._x(over) + 1
 
@@ -113,6 +117,29 @@ class TensorBoard(TensorBoardLogger):
     def save(self) -> None:
         """Have the file hold what was logged. (Settings are in it, and in ``config.yaml``.)"""
         self.experiment.flush()
+
+
+def begin_after(folder: Path) -> None:
+    """Wait until a new event file sorts behind those in ``folder``: TensorBoard reads by name.
+
+    A name begins with the second in which its file was created; within one, hosts and counts
+    decide (``10`` before ``9``), and rows that are void would be read as the newer ones.
+
+    Warns:
+        UserWarning: this machine's clock is more than `BEHIND_S` behind a file's name.
+    """
+    files = {file.name.split(".")[3]: file.name for file in folder.glob("events.out.tfevents.*")}
+    latest = max((int(second) for second in files if second.isdecimal()), default=0)
+    behind = latest + 1 - time.time()
+    if behind > BEHIND_S:
+        warnings.warn(
+            f"this machine's clock is {behind:.0f} s behind {folder / files[str(latest)]}:"
+            " TensorBoard reads files in the order of their names, and will show rows twice that"
+            " this run writes again; set the clock, or read metrics.csv (logger=csv)",
+            stacklevel=2,
+        )
+    else:
+        time.sleep(max(behind, 0))
 
 
 def plain(value: Any) -> bool | int | float | str:

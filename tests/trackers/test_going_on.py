@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_tensorboard_has_each_row_once(tmp_path, x_axis, points):
     before = tracker()
     log(before, KILLED)
     before.end("failed")
+    name_as_if_created_in(tmp_path, int(time.time()))
     after = tracker()
     after.go_on({"step": 2, "iteration": 1.0})
     log(after, AGAIN)
@@ -68,6 +70,19 @@ def test_tensorboard_has_each_row_once(tmp_path, x_axis, points):
     found = tensorboard(tmp_path)
     assert scalars(found, "train/loss") == list(zip(points, [0.25, 0.125, 0.0625], strict=True))
     assert scalars(found, "val/reward") == [(points[0], 0.5)]
+
+
+def name_as_if_created_in(folder, second):
+    """Its one event file, by a host whose name sorts behind this one's."""
+    (file,) = folder.glob("events.*")
+    return file.rename(folder / f"events.out.tfevents.{second:010d}.zzz.9.9")
+
+
+def test_tensorboard_says_that_the_clock_is_behind_an_earlier_file(tmp_path):
+    TensorBoard(tmp_path).experiment.close()
+    file = name_as_if_created_in(tmp_path, int(time.time()) + 90)
+    with pytest.warns(UserWarning, match=f"clock is 9[01] s behind {file}:"):
+        TensorBoard(tmp_path).go_on({"step": 2})
 
 
 def test_mlflow_has_each_row_once(tmp_path):
