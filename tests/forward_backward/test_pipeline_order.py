@@ -122,7 +122,6 @@ def test_every_call_returns_a_future_at_once_while_the_model_is_busy(tmp_path):
     client = client_of(model, tiny(), checkpoint_dir=tmp_path)
     optimizer, texts = sgd(model), batch(5)
     with client, Gate(client) as gate:
-        start = time.perf_counter()
         futures = [
             client.optim_step(optimizer),
             client.forward_backward(texts),
@@ -134,7 +133,7 @@ def test_every_call_returns_a_future_at_once_while_the_model_is_busy(tmp_path):
             client.save_state("a"),
             client.pipeline.sample([5, 6], max_tokens=2, wait=False),
         ]
-        assert time.perf_counter() - start < 2
+        assert not gate.future.done()
         assert all(isinstance(future, Future) for future in futures)
         assert not any(future.done() for future in [*futures[:5], *futures[6:]])
         with pytest.raises(TimeoutError):

@@ -72,11 +72,10 @@ def test_a_loop_comes_to_the_same_numbers_there_as_here(client):
 
 
 def test_calls_return_at_once_and_run_in_their_order(client):
-    began = time.monotonic()
     queued = []
     for _ in range(25):
         queued += [client.forward_backward({"input_ids": IDS}), client.optim_step()]
-    assert time.monotonic() - began < 1.0
+    assert not queued[-1].done()
     assert [future.result(WAIT).step for future in queued[1::2]] == list(range(1, 26))
 
 

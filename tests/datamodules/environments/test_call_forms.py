@@ -149,11 +149,11 @@ HOSTILE += ('{"name": ', '{"name": "add"', "```tool_code", "<tool_call>[", "<par
 
 
 def test_hostile_text_is_read_in_time():
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for part in HOSTILE:
         for call in BOX.calls_in(part * 3000):
             BOX.answer(call)
-    assert time.perf_counter() - begun < 5  # a twentieth of that; quadratic ones take longer
+    assert time.thread_time() - begun < 5  # a twentieth of that; quadratic ones take longer
 
 
 # --------------------------------------------------------------------- what tools return

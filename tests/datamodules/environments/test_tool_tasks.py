@@ -39,13 +39,13 @@ def test_the_calculator_computes(expression, value):
     ],
 )  # fmt: skip
 def test_the_calculator_refuses_in_no_time_what_is_no_arithmetic_of_bounded_size(expression):
-    began = time.perf_counter()
+    began = time.thread_time()
     if expression == "-" * 199 + "1":
         assert evaluate(expression) == -1  # deep, but within bounds
     else:
         with pytest.raises(ValueError):
             evaluate(expression)
-    assert time.perf_counter() - began < 0.2
+    assert time.thread_time() - began < 0.2
 
 
 def test_dividing_by_zero_is_an_error_for_the_model():

@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-import warnings
 from dataclasses import dataclass, field
 
 import pytest
@@ -364,20 +363,15 @@ def test_a_reward_functions_error_costs_the_episode_it_complains_of():
     assert rollout.trajectories[0].total_reward == 1.0
 
 
-def test_hanging_episodes_hang_side_by_side():
-    """Four that hang for 0.4 s, two at a time at least: 0.8 s together, not 1.6."""
-    release = threading.Event()
-    calls = {i: lambda e: release.wait() for i in range(4)}
-    env = Chain((1,) * 5, score_with=calls, timeout_s=0.4, on_error="skip")
+def test_episodes_are_scored_side_by_side_where_one_may_hang():
+    """Two at a time at least, so that those that hang cost their time once."""
+    other = threading.Barrier(2)
+    waits = dict.fromkeys(range(4), lambda e: (float(other.wait(20)), {}))
+    env = Chain((1,) * 5, score_with=waits, timeout_s=60)
     policy = Script()
     episodes, trajectories = act_out(policy, env, range(5), range(5))
-    began = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        score(env, episodes, trajectories)
-    release.set()
-    assert time.monotonic() - began < 1.4
-    assert [t.failed for t in trajectories] == [True] * 4 + [False]
+    score(env, episodes, trajectories)
+    assert not other.broken and not any(t.failed for t in trajectories)
 
 
 def test_the_precision_of_an_evaluation_ends_with_it_however_long_rewards_take(monkeypatch):
