@@ -1,11 +1,14 @@
 """The texts that the doctor computes with, and the losses of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datamodules.experience import Experience, Minibatch
 from datamodules.rollouts.episodes import play
 from datamodules.seeding import derive_seed
 from datamodules.types import sequence_of
@@ -64,27 +67,48 @@ def _rows(module: Any, data: Any, count: int) -> Sample:
 
 
 def _episodes(module: OnlineModule, data: Any, count: int) -> Sample:
-    starts = [data.train_starts[i // 2 % len(data.train_starts)] for i in range(count)]
+    group, most = getattr(module.config, "num_generations", 1), module.config.mini_batch_size
+    whole = -(-count // group) * group
+    played = whole if whole <= most else count
+    starts = [data.train_starts[i // 2 % len(data.train_starts)] for i in range(played)]
     with torch.no_grad():
-        rollout = play(module, data.env, starts, [derive_seed(0, i) for i in range(count)])
-    trajectories = rollout.trajectories
+        rollout = play(module, data.env, starts, [derive_seed(0, i) for i in range(played)])
 
     def accumulation(limit: float) -> Check:
-        generations = getattr(module.config, "num_generations", 1)
-        if count % generations:
-            why = f"task.texts={count} is no multiple of algo.num_generations={generations}"
-            return checks.skipped("accumulation", why)
-        experience, _ = module.learn_from(rollout)
+        if played % group:
+            why = f"{whole} episodes, for algo.num_generations={group}, are more than one pass"
+            return checks.skipped("accumulation", f"{why} takes (algo.mini_batch_size={most})")
+        if getattr(module.config, "loss_type", None) == "bnpo":
+            return checks.skipped("accumulation", "algo.loss_type=bnpo is a mean of each pass")
+        experience = _unlike(module.learn_from(rollout)[0])
         rows = list(range(len(experience)))
-        actions, half = float(experience.num_actions(rows)), len(rows) // 2
+        actions = float(experience.num_actions(rows))
 
-        def loss(part: list[int]) -> Callable[[], Tensor | None]:
-            batch = experience.minibatch(part, actions).to(module.device)
-            return lambda: module.training_step(batch, 0)
+        def losses(*parts: list[int]) -> list[Callable[[], Tensor | None]]:
+            """As a run has them: divisors are a pass's mean, and Lightning divides by passes."""
+            share = 1 / len(parts)
+            batches = [experience.minibatch(part, actions * share) for part in parts]
+            return [partial(_step, module, batch.to(module.device), share) for batch in batches]
 
-        return checks.accumulation(module, loss(rows), [loss(rows[:half]), loss(rows[half:])],
-                                   limit)  # fmt: skip
+        cuts = 2 if len(rows) % 2 == 0 else len(rows)  # passes of a run are of equally many
+        size = len(rows) // cuts
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return checks.accumulation(module, losses(rows)[0], losses(*parts), limit)
 
+    trajectories = list(rollout.trajectories[:count])
     texts = [sequence_of(trajectory)[0] for trajectory in trajectories]
     groups = [texts[i : i + 2] for i in range(0, len(texts), 2)]
-    return Sample(groups, accumulation, list(trajectories))
+    return Sample(groups, accumulation, trajectories)
+
+
+def _step(module: OnlineModule, batch: Minibatch, share: float) -> Tensor | None:
+    loss = module.training_step(batch, 0)
+    return None if loss is None else loss * share
+
+
+def _unlike(experience: Experience) -> Experience:
+    """One that something is learned from: were all rewarded alike, every second one was better."""
+    if experience.advantages.any():
+        return experience
+    signs = torch.tensor([1.0, -1.0]).repeat(len(experience))[: len(experience), None]
+    return replace(experience, advantages=signs.expand_as(experience.advantages))

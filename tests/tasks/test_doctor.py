@@ -17,7 +17,8 @@ from distillation_helpers import teacher
 from helpers import config
 from helpers import data as rollouts
 
-from rlmodules import DPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
+from rlmodules import DPO, GRPO, PPO, DPOConfig, GRPOConfig, RewardModel, RewardModelConfig
+from rlmodules.functional.grpo_losses import GRPO_LOSSES
 from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.tasks import doctor
 from rlmodules.tasks import doctor_checks as checks
@@ -38,12 +39,14 @@ def ready(kind):
     """A module that is ready to be looked at, and what to look at it with."""
     if kind == "ppo":
         c = config(temperature=1.0, top_p=1.0)
-        module, data = PPO(c), rollouts(c, grpo_helpers.any_letter)
-    else:
-        kinds = {"dpo": (DPO, DPOConfig), "reward": (RewardModel, RewardModelConfig)}
-        module_class, config_class = kinds[kind]
-        c = config_class(**PAIRS)
-        module, data = module_class(c), pair_helpers.data(c)
+        return looked_at(PPO(c), rollouts(c, grpo_helpers.any_letter))
+    kinds = {"dpo": (DPO, DPOConfig), "reward": (RewardModel, RewardModelConfig)}
+    module_class, config_class = kinds[kind]
+    c = config_class(**PAIRS)
+    return looked_at(module_class(c), pair_helpers.data(c))
+
+
+def looked_at(module, data):
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     make_ready(module, data, L.Trainer(accelerator="cpu", **silent))
     return module, sample_of(module, data, 4)
@@ -73,6 +76,31 @@ def test_a_sound_model_is_green(kind, tmp_path):
     green = {check.name for check in found if check.status == "green"}
     assert green >= {"padding", "batch order", "accumulation", "export"}
     assert ("sampler" in green) == (kind == "ppo") and ("reference" in green) == (kind != "reward")
+
+
+def dull(prompts, responses, metadata=None):
+    return [1.0] * len(responses)
+
+
+@pytest.mark.parametrize("reward", [grpo_helpers.any_letter, dull])
+@pytest.mark.parametrize("loss_type", GRPO_LOSSES)
+def test_whole_groups_are_learned_from_in_several_passes_as_in_one(loss_type, reward):
+    own = {"cispo": {"epsilon_high": 5.0}, "luspo": {"importance_sampling_level": "sequence"}}
+    sizes = {"num_generations": 3, "batch_size": 6, "mini_batch_size": 6}  # of four texts
+    c = grpo_helpers.config(loss_type=loss_type, **sizes, **own.get(loss_type, {}))
+    _, sample = looked_at(GRPO(c), grpo_helpers.data(c, reward))
+    assert len(sample.trajectories) == 4
+    found = sample.accumulation(NEAR)
+    assert found.status == ("skipped" if loss_type == "bnpo" else "green"), found
+
+
+def test_groups_of_more_than_one_pass_takes_are_not_tried():
+    c = grpo_helpers.config(num_generations=8, mini_batch_size=4, gradient_accumulation_steps=2)
+    found = looked_at(GRPO(c), grpo_helpers.data(c))[1].accumulation(NEAR)
+    assert (
+        found.status == "skipped"
+        and "algo.num_generations=8, are more than one pass takes" in found.said
+    )
 
 
 def body(module):
