@@ -73,3 +73,23 @@ def test_a_stage_that_was_asked_for_otherwise_is_refused(tmp_path):
     assert refused.value.stdout == "" and refused.value.returncode == 1
     assert f"{tmp_path}/sft was asked for by other words" in refused.value.stderr
     assert "seed=1\n" in refused.value.stderr and "ROAD=again" in refused.value.stderr
+
+
+def test_a_stage_that_was_made_from_another_model_than_is_there_is_refused(tmp_path):
+    """One of the first is deleted and made anew: what came of it is of another road."""
+    model = tmp_path / "sft" / "model" / "adapter_model.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"first")
+    (tmp_path / "sft" / "result.json").touch()
+    assert "algo=reward" in calls(tmp_path)[0]
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "result.json").touch()
+    model.touch()  # as a copy of the folder may
+    assert "algo=ppo" in calls(tmp_path)[0]
+    model.write_bytes(b"second")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        calls(tmp_path)
+    assert refused.value.stdout == ""
+    assert f"{tmp_path}/reward was made from other models than are there" in refused.value.stderr
+    assert refused.value.stderr.count(str(model)) == 2
+    assert f"made anew: rm -r {tmp_path}/reward\n" in refused.value.stderr

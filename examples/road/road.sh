@@ -4,15 +4,28 @@
 #     bash examples/road/road.sh [OVERRIDE ...]      # in folders of road/, or of $ROAD
 #
 # Overrides go to every command. A stage that is complete is not run again; one that was
-# interrupted goes on; one that was asked for otherwise is refused.
+# interrupted goes on; one that was asked for otherwise, or made from another model than is there
+# now, is refused.
 set -eo pipefail  # no -u: bash 3 takes an empty array for an unset one
 road=${ROAD:-road}
 more=("$@")
+stages=()
 judge="{learned: {reward: model, path: $road/reward/model}, sentiment: sentiment}"
+
+models_in() { # WORDS: checksums of the models of earlier stages that these name
+    local earlier
+    for earlier in "${stages[@]}"; do
+        if [[ $1 == *"$road/$earlier/model"* ]] && [ -d "$road/$earlier/model" ]; then
+            cksum "$road/$earlier/model"/*.safetensors
+        fi
+    done
+}
 
 stage() { # NAME ARGUMENT...: a run in a folder of the road, unless it is there
     local name=$1 on=() && shift
-    local asked="$* ${more[*]}" noted="$road/$name.asked"
+    local asked="$* ${more[*]}" noted="$road/$name.asked" from="$road/$name.from" models
+    models=$(models_in "$*")
+    stages+=("$name")
     local last="$road/$name/checkpoints/last.ckpt"
     local end="$road/$name/result.json" # a run writes it last
     if [ -e "$end" ] || [ -e "$last" ]; then
@@ -21,10 +34,17 @@ stage() { # NAME ARGUMENT...: a run in a folder of the road, unless it is there
             echo "Say the same, or take another folder: ROAD=again bash $0 ..." >&2
             exit 1
         fi
+        if [ -e "$from" ] && [ "$(<"$from")" != "$models" ]; then
+            echo "$road/$name was made from other models than are there now:" >&2
+            diff "$from" - <<< "$models" >&2 || true
+            echo "Delete it, and it is made anew: rm -r $road/$name" >&2
+            exit 1
+        fi
         if [ -e "$end" ]; then return; fi
         on=(ckpt_path="$road/$name")
     fi
     mkdir -p "$(dirname "$noted")" && echo "$asked" > "$noted"
+    if [ -n "$models" ]; then echo "$models" > "$from"; fi
     echo "== $name"
     python train.py "$@" "${on[@]}" "${more[@]}" hydra.run.dir="$road/$name"
 }
