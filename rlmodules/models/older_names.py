@@ -53,7 +53,12 @@ def with_older_names(config: Names) -> Names:
         wanted, read = _as_read(config), _as_read(both)
     except Exception:  # of any kind: an export is not lost for them
         return config
-    return both if all(read.get(name) == value for name, value in wanted.items()) else config
+    return both if all(_same(read.get(n), value) for n, value in wanted.items()) else config
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether they are equal; NaN is, too."""
+    return a == b or json.dumps(a, default=repr) == json.dumps(b, default=repr)
 
 
 def tokenizer_with_older_names(config: Names, template: str | None) -> Names:

@@ -99,6 +99,11 @@ def test_where_both_would_be_read_otherwise_nothing_is_written(monkeypatch):
         assert with_older_names(unread) == unread
 
 
+def test_a_number_that_is_none_is_no_difference():
+    config = written("llama", PLAIN) | {"of_mine": {"scale": float("nan")}, "other": float("nan")}
+    assert with_older_names(config)["rope_theta"] == 5e4
+
+
 def test_a_tokenizer_is_named_as_transformers_4_knows_it_and_holds_its_template():
     config = {"tokenizer_class": "TokenizersBackend", "is_local": True, "local_files_only": False,
               "extra_special_tokens": ["<a>"], "eos_token": "<e>"}  # fmt: skip
