@@ -62,6 +62,7 @@ class HealthGuard(Checkpoint):
         self.held_out: list[tuple[int, dict[str, float]]] = []
         self.told: list[str] = []
         self.judged_from = 0  # rows before are of what the run was stopped for
+        self.known_ill: list[tuple[int, int]] = []  # from which checkpoint to which, for that
         self._check_options(symptoms)
 
     def _check_options(self, symptoms: Sequence[str] | None) -> None:
@@ -185,6 +186,7 @@ class HealthGuard(Checkpoint):
                 self.told.append(finding.name)
         if failures:
             self.judged_from = count
+            self.known_ill.append((failures[0].began - 1, self._number))
             raise UnhealthyRunError(failures[0].name, str(failures[0]), failures[0].began,
                                     epoch_ended)  # fmt: skip
 
@@ -234,13 +236,14 @@ class HealthGuard(Checkpoint):
             return f"it was {len(record.rollbacks)} times already ({GROUP}.max_rollbacks)."
         there = list(kept(saver.dirpath))
         # What an iteration or a step measures is of the weights that it began with: ill, too.
-        healthy = [at for at in there if at < began - 1]
+        known_ill = {at for first, last in self.known_ill for at in range(first, last + 1)}
+        healthy = [at for at in there if at < began - 1 and at not in known_ill]
         if not healthy:
             oldest = f"the oldest is of {unit} {there[0]}" if there else "there is none yet"
             return (
                 f"it is so since {unit} {began}, which began with the weights of the {unit} before,"
-                f" and no checkpoint is older ({oldest}): lower algo.learning_rate and begin anew,"
-                " or save more often (algo.save_every)."
+                f" and no healthy checkpoint is older ({oldest}): lower algo.learning_rate and"
+                " begin anew, or save more often (algo.save_every)."
             )
         scale = record.lr_scale * self.lr_factor
         at = max(self._number, began)  # of a gradient that is no number nothing was logged
@@ -268,12 +271,14 @@ class HealthGuard(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         held_out = [[done, row] for done, row in self.held_out]
         told = {"told": list(self.told), "judged_from": self.judged_from}
-        return {"rows": list(self.rows), "held_out": held_out} | told
+        ill = [list(span) for span in self.known_ill]
+        return {"rows": list(self.rows), "held_out": held_out, "known_ill": ill} | told
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.told = list(state_dict["rows"]), list(state_dict["told"])
         self.held_out = [(done, row) for done, row in state_dict["held_out"]]
         self.judged_from = state_dict["judged_from"]
+        self.known_ill = [(first, last) for first, last in state_dict.get("known_ill", [])]
 
 
 def _saver(trainer: L.Trainer) -> SaveLast | None:
