@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from asked_once import ask_once
+from composed_once import compose_once
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
@@ -71,6 +72,7 @@ def read_once(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", entry_points)
     monkeypatch.setattr(omegaconf.base, "parse", parsed_value)
     monkeypatch.setattr(omegaconf._utils, "parse", parsed_value)
+    compose_once(monkeypatch)
 
 
 ASKING = {"models", "sampling"}
