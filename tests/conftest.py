@@ -25,7 +25,7 @@ from lightning.fabric.utilities import registry
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 gc.set_threshold(700, 10, 200)  # a third of a second to look at all that is imported, for nothing
@@ -96,7 +96,7 @@ def same_recursion_limit():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return tiny_model()[1]
+    return tiny_tokenizer()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import lightning as L
 
 from datamodules import PreferenceDataModule, PreferenceDataset
 from rlmodules.callbacks import AtomicCheckpointIO, PreferenceReport, SaveLast
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_tokenizer
 
 WORDS = ["red", "green", "blue", "a longer colour", "x", "black and white", "grey", "pink"]
 PROMPTS = [f"Name colour {i}" for i in range(8)]
@@ -13,7 +13,7 @@ REJECTED = [f" No idea at all {word}" for word in reversed(WORDS)]
 
 
 def dataset(count=8, **options):
-    tokenizer = tiny_model()[1]
+    tokenizer = tiny_tokenizer()
     return PreferenceDataset(
         PROMPTS[:count], CHOSEN[:count], REJECTED[:count], tokenizer, **options
     )

@@ -21,7 +21,7 @@ from rlmodules import (
     schemas,
 )
 from rlmodules.functional import grpo_loss
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models.multi_objective import (
     MultiObjectiveConfig,
     MultiObjectiveRewardModel,
@@ -29,7 +29,7 @@ from rlmodules.reward_models.multi_objective import (
 from rlmodules.schemas.fields import every_field
 
 schemas.register()
-TOKENIZER = tiny_model()[1]
+TOKENIZER = tiny_tokenizer()
 
 
 def test_every_field_lists_each_option_of_each_choice_once():

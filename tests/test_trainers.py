@@ -35,7 +35,7 @@ from rlmodules import (
 from rlmodules.callbacks import DataCheck, RunRecord, SaveLast
 from rlmodules.checks import device_options
 from rlmodules.models import resolve_precision
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_tokenizer
 
 QUICK = {
     "model_name": "random:tiny",
@@ -168,7 +168,7 @@ def test_devices_are_named_as_torch_names_them():
     ids=["dpo", "orpo"],
 )
 def test_a_preference_trainer_trains_saves_and_resumes(trainer_class, config_class, tmp_path):
-    tokenizer = tiny_model()[1]
+    tokenizer = tiny_tokenizer()
     pairs = PreferenceDataset(
         prompts=QUESTIONS,
         chosen=CHOSEN,

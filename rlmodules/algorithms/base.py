@@ -275,7 +275,7 @@ class AlgorithmModule(Shareable):
         there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
         for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)
-        if self.trainer.state.fn == TrainerFn.VALIDATING:  # which returns what Lightning logs itself
+        if self.trainer.state.fn == TrainerFn.VALIDATING:  # which returns what is logged this way
             self.log_dict(there | {"step": float(self.global_step)})
             return
         # Not by log_dict, which takes half a millisecond a metric, and a copy to the device.

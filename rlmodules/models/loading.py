@@ -22,7 +22,14 @@ from rlmodules.models import offload
 from rlmodules.models.adapters import add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, leave_file, load_whole
 from rlmodules.models.config import DTYPES, ModelConfig
-from rlmodules.models.embedded import EMBEDDED, TINY, embedded_model_dir, load_gguf, tiny_model
+from rlmodules.models.embedded import (
+    EMBEDDED,
+    TINY,
+    embedded_model_dir,
+    load_gguf,
+    tiny_model,
+    tiny_tokenizer,
+)
 from rlmodules.models.media import language_model, language_model_class
 from rlmodules.models.merging import merge_adapters
 from rlmodules.models.modes import disable_dropout
@@ -75,7 +82,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.name == TINY:
-        return tiny_model()[1]
+        return tiny_tokenizer()
     if config.name.endswith(".gguf"):
         path = Path(config.name)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -27,7 +27,7 @@ from rlmodules import (
     RewardModelConfig,
 )
 from rlmodules.models import LoraConfig
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
 SMALL = {"model_name": "random:tiny", "batch_size": 4, "gradient_accumulation_steps": 1,
          "num_epochs": 1, "learning_rate": 1e-2, "device": "cpu", "max_length": 64,
@@ -117,7 +117,7 @@ def test_dpos_first_loss_is_log_2_whatever_dropout_a_model_came_with(make):
     ids = torch.arange(3, 40)[None]
     assert not torch.equal(model(ids).logits, model(ids).logits)  # it drops
     with pytest.warns(UserWarning, match=r"dropout \(\[0.1\]\), which is off now"):
-        module = DPO(dpo_config(), model=model, tokenizer=tiny_model()[1])
+        module = DPO(dpo_config(), model=model, tokenizer=tiny_tokenizer())
     module.train()
     loss, metrics = module.losses(batch_of(dataset()))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
@@ -132,7 +132,7 @@ def test_the_first_passs_ratio_is_1_whatever_dropout_a_model_came_with(make, kin
     torch.manual_seed(0)
     c = ppo_config() if kind is PPO else grpo_config(beta=0.1)
     with pytest.warns(UserWarning, match="which is off now"):
-        module = kind(c, model=make().train(), tokenizer=tiny_model()[1])
+        module = kind(c, model=make().train(), tokenizer=tiny_tokenizer())
     tokens = TokenBatch.collate([torch.arange(3, 20)], [torch.arange(8, 17)])
     module.eval()
     old = module.policy.score(tokens).logprobs
@@ -185,7 +185,7 @@ def test_the_references_table_is_of_the_adapter_as_it_came(tmp_path, monkeypatch
 
 
 def test_a_given_trained_peft_model_is_compared_with_itself(tmp_path):
-    module = DPO(dpo_config(), model=trained(), tokenizer=tiny_model()[1])
+    module = DPO(dpo_config(), model=trained(), tokenizer=tiny_tokenizer())
     loss, _ = module.losses(batch_of(dataset()))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
     assert not any("reference" in name for name in module._saved_names())

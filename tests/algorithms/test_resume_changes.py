@@ -17,7 +17,7 @@ from rlmodules import PPOTrainer
 from rlmodules.callbacks import RunRecord
 from rlmodules.callbacks.run_record import restart_schedule
 from rlmodules.callbacks.stopping import StoppedBySignal
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.optimizers.schedule import learning_rate_factor, make_schedule
 
 
@@ -247,7 +247,7 @@ def test_a_typo_in_what_is_allowed_is_refused_with_the_name_it_resembles():
 
 def test_other_rows_are_noticed_whatever_they_are_called(tmp_path, stopped, capsys):
     last, c = stopped("dpo"), settings("dpo")
-    tokenizer = tiny_model()[1]
+    tokenizer = tiny_tokenizer()
     other = PreferenceDataset(PAIR_PROMPTS, CHOSEN, [*REJECTED[:7], " Another one"], tokenizer)
     with pytest.raises(ValueError, match=r"data\.rows=8 has another content"):
         fit("dpo", tmp_path / "a", c, 3, ckpt_path=last, rows={"train": other})

@@ -16,7 +16,7 @@ from datamodules.rollouts.episodes import EpisodeError, require_some
 from datamodules.rollouts.streams import _differ
 from rlmodules import GRPO, PPO, PPOTrainer
 from rlmodules.callbacks import SampleTable
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_tokenizer
 
 NAN = float("nan")
 
@@ -133,7 +133,7 @@ def test_a_batch_in_which_nothing_applies_has_no_mean_reward_and_ends_nothing():
 
 
 def test_the_other_processes_have_a_say():
-    env = TextGenerationEnv(tiny_model()[1], ["a"], reward_fn=nothing)
+    env = TextGenerationEnv(tiny_tokenizer(), ["a"], reward_fn=nothing)
     env.num_unscored = 100
     trajectories = rollout_of([None] * 4).trajectories
     with pytest.raises(EpisodeError, match="no reward applies"):

@@ -12,7 +12,7 @@ from rlmodules import DPO, PPO, DPOConfig, ModelConfig, RewardModel, RewardModel
 from rlmodules.callbacks.card import license_of, write_card
 from rlmodules.callbacks.run_report import RunReport
 from rlmodules.models import LoraConfig
-from rlmodules.models.embedded import tiny_model
+from rlmodules.models.embedded import tiny_model, tiny_tokenizer
 
 
 def report():
@@ -55,7 +55,7 @@ def test_an_adapters_card_holds_the_runs_settings_and_figures(tmp_path):
 def test_the_licence_is_what_the_bases_own_card_says(tmp_path):
     base = tmp_path / "base"
     tiny_model()[0].save_pretrained(base)
-    tiny_model()[1].save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
     assert license_of(str(base)) is None
     (base / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model\n")
     c = DPOConfig(model_name=str(base), max_length=64, max_prompt_length=32)

@@ -28,7 +28,7 @@ from rlmodules.models import (
     load_model,
     load_tokenizer,
 )
-from rlmodules.models.embedded import EMBEDDED, tiny_model
+from rlmodules.models.embedded import EMBEDDED, tiny_model, tiny_tokenizer
 from rlmodules.models.saved_adapters import saved_adapter
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
@@ -263,7 +263,7 @@ def test_tokenizer_and_template_are_the_adapters_or_else_the_bases(tmp_path):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     own = load_tokenizer(ModelConfig(name=folder))
-    assert "<new>" in own.get_vocab() and own.chat_template == tiny_model()[1].chat_template
+    assert "<new>" in own.get_vocab() and own.chat_template == tiny_tokenizer().chat_template
     tokenizer.chat_template = "{{ 'mine' }}"
     tokenizer.save_pretrained(folder)
     assert load_tokenizer(ModelConfig(name=folder)).chat_template == "{{ 'mine' }}"

@@ -22,11 +22,11 @@ from transformers import (
 
 from rlmodules import PPO
 from rlmodules.models import LoraConfig, ModelConfig, PPOModel, embedded, load_model, saving
-from rlmodules.models.embedded import EMBEDDED, embedded_cache, tiny_model
+from rlmodules.models.embedded import EMBEDDED, embedded_cache, tiny_model, tiny_tokenizer
 from rlmodules.models.saved_adapters import public_name, saved_adapter
 from rlmodules.models.saving import load_value_head, save_language_model, save_value_head
 
-TOKENIZER = tiny_model()[1]
+TOKENIZER = tiny_tokenizer()
 
 
 def save(model, folder, **options):

@@ -25,6 +25,7 @@ from rlmodules import (
     RewardModel,
     RewardModelConfig,
 )
+from rlmodules.models.embedded import tiny_tokenizer
 from rlmodules.reward_models import serving
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
@@ -95,19 +96,13 @@ def test_scores_do_not_depend_on_padding_or_on_the_batch(name, pooling):
 @pytest.mark.parametrize("name", BODIES)
 def test_lora_fits_every_architecture_and_trains_little(name):
     c = config(use_lora=True, lora_rank=2)
-    model = RewardModel(c, base_model=body(name), tokenizer=dataset_tokenizer())
+    model = RewardModel(c, base_model=body(name), tokenizer=tiny_tokenizer())
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert all("lora_" in n or n.startswith("head.") for n in trained)
     assert any("lora_" in n for n in trained)
     history, _ = fit(model)
     assert len(history) == 4
     assert c == config(use_lora=True, lora_rank=2)  # nothing wrote to it
-
-
-def dataset_tokenizer():
-    from rlmodules.models.embedded import tiny_model
-
-    return tiny_model()[1]
 
 
 @pytest.mark.parametrize("difference", [-200.0, -120.0, 0.0, 200.0])
@@ -329,7 +324,7 @@ def test_every_exported_model_rewards_a_policy(make, tmp_path):
 
 def test_an_encoder_is_exported_and_rewards_a_policy(tmp_path):
     c = config(pooling_strategy="mean")
-    model = RewardModel(c, base_model=body("bert"), tokenizer=dataset_tokenizer())
+    model = RewardModel(c, base_model=body("bert"), tokenizer=tiny_tokenizer())
     stirred(model).export(tmp_path)
     wanted = model.predict_rewards([p + c for p, c in zip(PROMPTS, CHOSEN, strict=True)])
     assert serving.model(str(tmp_path))(PROMPTS, CHOSEN) == pytest.approx(wanted, abs=1e-4)
@@ -340,7 +335,7 @@ def test_conversations_are_scored_as_they_were_trained_on():
     from datamodules.text.encoding import Limits, encode, render
     from datamodules.text.prompts import Prompt
 
-    tokenizer = dataset_tokenizer()
+    tokenizer = tiny_tokenizer()
     messages = [{"role": "user", "content": "Hi"}]
     answer = [{"role": "assistant", "content": "Hello."}]
     ((prompt, response),) = encode(
