@@ -275,13 +275,11 @@ class AlgorithmModule(Shareable):
         there = {name: float(value) for name, value in row.items() if math.isfinite(value)}
         for name in row.keys() - there.keys():
             self.trainer.callback_metrics.pop(name, None)
-        if self.trainer.state.fn == TrainerFn.VALIDATING:  # which returns what is logged this way
+        if self.trainer.state.fn == TrainerFn.VALIDATING:  # returns what is logged by this, slowly
             self.log_dict(there | {"step": float(self.global_step)})
-            return
-        # Not by log_dict, which takes half a millisecond a metric, and a copy to the device.
-        self.trainer.callback_metrics.update({n: torch.tensor(x) for n, x in there.items()})
-        if tracked:  # at once: a signal may end the run before Lightning comes to it
+        elif tracked:  # at once: a signal may end the run before Lightning comes to it
             write_row(self.trainer, there)
+        self.trainer.callback_metrics.update({n: torch.tensor(x) for n, x in there.items()})
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Sum over all processes, on the CPU; alone it stays there (MPS has no float64)."""

@@ -18,18 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlmodules.models import offload
+from rlmodules.models import embedded, offload
 from rlmodules.models.adapters import add_lora, require_trainable
 from rlmodules.models.checkpoint import CheckpointError, check_finite, leave_file, load_whole
 from rlmodules.models.config import DTYPES, ModelConfig
-from rlmodules.models.embedded import (
-    EMBEDDED,
-    TINY,
-    embedded_model_dir,
-    load_gguf,
-    tiny_model,
-    tiny_tokenizer,
-)
 from rlmodules.models.media import language_model, language_model_class
 from rlmodules.models.merging import merge_adapters
 from rlmodules.models.modes import disable_dropout
@@ -81,8 +73,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    if config.name == TINY:
-        return tiny_tokenizer()
+    if config.name == embedded.TINY:
+        return embedded.tiny_tokenizer()
     if config.name.endswith(".gguf"):
         path = Path(config.name)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -188,15 +180,15 @@ def _load(config: ModelConfig, auto: Any, frozen: bool) -> nn.Module:
     options = _hub_options(config)
     if attention != "auto":
         options["attn_implementation"] = attention
-    in_file = config.name != TINY and not config.name.endswith(".gguf")
+    in_file = config.name != embedded.TINY and not config.name.endswith(".gguf")
     if in_file:
         options |= loading_options(
             _location(config), config.quantization, dtype, _hub_options(config)
         )
     try:
         if not in_file:
-            tiny = config.name == TINY
-            loaded: Any = tiny_model() if tiny else load_gguf(Path(config.name))
+            tiny = config.name == embedded.TINY
+            loaded: Any = embedded.tiny_model() if tiny else embedded.load_gguf(Path(config.name))
             model = _quantized(loaded[0].to(dtype), config, dtype)
             model.set_attn_implementation("sdpa" if attention == "auto" else attention)
         else:
@@ -294,11 +286,11 @@ def dtype_of(config: ModelConfig, half: bool) -> torch.dtype:
     """
     if config.dtype != "auto":
         return DTYPES[config.dtype]
-    return torch.bfloat16 if half and config.name != TINY else torch.float32
+    return torch.bfloat16 if half and config.name != embedded.TINY else torch.float32
 
 
 def _location(config: ModelConfig) -> str:
-    return str(embedded_model_dir()) if config.name == EMBEDDED else config.name
+    return str(embedded.embedded_model_dir()) if config.name == embedded.EMBEDDED else config.name
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:
