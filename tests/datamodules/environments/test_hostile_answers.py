@@ -78,7 +78,7 @@ CALLS = [json.dumps("1" * 300), "[" * 900 + "]" * 900, '{"a":' * 400 + "1" + "}"
          "[" * 5000, '{"a": 1, "a": 2}', "7"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def nothing_else_counts():
     """The time of an answer has no collection of what a thousand other tests left."""
     gc.collect()
