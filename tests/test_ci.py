@@ -27,7 +27,7 @@ def called(tmp_path, **commands):
 
 
 SKIPPED = "bubblewrap could not be installed (%s): its tests will be skipped"
-SUITE = ["make lint", "make docs", "make test", "make test-processes"]
+SUITE = ["make lint", "make docs", "make test"]
 
 
 @pytest.mark.parametrize(

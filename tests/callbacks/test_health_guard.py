@@ -15,6 +15,7 @@ from rollback_helpers import (
     FAST,
     QUICK,
     REWARDS,
+    assert_rolled_back_together,
     assert_same_training,
     checkpoint,
     history,
@@ -150,6 +151,11 @@ def test_a_gradient_that_is_no_number_takes_the_run_back(train, monkeypatch):
     begun = "ckpt_path=run/checkpoints/rollback-2.last.ckpt"
     train("hand", *FAST[:-1], *lowered, "~callbacks.report", begun)
     assert_same_training(saved, checkpoint("hand"))
+
+
+def test_two_processes_that_share_a_model_out_go_back_together(tmp_path):
+    """All of it, and ``trainer=ddp``, in ``scale/test_rollback.py``."""
+    assert_rolled_back_together(tmp_path, "fsdp", "high_kl", at=4)
 
 
 # ----------------------------------------------------------------- the files of a rollback

@@ -10,7 +10,7 @@ import pytest
 import torch
 from process_helpers import warm_python
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import kill_campaign
 
 SCRIPT = Path(kill_campaign.__file__)
