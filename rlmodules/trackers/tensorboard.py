@@ -128,12 +128,13 @@ def begin_after(folder: Path) -> None:
     Warns:
         UserWarning: this machine's clock is more than `BEHIND_S` behind a file's name.
     """
-    files = {file.name.split(".")[3]: file.name for file in folder.glob("events.out.tfevents.*")}
-    latest = max((int(second) for second in files if second.isdecimal()), default=0)
+    names = {file.name.split(".")[3]: file for file in folder.glob("events.out.tfevents.*")}
+    files = {int(second): file for second, file in names.items() if second.isdecimal()}
+    latest = max(files, default=0)
     behind = latest + 1 - time.time()
     if behind > BEHIND_S:
         warnings.warn(
-            f"this machine's clock is {behind:.0f} s behind {folder / files[str(latest)]}:"
+            f"this machine's clock is {behind:.0f} s behind {files[latest]}:"
             " TensorBoard reads files in the order of their names, and will show rows twice that"
             " this run writes again; set the clock, or read metrics.csv (logger=csv)",
             stacklevel=2,
